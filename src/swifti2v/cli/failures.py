@@ -1,0 +1,95 @@
+"""From exceptions and signals to exit codes: 1 an error, 130 interrupted; 2 is typer's own."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from swifti2v.errors import SwiftI2VError
+
+ERROR, INTERRUPTED = 1, 130
+
+
+@contextmanager
+def exit_codes(*, debug: bool) -> Iterator[None]:
+    """Turn errors of the block into one line on stderr and an exit code.
+
+    Args:
+        debug: Let the error through, with its traceback.
+    """
+    configure_logging(debug=debug)
+    try:
+        yield
+    except (SwiftI2VError, OSError, MemoryError) as error:
+        if debug:
+            raise
+        typer.echo(f"error: {describe(error)}", err=True)
+        raise typer.Exit(ERROR) from None
+    except KeyboardInterrupt as error:
+        typer.echo(f"interrupted: {error or 'nothing was written'}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def describe(error: BaseException) -> str:
+    """An exception's message as one line, never empty."""
+    if isinstance(error, MemoryError):
+        return "out of memory: choose a smaller size or fewer frames"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def configure_logging(*, debug: bool) -> None:
+    """Warnings of this package (with ``debug`` everything) as plain lines on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    package = logging.getLogger("swifti2v")
+    package.handlers = [handler]
+    package.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+class Interruption:
+    """SIGINT and SIGTERM as ``KeyboardInterrupt``, held back where a file would be left torn."""
+
+    def __init__(self) -> None:
+        self._shields = 0
+        self._is_pending = False
+
+    @contextmanager
+    def catch(self) -> Iterator[None]:
+        """Handle both signals within the block (in the main thread; elsewhere as before)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """Let the block finish before a signal that comes within it takes effect."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if self._is_pending and not self._shields:
+            self._is_pending = False
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self._shields:
+            self._is_pending = True
+        else:
+            raise KeyboardInterrupt

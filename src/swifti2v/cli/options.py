@@ -1,0 +1,192 @@
+"""The options of ``generate`` and ``refine``, declared once, as dataclasses."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from swifti2v.config import merge, parse_override, read_yaml
+
+
+class Fit(StrEnum):
+    """How a photo of another aspect is fitted."""
+
+    CROP = "crop"
+    PAD = "pad"
+
+
+class Dtype(StrEnum):
+    """Number type of the weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipOptions:
+    """What both commands take."""
+
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Video to write; its suffix says the container.")
+    ]
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="What shall happen. Needed without --like.")
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id. [default: nano]"),
+    ] = None
+    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None
+    height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None
+    width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the noise; random if not given.")] = None
+    steps: Annotated[int | None, typer.Option(help="Model calls of a run, both stages.")] = None
+    segment_size: Annotated[
+        int | None, typer.Option(help="Latent frames a segment generates.")
+    ] = None
+    context_size: Annotated[
+        int | None, typer.Option(help="Finished latent frames a segment sees.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance, both stages; 1 is none.")
+    ] = None
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Used where guidance is above 1.")
+    ] = None
+    fps: Annotated[int | None, typer.Option(help="Frames a second of the output.")] = None
+    fit: Annotated[
+        Fit | None, typer.Option(help="Fit a photo of another aspect. [default: crop]")
+    ] = None
+    background: Annotated[
+        str | None, typer.Option(metavar="#RRGGBB", help="Colour behind a see-through photo.")
+    ] = None
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[stage1=|stage2=]PATH[:STRENGTH]",
+            help="LoRA to merge, Stage I's if not said. May be given more than once.",
+        ),
+    ] = None
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=C", help="One setting by its path. May be given more than once."
+        ),
+    ] = None
+    like: Annotated[
+        Path | None, typer.Option(help="Take all settings from a video made by this program.")
+    ] = None
+    codec: Annotated[
+        str | None, typer.Option(help="Video codec, FFmpeg's name. [default: by the suffix]")
+    ] = None
+    crf: Annotated[int | None, typer.Option(help="Quality; lower is better and larger.")] = None
+    ten_bit: Annotated[bool, typer.Option("--ten-bit", help="10 bits a colour.")] = False
+    truncate_prompt: Annotated[
+        bool, typer.Option("--truncate-prompt", help="Cut a prompt that is over the limit.")
+    ] = False
+    contact_sheet: Annotated[
+        Path | None, typer.Option(help="PNG to write with frames of the clip.")
+    ] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Number type of the weights.")] = None
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
+    ] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue what is in the work dir.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, print the settings and stop.")
+    ] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
+    ] = False
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Do not store the settings in the video.")
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
+
+    def changes(self) -> list[tuple[str, dict[str, Any]]]:
+        """Settings asked for, weakest first, each with its origin for error messages.
+
+        Raises:
+            ConfigError: The config file cannot be read, or a ``--set`` is not ``a.b=c``.
+        """
+        asked = [(str(self.config), read_yaml(self.config))] if self.config else []
+        asked += [(f"--set {text}", parse_override(text)) for text in self.set_ or []]
+        flags: dict[str, Any] = {}
+        for path, value in (
+            ("num_frames", self.num_frames),
+            ("height", self.height),
+            ("width", self.width),
+            ("fps", self.fps),
+            ("negative_prompt", self.negative_prompt),
+            ("stage2.segment_size", self.segment_size),
+            ("stage2.context_size", self.context_size),
+            ("stage1.sampling.num_inference_steps", self.steps),
+            ("stage2.sampling.num_inference_steps", self.steps),
+            ("stage1.sampling.guidance_scale", self.guidance_scale),
+            ("stage2.sampling.guidance_scale", self.guidance_scale),
+        ):
+            if value is not None:
+                nested: Any = value
+                for key in reversed(path.split(".")):
+                    nested = {key: nested}
+                flags = merge(flags, nested)
+        return [*asked, ("command line", flags)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions(ClipOptions):
+    """Options of ``generate``."""
+
+    image: Annotated[
+        Path | None, typer.Argument(help="The photo. Needed without --like.", show_default=False)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefineOptions(ClipOptions):
+    """Options of ``refine``."""
+
+    motion: Annotated[Path, typer.Argument(help="Low-resolution clip; every frame is used.")]
+    image: Annotated[
+        Path, typer.Option(help="The photo: what the clip's first frame shows, in full detail.")
+    ]
+
+
+Options = TypeVar("Options", bound=ClipOptions)
+
+
+def takes_options(
+    kind: type[Options],
+) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a function of one options dataclass into a typer command with its fields."""
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(kind(**values))
+
+        hints = get_type_hints(kind, include_extras=True)
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    item.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if item.default is MISSING else item.default,
+                    annotation=hints[item.name],
+                )
+                for item in fields(kind)
+            ]
+        )
+        command.__annotations__ = {item.name: hints[item.name] for item in fields(kind)}
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return decorate

@@ -1,0 +1,155 @@
+"""All that decides a clip, as it is stored in the video and in the work dir."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from swifti2v.config import GenerationConfig, parse_config, to_dict
+from swifti2v.errors import InputError
+from swifti2v.media import read_metadata
+
+Stage = Literal["stage1", "stage2"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """An input file."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """As the user gave it."""
+    sha256: str
+    """Of its bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraRecord:
+    """A LoRA merged into one stage."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    stage: Stage
+    """Whose transformer."""
+    path: str
+    """File or directory, as the user gave it."""
+    strength: float
+    """Factor on its deltas."""
+    sha256: str
+    """Of its bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoSettings:
+    """How the frames are compressed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    codec: str | None = None
+    """FFmpeg's name; none is the container's usual one."""
+    crf: int | None = None
+    """Quality; none is the codec's usual one."""
+    ten_bit: bool = False
+    """10 bits a colour instead of 8."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """A whole run: repeated with the same software, it gives the same frames."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    version: str
+    """Of this package."""
+    command: Literal["generate", "refine"]
+    """Whether Stage I ran."""
+    model: str
+    """See ``SwiftI2VPipeline.from_pretrained``."""
+    prompt: str
+    """What shall happen."""
+    seed: int
+    """Of the noise."""
+    image: FileRecord
+    """The photo."""
+    motion: FileRecord | None
+    """The user's own motion reference, for ``refine``."""
+    fit: Literal["crop", "pad"]
+    """How the photo was fitted to the size."""
+    background: str | None
+    """``#rrggbb`` behind a see-through photo."""
+    loras: tuple[LoraRecord, ...]
+    """Merged in this order."""
+    truncate_prompt: bool
+    """Whether a prompt over the limit was cut."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    dtype: str
+    """Of the weights, such as ``float32``."""
+    video: VideoSettings
+    """How the frames were compressed."""
+    config: GenerationConfig
+    """All other settings."""
+
+    def plan(self) -> dict[str, Any]:
+        """What decides the latents: all but file names and compression."""
+        plan = to_dict(self)
+        del plan["video"]
+        for record in (plan["image"], plan["motion"], *plan["loras"]):
+            if record is not None:
+                del record["path"]
+        return plan
+
+    def to_json(self) -> str:
+        """For the comment of a video."""
+        return json.dumps(to_dict(self), ensure_ascii=False)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """Read the settings a video was made with.
+
+    Raises:
+        MediaError: The file is missing or is no video.
+        InputError: It carries no settings.
+        ConfigError: They are of another version, with other keys.
+    """
+    comment = read_metadata(path).get("comment", "")
+    try:
+        values = json.loads(comment)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or "command" not in values:
+        raise InputError(
+            f"{path} carries no settings: it was not made by swifti2v, or with --no-metadata"
+        )
+    return parse_config(RunSettings, values, str(path))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a directory in the order of their names."""
+    digest = hashlib.sha256()
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """``#rrggbb`` to red, green and blue, 0 to 255.
+
+    Raises:
+        InputError: Another form.
+    """
+    digits = text.removeprefix("#")
+    try:
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        raise InputError(f"background {text!r} is not of the form #rrggbb, as #ffffff") from None
+    return red, green, blue

@@ -1,0 +1,191 @@
+"""Settings of a run as frozen dataclasses, read strictly from YAML and from dotted overrides."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from swifti2v.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def _require(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{name} is {value:g}; it must be {limits}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How one stage denoises."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    num_inference_steps: int = 4
+    """Model calls of a full run (one for each segment and step in Stage II)."""
+    shift: float = 5.0
+    """Flow shift of the noise schedule; 1 means none."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 means none, as step-distilled weights want it."""
+    strength: float = 1.0
+    """Part of the schedule to run, in (0, 1]; below 1 the run starts from the noised reference."""
+    parameterization: Literal["velocity", "reference_residual"] = "velocity"
+    """What the weights predict, see ``swifti2v.sampling.to_velocity``."""
+
+    def __post_init__(self) -> None:
+        _require("num_inference_steps", self.num_inference_steps, low=1, high=1000)
+        _require("shift", self.shift, low=0.01)
+        _require("guidance_scale", self.guidance_scale, low=0)
+        if not 0 < self.strength <= 1:
+            raise ConfigError(f"strength is {self.strength:g}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Config:
+    """Stage I: the low-resolution motion reference."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    downscale: int = 4
+    """Output size divided by Stage I size: 2560x1408 gives 640x352."""
+    condition: Literal["zeros", "image"] = "zeros"
+    """What follows the image in the condition video: grey frames (Wan2.1) or the image again."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _require("stage1.downscale", self.downscale, low=1, high=16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Config:
+    """Stage II: segment-wise synthesis at the output size. The open points are fields here."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    segment_size: int = 3
+    """M, latent frames a segment generates."""
+    context_size: int = 1
+    """N, finished latent frames it sees besides the anchor."""
+    temporal_positions: Literal["renumbered", "absolute"] = "renumbered"
+    """Rotary positions of a window: 0..len-1, or the frames' places in the clip."""
+    context_reference: Literal["reference", "finished"] = "reference"
+    """Reference channels of a context frame: as encoded, or the finished latents."""
+    clean_sigma: Literal["zero", "target"] = "zero"
+    """Noise level told to the model for anchor and context: 0, or that of the target."""
+    upsampling: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
+    """Kernel that brings the motion reference to the output size."""
+    vae_tile: int | None = None
+    """Side of a spatial VAE tile in latent cells; none decodes whole frames."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _require("stage2.segment_size", self.segment_size, low=1)
+        _require("stage2.context_size", self.context_size, low=0)
+        if self.vae_tile is not None:
+            _require("stage2.vae_tile", self.vae_tile, low=8)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationConfig:
+    """Everything that decides what a run makes, apart from image, prompt, seed and weights."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    num_frames: int = 81
+    """Pixel frames T = 4k + 1, at least 5."""
+    height: int = 1408
+    """Output height in pixels."""
+    width: int = 2560
+    """Output width in pixels."""
+    fps: int = 16
+    """Frames a second of the output."""
+    negative_prompt: str = ""
+    """Used only where ``guidance_scale`` is above 1."""
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+
+    def __post_init__(self) -> None:
+        _require("num_frames", self.num_frames, low=5)
+        _require("height", self.height, low=1)
+        _require("width", self.width, low=1)
+        _require("fps", self.fps, low=1, high=240)
+
+
+def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
+    """Build a config dataclass from nested mappings; every key must be known.
+
+    Args:
+        kind: The dataclass.
+        values: Nested mappings, as read from YAML or JSON.
+        source: Named in errors, such as a file's path.
+
+    Raises:
+        ConfigError: An unknown or missing key, a wrong type or a value out of range; the message
+            names the source and the key.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors()
+        )
+        raise ConfigError(f"{source}: {problems}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values of a config dataclass; ``parse_config`` reads them back."""
+    return dataclasses.asdict(config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: The file is missing, not YAML or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a YAML file that exists") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
+    return values
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with those of ``changes`` on top; neither input is changed."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn ``a.b=c`` into nested mappings; the value is read as YAML.
+
+    Raises:
+        ConfigError: No equals sign or an empty key.
+    """
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text!r} is not of the form a.b=c")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not YAML") from None
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)

@@ -1,0 +1,136 @@
+"""How close a clip is to a known truth, and its first frame to the photo."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from swifti2v.errors import ShapeError
+from swifti2v.evaluation.metrics.frames import (
+    FramePieces,
+    Frames,
+    iterate_frames,
+    iterate_pairs,
+    to_unit_range,
+)
+
+MS_SSIM_MIN_SIDE = 161
+"""Four halvings must leave a side of at least the 11-pixel window: 10 * 2**4 + 1."""
+SSIM_MIN_SIDE = 6
+"""The 11-pixel window is mirrored by 5 pixels at each edge."""
+
+
+def _frame_psnr(output: Tensor, truth: Tensor) -> Tensor:
+    error = (output.double() - truth.double()).square().mean()
+    return (-10 * error.log10()).float()
+
+
+def _stack(scores: list[Tensor]) -> Tensor:
+    if not scores:
+        raise ShapeError("the clips hold no frame: give at least one")
+    return torch.stack(scores)
+
+
+def psnr(output: FramePieces, truth: FramePieces) -> Tensor:
+    """Peak signal-to-noise ratio of every frame, in dB.
+
+    Args:
+        output: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
+        truth: The same for the clip to compare with.
+
+    Returns:
+        ``[T]`` float32, data range 1; infinity where the frames are equal.
+
+    Raises:
+        ShapeError: No frames, or the clips differ in shape or length.
+    """
+    return _stack([_frame_psnr(a, b) for a, b in iterate_pairs(output, truth)])
+
+
+def _require_side(frame: Tensor, smallest: int, name: str) -> None:
+    if min(frame.shape[:2]) < smallest:
+        raise ShapeError(
+            f"{name} needs frames of at least {smallest} x {smallest} pixels, "
+            f"these are {frame.shape[0]} x {frame.shape[1]}"
+        )
+
+
+def ssim(output: FramePieces, truth: FramePieces) -> Tensor:
+    """Structural similarity of every frame (arguments and errors as in ``psnr``).
+
+    Returns:
+        ``[T]`` float32; 1 where the frames are equal. Sides of at least 6 pixels are needed.
+
+    Source:
+        Wang et al., "Image quality assessment", IEEE TIP 13(4), 2004; Gaussian window of 1.5.
+    """
+    scores = []
+    for a, b in iterate_pairs(output, truth):
+        _require_side(a, SSIM_MIN_SIDE, "SSIM")
+        score = structural_similarity_index_measure(
+            a.permute(2, 0, 1)[None], b.permute(2, 0, 1)[None], data_range=1.0
+        )
+        assert isinstance(score, Tensor)
+        scores.append(score)
+    return _stack(scores)
+
+
+def ms_ssim(output: FramePieces, truth: FramePieces) -> Tensor:
+    """Multi-scale structural similarity of every frame (arguments and errors as in ``psnr``).
+
+    Returns:
+        ``[T]`` float32; 1 where the frames are equal. Sides of at least 161 pixels are needed.
+
+    Source:
+        Wang et al., "Multi-scale structural similarity", Asilomar 2003; five scales.
+    """
+    scores = []
+    for a, b in iterate_pairs(output, truth):
+        _require_side(a, MS_SSIM_MIN_SIDE, "MS-SSIM")
+        scores.append(
+            multiscale_structural_similarity_index_measure(
+                a.permute(2, 0, 1)[None],
+                b.permute(2, 0, 1)[None],
+                data_range=1.0,
+                normalize="relu",  # a negative contrast term would give NaN
+            )
+        )
+    return _stack(scores)
+
+
+def first_frame_psnr(frames: FramePieces, photo: Frames) -> float:
+    """PSNR in dB between frame 0 and the photo ``[H, W, 3]`` it has to keep.
+
+    Only the first frame is read.
+
+    Raises:
+        ShapeError: No frames, or the photo has another size.
+    """
+    first = next(iterate_frames(frames), None)
+    if first is None:
+        raise ShapeError("the clip holds no frame: give at least one")
+    return float(psnr(first[None], photo[None])[0])
+
+
+def colour_jump(frames: FramePieces) -> float:
+    """How much the colours jump right after the photo.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or pieces; the first two are read.
+
+    Returns:
+        Mean over red, green and blue of the absolute difference between the channel means of
+        frames 0 and 1; 0 is no jump, 1 is black to white. Subtract the same number of the
+        VAE's round trip of the photo's still clip to see what the model adds.
+
+    Raises:
+        ShapeError: Fewer than two frames.
+    """
+    iterator = iterate_frames(frames)
+    first, second = next(iterator, None), next(iterator, None)
+    if first is None or second is None:
+        raise ShapeError("the colour jump compares frames 0 and 1: give at least two frames")
+    means = [to_unit_range(frame).mean(dim=(0, 1)) for frame in (first, second)]
+    return float((means[0] - means[1]).abs().mean())

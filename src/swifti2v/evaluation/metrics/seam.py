@@ -1,0 +1,75 @@
+"""Are the joins between segments visible?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from swifti2v.errors import ShapeError
+from swifti2v.evaluation.metrics.flow import motion_residual
+from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames
+
+INVISIBLE_RESIDUAL = 1e-4
+"""Added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
+
+
+def latent_start_residuals(frames: FramePieces, time_factor: int = 4) -> dict[int, float]:
+    """Mean absolute motion-compensated residual where each latent frame starts.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
+            two frames are in memory at a time.
+        time_factor: Pixel frames a latent frame holds (the first latent frame holds one).
+
+    Returns:
+        Latent frame index -> residual between its first pixel frame,
+        ``1 + (index - 1) * time_factor``, and the pixel frame before it. Indices 0 and 1 are
+        left out: the step from the photo into the clip is no join of two segments. NaN
+        where no pixel is visible in both frames.
+    """
+    residuals = {}
+    previous = None
+    for position, frame in enumerate(iterate_frames(frames)):
+        index, phase = divmod(position - 1, time_factor)
+        if phase == 0 and index >= 1 and previous is not None:
+            residual = motion_residual(previous, frame)
+            residuals[index + 1] = float(np.abs(residual).mean()) if residual.size else np.nan
+        previous = frame
+    return residuals
+
+
+def seam_score(frames: FramePieces, segment_starts: Sequence[int], time_factor: int = 4) -> float:
+    """Residual at the starts of segments over the residual at the other latent frames' starts.
+
+    A causal video VAE alone makes a rhythm of ``time_factor`` frames, so starts of segments
+    are compared with starts of other latent frames and not with all frames.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
+        segment_starts: **Latent** frame indices, the first target of every segment
+            (``segment.latent_range[0]``). Index 1, the start of the clip, is ignored.
+        time_factor: Pixel frames a latent frame holds.
+
+    Returns:
+        1: joins are as smooth as the inside of segments; 1.5: half as much again changes
+        there. NaN without a join or without another latent frame to compare with.
+
+    Raises:
+        ShapeError: A segment starts outside the clip, or ``time_factor`` is below 1.
+    """
+    if time_factor < 1:
+        raise ShapeError(f"time_factor is {time_factor}; it must be at least 1")
+    residuals = latent_start_residuals(frames, time_factor)
+    joins = {start for start in segment_starts if start != 1}
+    outside = sorted(joins - residuals.keys())
+    if outside:
+        raise ShapeError(
+            f"segments start at latent frames {outside}, but this clip has the starts "
+            f"{sorted(residuals)}; give latent, not pixel, frame indices"
+        )
+    at_joins = [residuals[index] for index in sorted(joins)]
+    elsewhere = [value for index, value in residuals.items() if index not in joins]
+    if not at_joins or not elsewhere:
+        return float("nan")
+    return float(
+        (np.mean(at_joins) + INVISIBLE_RESIDUAL) / (np.mean(elsewhere) + INVISIBLE_RESIDUAL)
+    )

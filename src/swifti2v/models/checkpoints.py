@@ -1,0 +1,233 @@
+"""Weights in the formats users have: read safely and load strictly, all or nothing."""
+
+import json
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from swifti2v.errors import LoadingError
+from swifti2v.models.conversion import (
+    clip_state_dict,
+    infer_wan_config,
+    shorten,
+    umt5_state_dict,
+    wan_transformer_state_dict,
+    wan_vae_state_dict,
+)
+
+__all__ = [
+    "clip_state_dict",
+    "infer_wan_config",
+    "load_weights",
+    "read_state_dict",
+    "read_tensors",
+    "umt5_state_dict",
+    "wan_transformer_state_dict",
+    "wan_vae_state_dict",
+]
+
+logger = logging.getLogger(__name__)
+
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+WRAPPERS = ("state_dict", "model", "module")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "model.")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, with wrappers and name prefixes taken off.
+
+    A prefix is taken off only if every key has it. Tensors stay on the CPU in the stored dtype.
+
+    Args:
+        path: A ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, an
+            ``.index.json`` of shards, or a directory that holds one checkpoint.
+
+    Raises:
+        LoadingError: The file is missing, empty, cut short, a Git LFS pointer, one shard of
+            many, or holds anything but tensors; the message names the file and the remedy.
+    """
+    state, _ = read_tensors(path)
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors under the names stored in the file, and the file's safetensors metadata.
+
+    Raises:
+        LoadingError: As in ``read_state_dict``.
+    """
+    path = Path(path)
+    state: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in _find_files(path):
+        require_whole(file)
+        is_pickle = file.suffix in PICKLE_SUFFIXES
+        part, note = (_read_pickle(file), {}) if is_pickle else _read_safetensors(file)
+        if twice := state.keys() & part.keys():
+            raise LoadingError(f"{file} repeats keys of another shard: {shorten(sorted(twice))}")
+        state |= part
+        metadata |= note
+    if not state:
+        raise LoadingError(f"{path} holds no tensors; give a file with weights")
+    return state, metadata
+
+
+def require_whole(file: Path) -> None:
+    """Refuse a file that is missing, empty or a Git LFS pointer.
+
+    Raises:
+        LoadingError: One of these; the message says how to get the real file.
+    """
+    if not file.is_file():
+        raise LoadingError(f"no weights at {file}; check the path or download the file")
+    if file.stat().st_size == 0:
+        raise LoadingError(f"{file} is empty: its download did not finish; fetch it again")
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise LoadingError(f"{file} is a Git LFS pointer, not weights; run `git lfs pull`")
+
+
+def _find_files(path: Path) -> list[Path]:
+    if path.name.endswith(".index.json"):
+        return _read_index(path)
+    if not path.is_dir():
+        if path.exists() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
+            raise LoadingError(
+                f"{path} is not a weight file; known: .safetensors {PICKLE_SUFFIXES}"
+            )
+        if (shard := SHARD.search(path.stem)) and int(shard[2]) > 1:
+            raise LoadingError(f"{path} is one of {int(shard[2])} shards; give its folder instead")
+        return [path]
+    indexes = sorted(path.glob("*.index.json"))
+    files = sorted(path.glob("*.safetensors"))
+    files = files or sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if len(indexes) == 1:
+        return _read_index(indexes[0])
+    if len(indexes) > 1:
+        raise LoadingError(f"{path} holds {shorten(f.name for f in indexes)}; name one of them")
+    if not files:
+        raise LoadingError(f"{path} holds no weight files (.safetensors, {PICKLE_SUFFIXES})")
+    if len(files) > 1:
+        _require_all_shards(path, files)
+    return files
+
+
+def _require_all_shards(folder: Path, files: list[Path]) -> None:
+    shards = [SHARD.search(file.stem) for file in files]
+    numbers = [(int(shard[1]), int(shard[2])) for shard in shards if shard]
+    if len(numbers) < len(files) or len({total for _, total in numbers}) > 1:
+        raise LoadingError(f"{folder} holds {shorten(f.name for f in files)}; name one of them")
+    total = numbers[0][1]
+    if missing := set(range(1, total + 1)) - {number for number, _ in numbers}:
+        raise LoadingError(
+            f"{folder} lacks shard {shorten(map(str, sorted(missing)))} of {total}; download again"
+        )
+
+
+def _read_index(index: Path) -> list[Path]:
+    require_whole(index)
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise LoadingError(f"{index} is no index of shards ({error}); download it again") from error
+    if any(Path(name).name != name for name in names):
+        raise LoadingError(f"{index} points outside its folder: {shorten(names)}")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise LoadingError(f"{index} lists shards that are not there: {shorten(missing)}")
+    return [index.parent / name for name in names]
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            return state, dict(stream.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise LoadingError(f"{file} is damaged or cut short ({error}); fetch it again") from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(
+            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise LoadingError(
+                f"{file} holds Python code besides tensors, which is not run; "
+                "save its tensors as .safetensors where you trust the file"
+            ) from error
+        raise LoadingError(f"{file} is damaged or cut short; fetch it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise LoadingError(f"{file} is damaged or cut short; fetch it again") from error
+    while isinstance(content, Mapping) and (
+        key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+    ):
+        content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise LoadingError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
+    if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
+        raise LoadingError(f"{file} holds entries that are no tensors: {shorten(others)}")
+    return dict(content)
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a state dict into a model, all of it or nothing.
+
+    A key may be missing only if its parameter is tied to one that is there. Values are cast to
+    the dtype of the model; a model built without memory (``accelerate.init_empty_weights``)
+    takes the tensors themselves, dtype included.
+
+    Args:
+        model: Any module; left as it was on refusal.
+        state: Tensors under the names of ``model.state_dict()``.
+        source: What the weights are called in an error message.
+
+    Raises:
+        LoadingError: Keys are missing or left over, or a shape or kind of number differs.
+    """
+    wanted = model.state_dict(keep_vars=True)
+    loose = [
+        name for name, buffer in model.named_buffers() if buffer.is_meta and name not in wanted
+    ]
+    if loose:
+        raise LoadingError(
+            f"{type(model).__name__} has buffers without memory: {shorten(loose)}; "
+            "build it with accelerate.init_empty_weights(include_buffers=False)"
+        )
+    full = dict(state)
+    by_tensor = {id(wanted[key]): tensor for key, tensor in state.items() if key in wanted}
+    for key, parameter in wanted.items():
+        if key not in full and id(parameter) in by_tensor:
+            full[key] = by_tensor[id(parameter)]
+    missing = [f"{key} {tuple(wanted[key].shape)}" for key in wanted if key not in full]
+    unexpected = [f"{key} {tuple(full[key].shape)}" for key in full if key not in wanted]
+    differing = [
+        f"{key} (checkpoint {tuple(full[key].shape)} {full[key].dtype}, "
+        f"model {tuple(parameter.shape)} {parameter.dtype})"
+        for key, parameter in wanted.items()
+        if key in full
+        and (
+            full[key].shape != parameter.shape
+            or full[key].is_floating_point() != parameter.is_floating_point()
+        )
+    ]
+    groups = {"missing": missing, "unexpected": unexpected, "of another shape or dtype": differing}
+    if any(groups.values()):
+        found = "; ".join(f"{len(v)} {k}: {shorten(v)}" for k, v in groups.items() if v)
+        raise LoadingError(
+            f"{source} does not fit {type(model).__name__} ({len(wanted)} keys): {found}; "
+            "check that checkpoint and config belong together"
+        )
+    model.load_state_dict(full, assign=any(tensor.is_meta for tensor in wanted.values()))
+    logger.info("loaded %d keys of %s into %s", len(state), source, type(model).__name__)

@@ -1,0 +1,233 @@
+"""The Stage II transformer: a Wan transformer that sees one window of latent frames at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from swifti2v.errors import ShapeError
+
+
+class SegmentTransformer3DModel(WanTransformer3DModel):
+    """Wan transformer with a reference beside the latents and a noise level for every frame.
+
+    Weights, names and configuration are those of diffusers' ``WanTransformer3DModel``; only the
+    forward pass differs. The input has 2C channels: the window's latents and, behind them, the
+    latents of the hybrid reference. With the weights of a widened base model (``from_base``) and
+    any reference, the output equals the base model's.
+
+    Source:
+        SwiftI2V, arXiv:2605.06356, section 3.1, equation 6 (channel concatenation); a noise level
+        for each frame as in Wan2.2-TI2V, where clean frames are given timestep 0.
+    """
+
+    @register_to_config
+    def __init__(  # noqa: PLR0913 - the configuration keys of WanTransformer3DModel
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 96,
+        out_channels: int = 48,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        rope_max_seq_len: int = 1024,
+    ) -> None:
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            rope_max_seq_len=rope_max_seq_len,
+        )
+
+    @classmethod
+    def from_base(cls, base: WanTransformer3DModel) -> "SegmentTransformer3DModel":
+        """Widen the patch embedding of a base model by a zero half for the reference.
+
+        Args:
+            base: A text-or-image-to-video Wan transformer with C input channels (48 for
+                Wan2.2-TI2V-5B). It is not changed.
+
+        Returns:
+            A model with 2C input channels on the device and in the dtype of ``base``.
+        """
+        names = cls.__init__.__wrapped__.__code__.co_varnames  # type: ignore[attr-defined]
+        config = {key: value for key, value in base.config.items() if key in names}
+        config["in_channels"] = 2 * base.config["in_channels"]
+        with torch.device("meta"):
+            model = cls(**config)
+        state = dict(base.state_dict())
+        weight = state["patch_embedding.weight"]
+        state["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+        model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+        model.rope = type(base.rope)(
+            base.config["attention_head_dim"],
+            base.config["patch_size"],
+            base.config["rope_max_seq_len"],
+        ).to(weight.device)
+        return model.train(base.training)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        sigma: Tensor,
+        encoder_hidden_states: Tensor,
+        temporal_positions: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Predict one value for every cell of every frame of the window.
+
+        Args:
+            hidden_states: ``[B, 2C, N, h, w]``, latents of the window followed by the reference's.
+            sigma: ``[B, N]`` noise level of each frame in [0, 1]; 0 for clean frames.
+            encoder_hidden_states: ``[B, L, text_dim]`` prompt embeddings.
+            temporal_positions: N positions for the rotary embedding; ``0 .. N-1`` if not given.
+
+        Returns:
+            ``[B, C, N, h, w]``: what the weights were trained to predict, by default the velocity.
+
+        Raises:
+            ShapeError: ``sigma`` or ``temporal_positions`` do not count N frames, or the channels,
+                height or width do not fit the model.
+        """
+        batch, channels, frames, height, width = hidden_states.shape
+        _, rows, columns = (
+            size // patch
+            for size, patch in zip((frames, height, width), self.config["patch_size"], strict=True)
+        )
+        positions = range(frames) if temporal_positions is None else temporal_positions
+        self._require_fit(hidden_states, sigma, positions)
+
+        rotary = self._rotary_embedding(positions, rows, columns)
+        tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        embedding, modulation, index, text = self._conditions(sigma, encoder_hidden_states, tokens)
+
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                tokens = self._gradient_checkpointing_func(
+                    _block_forward, block, tokens, text, modulation, index, rotary
+                )
+            else:
+                tokens = _block_forward(block, tokens, text, modulation, index, rotary)
+
+        table = self.scale_shift_table.float() + embedding.float().unsqueeze(1)  # [U, 2, D]
+        shift, scale = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
+        tokens = _modulate(self.norm_out, tokens, shift, scale)
+        values = self.proj_out(tokens)
+        _, patch_rows, patch_columns = self.config["patch_size"]
+        values = values.view(batch, frames, rows, columns, patch_rows, patch_columns, -1)
+        return values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _require_fit(self, hidden_states: Tensor, sigma: Tensor, positions: Sequence[int]) -> None:
+        batch, channels, frames, height, width = hidden_states.shape
+        patch_frames, patch_rows, patch_columns = self.config["patch_size"]
+        if channels != self.config["in_channels"]:
+            raise ShapeError(f"{channels} input channels; the model takes {self.config.in_channels}")
+        if patch_frames != 1 or height % patch_rows or width % patch_columns:
+            raise ShapeError(
+                f"latents {height}x{width} do not divide into {patch_rows}x{patch_columns} patches"
+            )
+        if tuple(sigma.shape) != (batch, frames) or len(positions) != frames:
+            raise ShapeError(
+                f"{frames} frames in the window, but sigma is {list(sigma.shape)} "
+                f"and there are {len(positions)} temporal positions"
+            )
+        if max(positions) >= self.config["rope_max_seq_len"]:
+            raise ShapeError(
+                f"temporal position {max(positions)} is beyond the model's "
+                f"{self.config.rope_max_seq_len}; use renumbered positions"
+            )
+
+    def _conditions(
+        self, sigma: Tensor, encoder_hidden_states: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embed the distinct noise levels once, and the prompt.
+
+        Returns:
+            Time embedding ``[U, D]`` and modulation ``[U, 6, D]`` of the U distinct levels, the
+            level's index of each frame ``[B, N]``, and text tokens ``[B, L, D]``.
+        """
+        levels, index = torch.unique(sigma.float(), return_inverse=True)
+        embedder = self.condition_embedder
+        frequencies = embedder.timesteps_proj(levels * 1000)
+        weight = next(iter(embedder.time_embedder.parameters()))
+        embedding = embedder.time_embedder(frequencies.to(weight.dtype)).to(tokens.dtype)
+        modulation = embedder.time_proj(embedder.act_fn(embedding)).unflatten(1, (6, -1))
+        text = embedder.text_embedder(encoder_hidden_states.to(tokens.dtype))
+        return embedding, modulation, index, text
+
+    def _rotary_embedding(
+        self, positions: Sequence[int], rows: int, columns: int
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[1, N * rows * columns, 1, head_dim]`` for explicit frame positions."""
+        rope: Any = self.rope
+        sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
+        index = torch.as_tensor(list(positions), device=rope.freqs_cos.device)
+        shape = (len(positions), rows, columns, -1)
+
+        def spread(table: Tensor) -> Tensor:
+            time, row, column = table.split(sizes, dim=1)
+            parts = (
+                time[index][:, None, None].expand(shape),
+                row[:rows][None, :, None].expand(shape),
+                column[:columns][None, None].expand(shape),
+            )
+            return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]
+
+        return spread(rope.freqs_cos), spread(rope.freqs_sin)
+
+
+def _block_forward(
+    block: nn.Module,
+    tokens: Tensor,
+    text: Tensor,
+    modulation: Tensor,
+    index: Tensor,
+    rotary: tuple[Tensor, Tensor],
+) -> Tensor:
+    """One Wan block with a modulation for each frame instead of each token.
+
+    Args:
+        block: A diffusers ``WanTransformerBlock``.
+        tokens: ``[B, L, D]``, ordered frame by frame.
+        text: ``[B, T, D]``.
+        modulation: ``[U, 6, D]`` for the distinct noise levels.
+        index: ``[B, N]`` level of each frame.
+        rotary: See ``_rotary_embedding``.
+    """
+    table = block.scale_shift_table.float() + modulation.float()  # [U, 6, D]
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table[index].unsqueeze(3).unbind(2)
+    hidden = _modulate(block.norm1, tokens, shift, scale)
+    tokens = _add_gated(tokens, block.attn1(hidden, None, None, rotary), gate)
+    hidden = block.norm2(tokens.float()).type_as(tokens)
+    tokens = tokens + block.attn2(hidden, text, None, None)
+    hidden = _modulate(block.norm3, tokens, ffn_shift, ffn_scale)
+    return _add_gated(tokens, block.ffn(hidden), ffn_gate)
+
+
+def _modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise ``[B, L, D]`` and apply ``[B, N, 1, D]`` scale and shift, frame by frame."""
+    normed = norm(tokens.float()).unflatten(1, (shift.shape[1], -1))
+    return (normed * (1 + scale) + shift).flatten(1, 2).type_as(tokens)
+
+
+def _add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """Add ``[B, L, D]`` weighted by a ``[B, N, 1, D]`` gate, frame by frame."""
+    update = update.float().unflatten(1, (gate.shape[1], -1)) * gate
+    return (tokens.float() + update.flatten(1, 2)).type_as(tokens)

@@ -1,0 +1,377 @@
+"""Video VAEs a piece at a time: causal encode and decode whose memory does not grow with the clip."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from swifti2v.errors import ConfigError, LoadingError, ShapeError
+from swifti2v.models.frame_codec import Cache, VideoVAE, frame_codec
+from swifti2v.models.tiles import MIN_TILE, Span, plan_spans
+from swifti2v.shapes import ScaleFactors
+
+
+def scale_factors(vae: VideoVAE, patch: int) -> ScaleFactors:
+    """Pixels that a latent cell of ``vae`` and a token of ``patch`` x ``patch`` cells stand for."""
+    config = vae.config
+    return ScaleFactors(config["scale_factor_temporal"], config["scale_factor_spatial"], patch)
+
+
+def normalize_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
+    """Scale the VAE's own latents to zero mean and unit variance in each channel.
+
+    Args:
+        vae: Its configuration holds ``latents_mean`` and ``latents_std``, one value a channel.
+        latents: ``[B, C, F, h, w]`` as the VAE's encoder gives them; not changed.
+
+    Returns:
+        ``[B, C, F, h, w]`` float32.
+
+    Raises:
+        ShapeError: ``latents`` has another number of channels than the statistics.
+    """
+    mean, std = _statistics(vae, latents)
+    return (latents.float() - mean) / std
+
+
+def denormalize_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
+    """Inverse of ``normalize_latents``, in float32 as well."""
+    mean, std = _statistics(vae, latents)
+    return latents.float() * std + mean
+
+
+def _statistics(vae: VideoVAE, latents: Tensor) -> Iterator[Tensor]:
+    values = [vae.config["latents_mean"], vae.config["latents_std"]]
+    counts = [len(value) for value in values]
+    if latents.ndim != 5 or counts != [latents.shape[1]] * 2:
+        raise ShapeError(
+            f"latents of shape {tuple(latents.shape)} do not fit a VAE with {counts[0]} means and "
+            f"{counts[1]} deviations: give [B, C, F, h, w] with one of each for every channel"
+        )
+    return (
+        torch.tensor(value, dtype=torch.float32, device=latents.device)[:, None, None, None]
+        for value in values
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)  # safetensors takes no other
+
+
+class _Stream:
+    """A clip on its way through a VAE, a latent frame at a time: size, place, causal caches."""
+
+    _kind: str
+    """Prefix of the keys of a saved state."""
+
+    def __init__(self, vae: VideoVAE, *, tile: int | None = None) -> None:
+        if tile is not None and tile < MIN_TILE:
+            raise ConfigError(
+                f"tile is {tile}; it must be None or at least {MIN_TILE} latent cells"
+            )
+        self._vae = vae
+        self._codec = frame_codec(vae)
+        self._scale = scale_factors(vae, patch=1)
+        self._z_dim: int = vae.config["z_dim"]
+        self._tile = tile
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the clip; the next piece starts another one, of any size."""
+        self._size: tuple[int, ...] = ()  # (B, h, w) once the first piece is in
+        self._position = 0  # latent frames done
+        self._spans: list[tuple[Span, Span]] = []
+        self._caches: list[Cache] = []  # one for each tile
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy of all that the rest of the clip depends on, as flat as safetensors wants it.
+
+        Encoder and decoder use different keys, so both fit into one file.
+        """
+        progress = [self._z_dim, self._tile or 0, self._position, *self._size]
+        state = {f"{self._kind}.progress": torch.tensor(progress)}
+        for tile, cache in enumerate(self._caches):
+            for slot, entry in enumerate(cache):
+                if isinstance(entry, Tensor):
+                    state[f"{self._kind}.cache.{tile}.{slot}"] = _copy(entry)
+                elif entry is not None:  # the "Rep" mark of an upsampler that has seen one frame
+                    state[f"{self._kind}.cache.{tile}.{slot}"] = torch.empty(0)
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken; ``state`` is copied.
+
+        Keys of other prefixes are ignored.
+
+        Raises:
+            LoadingError: ``state`` is none of this class, or of another VAE or tile size; the
+                clip in progress is kept.
+        """
+        progress = state.get(f"{self._kind}.progress")
+        if progress is None:
+            raise LoadingError(
+                f"the state has no '{self._kind}.progress': give what state_dict of a "
+                f"{type(self).__name__} returned"
+            )
+        z_dim, tile, position, *size = (int(number) for number in progress.tolist())
+        if (z_dim, tile) != (self._z_dim, self._tile or 0):
+            raise LoadingError(
+                f"the state is of {z_dim} latent channels and tile {tile or None}, this "
+                f"{type(self).__name__} has {self._z_dim} and {self._tile}: build it as saved"
+            )
+        spans, caches = self._plan(tuple(size)) if size else ([], [])
+        prefix = f"{self._kind}.cache."
+        for key in (key for key in state if key.startswith(prefix)):
+            index, slot = (int(number) for number in key.removeprefix(prefix).split("."))
+            if index >= len(caches) or slot >= len(caches[index]):
+                raise LoadingError(f"the state has '{key}', which this VAE has no place for")
+            caches[index][slot] = self._own(state[key]) if state[key].numel() else "Rep"
+        self._size, self._position = tuple(size), position
+        self._spans, self._caches = spans, caches
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self._vae.device, dtype=self._vae.dtype, copy=True)
+
+    def _sides(self) -> tuple[int, int]:
+        """Samples along a latent cell before and after the codec."""
+        raise NotImplementedError
+
+    def _num_slots(self) -> int:
+        raise NotImplementedError
+
+    def _plan(self, size: tuple[int, ...]) -> tuple[list[tuple[Span, Span]], list[Cache]]:
+        rows, columns = (
+            plan_spans(length, self._tile, self._sides(), self._vae.device) for length in size[1:]
+        )
+        spans = list(product(rows, columns))
+        return spans, [[None] * self._num_slots() for _ in spans]
+
+    def _require_size(self, *size: int) -> None:
+        """Plan for the first piece of a clip; hold all others to its ``(B, h, w)``."""
+        if not self._size:
+            self._spans, self._caches = self._plan(size)
+            self._size = size
+        elif size != self._size:
+            raise ShapeError(
+                f"a piece of batch and latent size {size} follows pieces of {self._size}: all pieces "
+                "of a clip have one size; call reset() before the next clip"
+            )
+
+    def _num_frames_at(self, position: int) -> int:
+        """Pixel frames that the latent frame at ``position`` holds."""
+        return self._scale.time if position else 1
+
+    def _run(self, step: Callable[[Tensor, Cache], Tensor], chunk: Tensor) -> Tensor:
+        """Run ``step`` on each tile of one latent frame and blend; one tile is returned as is."""
+        if len(self._spans) == 1:
+            return step(chunk, self._caches[0])
+        blended = torch.empty(0)
+        for cache, (row, column) in zip(self._caches, self._spans, strict=True):
+            result = step(chunk[..., row.read, column.read], cache)
+            if not blended.numel():
+                last_row, last_column = self._spans[-1]
+                size = (*result.shape[:3], last_row.write.stop, last_column.write.stop)
+                blended = torch.zeros(size, device=result.device)
+            weight = row.weight[:, None] * column.weight
+            blended[..., row.write, column.write] += result.float() * weight
+        return blended
+
+
+class StreamingEncoder(_Stream):
+    """Encode a clip that arrives in pieces; the latents do not depend on how it was cut.
+
+    On one device and in float32 the latents are bit-equal to those of the whole clip in one
+    ``vae.encode``, as long as the convolution library takes the same kernel for the 1x1x1
+    ``quant_conv`` over one frame and over all of them. Nothing but the causal history and at most
+    three frames is kept between pieces. The VAE's own caches are neither read nor changed.
+
+    Args:
+        vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
+        tile: Side in latent cells of overlapping tiles that are encoded one after the other and
+            blended, to save memory; the result then differs from the untiled one. A tile that
+            covers the frame changes nothing.
+
+    Raises:
+        ConfigError: ``tile`` is below 4.
+        LoadingError: ``vae`` is of another class, or its configuration contradicts its layers.
+    """
+
+    _kind = "encoder"
+
+    def reset(self) -> None:
+        """Forget the clip; the next piece starts another one, of any size."""
+        super().reset()
+        self._pending: Tensor | None = None  # frames that do not fill a latent frame yet
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, *, final: bool = False) -> Tensor:
+        """Take in a piece and give the latent frames it completes.
+
+        Args:
+            video: ``[B, 3, T, H, W]`` in [-1, 1], the next T frames, on any device; H and W are
+                multiples of the VAE's spatial factor.
+            final: This is the last piece; do as ``finish`` does.
+
+        Returns:
+            ``[B, C, F, h, w]`` float32 on the VAE's device, the mean of the posterior, scaled to
+            unit variance. F is 0 as long as no latent frame is complete.
+
+        Raises:
+            ShapeError: Sizes that do not fit the VAE or the pieces before, or a last piece that
+                leaves frames over; nothing was taken in.
+        """
+        self._require_video(video)
+        batch, _, num_frames, height, width = video.shape
+        num_held = 0 if self._pending is None else self._pending.shape[2]
+        num_latent_frames, num_left = self._count(num_held + num_frames)
+        if final:
+            self._require_complete(num_left)
+        side = self._scale.space
+        self._require_size(batch, height // side, width // side)
+        size = (batch, self._z_dim, num_latent_frames, height // side, width // side)
+        latents = torch.empty(size, device=self._vae.device)
+        start = 0
+        for index in range(num_latent_frames):
+            stop = start + self._num_frames_at(self._position) - num_held
+            chunk = self._join(video[:, :, start:stop])
+            latents[:, :, index : index + 1] = self._run(self._codec.encode_frame, chunk)
+            self._position += 1
+            self._pending, num_held, start = None, 0, stop
+        if start < num_frames:
+            self._pending = self._join(video[:, :, start:]).clone()
+        if final:
+            self.reset()
+        return normalize_latents(self._vae, latents)
+
+    def finish(self) -> None:
+        """End the clip and free its history; the next piece starts another clip.
+
+        Raises:
+            ShapeError: Frames are left that do not fill a latent frame; they are kept.
+        """
+        self._require_complete(0 if self._pending is None else self._pending.shape[2])
+        self.reset()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy of all that the rest of the clip depends on, as flat as safetensors wants it.
+
+        Encoder and decoder use different keys, so both fit into one file.
+        """
+        state = super().state_dict()
+        if self._pending is not None:
+            state["encoder.pending"] = _copy(self._pending)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where ``state_dict`` was taken; ``state`` is copied.
+
+        Keys of other prefixes are ignored.
+
+        Raises:
+            LoadingError: ``state`` is none of an encoder, or of another VAE or tile size; the
+                clip in progress is kept.
+        """
+        super().load_state_dict(state)
+        pending = state.get("encoder.pending")
+        self._pending = None if pending is None else self._own(pending)
+
+    def _sides(self) -> tuple[int, int]:
+        return self._scale.space, 1
+
+    def _num_slots(self) -> int:
+        return self._codec.encoder_slots
+
+    def _join(self, frames: Tensor) -> Tensor:
+        """The frames held back and ``frames`` behind them, as the VAE wants them."""
+        frames = frames.to(device=self._vae.device, dtype=self._vae.dtype)
+        return frames if self._pending is None else torch.cat([self._pending, frames], dim=2)
+
+    def _count(self, num_frames: int) -> tuple[int, int]:
+        """Latent frames that ``num_frames`` further frames complete, and frames left over."""
+        first = 1 if self._position == 0 and num_frames else 0
+        num_latent_frames, num_left = divmod(num_frames - first, self._scale.time)
+        return num_latent_frames + first, num_left
+
+    def _require_video(self, video: Tensor) -> None:
+        side = self._scale.space
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ShapeError(f"video has shape {tuple(video.shape)}; give [B, 3, T, H, W]")
+        height, width = video.shape[3:]
+        if height % side or width % side or not height or not width:
+            raise ShapeError(
+                f"frames of {height} x {width} pixels do not fit this VAE: crop or resize both "
+                f"sides to multiples of {side}"
+            )
+
+    def _require_complete(self, num_left: int) -> None:
+        time = self._scale.time
+        if num_left:
+            raise ShapeError(
+                f"{num_left} frames are left that do not fill a latent frame: a clip has {time}k + 1 "
+                f"frames; add {time - num_left} or leave out the last {num_left}"
+            )
+
+
+class StreamingDecoder(_Stream):
+    """Decode latents that arrive in pieces; the video does not depend on how they were cut.
+
+    On one device and in float32 the video is bit-equal to that of all latents in one
+    ``vae.decode``, with the reservation of ``StreamingEncoder``. The VAE's own caches are
+    neither read nor changed.
+
+    Args:
+        vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
+        tile: As for ``StreamingEncoder``.
+
+    Raises:
+        ConfigError: ``tile`` is below 4.
+        LoadingError: ``vae`` is of another class, or its configuration contradicts its layers.
+    """
+
+    _kind = "decoder"
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Give the frames of the next latent frames.
+
+        Args:
+            latents: ``[B, C, F, h, w]``, scaled to unit variance, on any device; not changed.
+
+        Returns:
+            ``[B, 3, T, H, W]`` float32 on the VAE's device, clamped to [-1, 1]. The first latent
+            frame of a clip gives one frame, each other one the VAE's temporal factor (4).
+
+        Raises:
+            ShapeError: Sizes that do not fit the VAE or the pieces before; nothing was taken in.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self._z_dim or 0 in latents.shape[3:]:
+            raise ShapeError(
+                f"latents have shape {tuple(latents.shape)}; give [B, {self._z_dim}, F, h, w] of this "
+                "VAE"
+            )
+        batch, _, num_latent_frames, height, width = latents.shape
+        self._require_size(batch, height, width)
+        last = self._position + num_latent_frames
+        num_frames = sum(self._num_frames_at(place) for place in range(self._position, last))
+        side = self._scale.space
+        size = (batch, 3, num_frames, height * side, width * side)
+        video = torch.empty(size, device=self._vae.device)
+        start = 0
+        for index in range(num_latent_frames):
+            frame = latents[:, :, index : index + 1].to(self._vae.device)
+            frame = denormalize_latents(self._vae, frame).to(self._vae.dtype)
+            step = partial(self._codec.decode_frame, first=self._position == 0)
+            stop = start + self._num_frames_at(self._position)
+            video[:, :, start:stop] = self._run(step, frame).clamp(-1, 1)
+            self._position += 1
+            start = stop
+        return video
+
+    def _sides(self) -> tuple[int, int]:
+        return 1, self._scale.space
+
+    def _num_slots(self) -> int:
+        return self._codec.decoder_slots

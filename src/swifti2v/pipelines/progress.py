@@ -1,0 +1,48 @@
+"""What a caller sees of a running pipeline, and where it may stop it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+StageName = Literal["text", "stage1", "reference", "stage2", "decode"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """One model call is done."""
+
+    stage: StageName
+    step: int
+    """Finished steps of this stage (of this segment in Stage II), from 1."""
+    num_steps: int
+    segment: int = 0
+    """Index of the segment; 0 outside Stage II."""
+    num_segments: int = 1
+
+
+OnProgress = Callable[[Progress], None]
+"""Called between any two model calls; raise ``CancelledError`` in it to stop."""
+
+
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: StageName) -> Iterator[None]:
+        """Add the time of a ``with`` block to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    def total(self) -> float:
+        """Seconds since this stopwatch was made."""
+        return time.perf_counter() - self.started

@@ -1,0 +1,210 @@
+"""Stage II: high-resolution latents, one segment at a time, from the photo and a reference."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from swifti2v.config import Stage2Config
+from swifti2v.errors import ConfigError, ShapeError
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae import scale_factors
+from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
+from swifti2v.pipelines.stage1 import Conditions
+from swifti2v.pipelines.transition import HybridReference
+from swifti2v.sampling import Velocity, add_noise, denoise, draw_noise, plan_sigmas, to_velocity
+from swifti2v.segments import Segment, plan_segments
+from swifti2v.shapes import ScaleFactors
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLatents:
+    """A finished segment."""
+
+    segment: Segment
+    latents: Tensor
+    """``[1, C, len(target), h, w]`` float32."""
+
+
+class Stage2Pipeline:
+    """Conditional Segment-wise Generation.
+
+    Args:
+        transformer: The segment transformer.
+        vae: Video VAE of the output.
+    """
+
+    def __init__(
+        self, transformer: SegmentTransformer3DModel, vae: AutoencoderKLWan | BlockCodec
+    ) -> None:
+        self.transformer = transformer
+        self.vae = vae
+
+    @property
+    def scale(self) -> ScaleFactors:
+        """Pixels a latent cell and a token stand for."""
+        return scale_factors(self.vae, patch=self.transformer.config["patch_size"][1])
+
+    def stream(
+        self,
+        reference: HybridReference,
+        conditions: Conditions,
+        seed: int,
+        config: Stage2Config,
+        finished: Mapping[int, Tensor] | None = None,
+        on_progress: OnProgress | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Iterator[SegmentLatents]:
+        """Denoise the clip segment by segment.
+
+        Args:
+            reference: The hybrid reference; its first latent frame is the anchor.
+            conditions: Text embeddings.
+            seed: Of the noise, drawn for each latent frame by itself.
+            config: Settings.
+            finished: Latents of segments done earlier, by segment index; they are yielded as
+                they are and never changed.
+            on_progress: Called after each step.
+            stopwatch: Takes the seconds of ``reference`` and ``stage2``.
+
+        Yields:
+            The segments in order.
+
+        Raises:
+            NumericalError: The model returned NaN or infinity; segments yielded before are good.
+            ShapeError: Finished latents are not of their segment's shape.
+
+        Source:
+            SwiftI2V, arXiv:2605.06356, section 3.2.
+        """
+        stopwatch = stopwatch or Stopwatch()
+        finished = finished or {}
+        segments = plan_segments(
+            reference.num_latent_frames, config.segment_size, config.context_size
+        )
+        with stopwatch.measure("reference"):
+            anchor = reference.latents((0,))  # the photo alone: z_x equals frame 0 of z_ref
+        clean: dict[int, Tensor] = {0: anchor}
+        for segment in segments:
+            with stopwatch.measure("reference"):
+                condition = reference.latents(segment.window)
+            if segment.index in finished:
+                target = finished[segment.index].to(anchor)
+                self._require_shape(target, segment, anchor)
+            else:
+                with stopwatch.measure("stage2"):
+                    target = self._denoise_segment(
+                        segment, clean, condition, conditions, seed, config,
+                        on_progress,
+                    )
+            clean.update(zip(segment.target, target.split(1, dim=2), strict=True))
+            yield SegmentLatents(segment, target)
+            first_needed = segment.target[-1] + 1 - config.context_size
+            clean = {i: frame for i, frame in clean.items() if i == 0 or i >= first_needed}
+            reference.forget_before(first_needed)
+
+    def _denoise_segment(
+        self,
+        segment: Segment,
+        clean: Mapping[int, Tensor],
+        condition: Tensor,
+        conditions: Conditions,
+        seed: int,
+        config: Stage2Config,
+        on_progress: OnProgress | None,
+    ) -> Tensor:
+        """Clean latents ``[1, C, len(target), h, w]`` of one segment.
+
+        Args:
+            segment: What to read and write.
+            clean: Anchor and context latents ``[1, C, 1, h, w]`` by frame.
+            condition: ``[1, C, N, h, w]`` reference latents of the window.
+            conditions: Text embeddings.
+            seed: Of the noise.
+            config: Settings.
+            on_progress: Called after each step.
+        """
+        sampling = config.sampling
+        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
+        num_given = len(segment.window) - len(segment.target)
+        given = torch.cat([clean[frame] for frame in segment.window[:num_given]], dim=2)
+        noise = draw_noise(
+            (given.shape[1], given.shape[3], given.shape[4]), segment.target, seed, given.device
+        )
+        start = noise
+        if sigmas[0] < 1:
+            start = add_noise(condition[:, :, num_given:], noise, sigmas[0])
+        if config.context_reference == "finished":
+            condition = torch.cat([given, condition[:, :, num_given:]], dim=2)
+
+        def on_step(step: int, _: Tensor) -> None:
+            if on_progress is not None:
+                on_progress(
+                    Progress(
+                        stage="stage2",
+                        step=step + 1,
+                        num_steps=len(sigmas) - 1,
+                        segment=segment.index,
+                    )
+                )
+
+        window = denoise(
+            self.velocity(segment, condition, conditions, config),
+            torch.cat([given, start], dim=2),
+            [False] * num_given + [True] * len(segment.target),
+            sigmas,
+            on_step,
+            where=f"Stage II, segment {segment.index}",
+        )
+        return window[:, :, num_given:]
+
+    def velocity(
+        self, segment: Segment, condition: Tensor, conditions: Conditions, config: Stage2Config
+    ) -> Velocity:
+        """Bind everything but latents and noise level; guidance is mixed in here.
+
+        Args:
+            segment: Its window gives the absolute temporal positions.
+            condition: ``[1, C, N, h, w]`` reference latents of the window.
+            conditions: Text embeddings.
+            config: Settings.
+        """
+        dtype = self.transformer.dtype
+        guidance = config.sampling.guidance_scale
+        if guidance > 1 and conditions.negative_prompt_embeds is None:
+            raise ConfigError(f"guidance_scale {guidance:g} needs negative prompt embeddings")
+        absolute = config.temporal_positions == "absolute"
+        positions = segment.window if absolute else range(len(segment.window))
+
+        def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+            told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
+            output = self.transformer(
+                torch.cat([latents, condition], dim=1).to(dtype),
+                sigma if config.clean_sigma == "zero" else told,
+                embeds.to(dtype),
+                temporal_positions=positions,
+            )
+            return to_velocity(
+                output.float(), latents, condition, sigma, config.sampling.parameterization
+            )
+
+        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+            positive = predict(latents, sigma, conditions.prompt_embeds)
+            if guidance <= 1 or conditions.negative_prompt_embeds is None:
+                return positive
+            negative = predict(latents, sigma, conditions.negative_prompt_embeds)
+            return negative + guidance * (positive - negative)
+
+        return velocity
+
+    @staticmethod
+    def _require_shape(latents: Tensor, segment: Segment, anchor: Tensor) -> None:
+        expected = (*anchor.shape[:2], len(segment.target), *anchor.shape[3:])
+        if tuple(latents.shape) != expected:
+            raise ShapeError(
+                f"finished latents of segment {segment.index} are {list(latents.shape)}; "
+                f"this run needs {list(expected)}"
+            )

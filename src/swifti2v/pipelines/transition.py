@@ -1,0 +1,108 @@
+"""From Stage I to Stage II: the hybrid reference, built and encoded a piece at a time."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swifti2v.errors import ShapeError
+from swifti2v.media import frames_to_video, resize_video
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.vae import StreamingEncoder
+
+Upsampling = Literal["lanczos", "bicubic", "bilinear"]
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+
+
+class HybridReference:
+    """Upsampled motion reference whose first frame is the photo, encoded only as far as asked.
+
+    Neither the upsampled clip nor its latents are ever held whole: latents before the oldest
+    frame that a later segment can still need are dropped with ``forget_before``.
+
+    Args:
+        motion_reference: ``[T, h, w, 3]`` uint8, Stage I's output or the user's own clip.
+        photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
+        vae: Stage II's VAE.
+        upsampling: Resize kernel.
+        tile: Side of a spatial VAE tile in latent cells, or none.
+
+    Raises:
+        ShapeError: T is not ``time * k + 1`` or the clip's aspect is not the photo's.
+
+    Source:
+        SwiftI2V, arXiv:2605.06356, section 3.1 (pixel-space transition).
+    """
+
+    def __init__(
+        self,
+        motion_reference: Frames,
+        photo: Tensor,
+        vae: AutoencoderKLWan | BlockCodec,
+        upsampling: Upsampling = "lanczos",
+        tile: int | None = None,
+    ) -> None:
+        _, low_height, low_width, _ = motion_reference.shape
+        height, width = photo.shape[-2:]
+        if low_height * width != low_width * height:
+            raise ShapeError(
+                f"the motion reference is {low_width}x{low_height}, the output {width}x{height}: "
+                "the aspects differ; crop the clip or choose an output size of its aspect"
+            )
+        self.motion_reference = motion_reference
+        self.photo = photo
+        self.upsampling = upsampling
+        self._encoder = StreamingEncoder(vae, tile=tile)
+        self._time = int(vae.config["scale_factor_temporal"])
+        self._latents: dict[int, Tensor] = {}
+        self._encoded = 0
+
+    @property
+    def num_latent_frames(self) -> int:
+        """F of the whole clip."""
+        return (len(self.motion_reference) - 1) // self._time + 1
+
+    def latents(self, frames: tuple[int, ...]) -> Tensor:
+        """Reference latents ``[1, C, len(frames), h, w]`` of the frames asked for.
+
+        Raises:
+            ShapeError: A frame is past the end or was forgotten.
+        """
+        while self._encoded <= max(frames):
+            self._encode_next()
+        missing = [frame for frame in frames if frame not in self._latents]
+        if missing:
+            raise ShapeError(f"reference latents of frames {missing} are no longer held")
+        return torch.cat([self._latents[frame] for frame in frames], dim=2)
+
+    def forget_before(self, frame: int) -> None:
+        """Drop latents of frames below ``frame``, but never the anchor's."""
+        for index in [i for i in self._latents if 0 < i < frame]:
+            del self._latents[index]
+
+    def pixels(self, latent_frame: int) -> Tensor:
+        """Frames ``[1, 3, t, H, W]`` of the hybrid reference that one latent frame holds."""
+        if latent_frame == 0:
+            return self.photo
+        start = (latent_frame - 1) * self._time + 1
+        piece = self.motion_reference[start : start + self._time]
+        if len(piece) < self._time:
+            raise ShapeError(
+                f"latent frame {latent_frame} is past the end of a motion reference of "
+                f"{len(self.motion_reference)} frames"
+            )
+        height, width = self.photo.shape[-2:]
+        video = frames_to_video(piece).to(self.photo.device)
+        return resize_video(video, height, width, self.upsampling)
+
+    def _encode_next(self) -> None:
+        self._latents[self._encoded] = self._encoder.encode(self.pixels(self._encoded))
+        self._encoded += 1
+
+    def __repr__(self) -> str:
+        shape: Any = self.motion_reference.shape
+        return f"HybridReference({shape}, {self._encoded}/{self.num_latent_frames} encoded)"

@@ -1,0 +1,336 @@
+"""Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
+from swifti2v.errors import ShapeError
+from swifti2v.media import image_to_tensor, resize_video, video_to_frames
+from swifti2v.models.loading import Components, load_components, save_components
+from swifti2v.models.vae import StreamingDecoder
+from swifti2v.pipelines.conditions import ConditionEncoder
+from swifti2v.pipelines.progress import OnProgress, Stopwatch
+from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
+from swifti2v.pipelines.stage2 import Stage2Pipeline
+from swifti2v.pipelines.transition import HybridReference
+from swifti2v.segments import plan_segments
+from swifti2v.shapes import PixelShape
+
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOutput:
+    """One finished piece of the video."""
+
+    index: int
+    """Place in the clip, from 0."""
+    frames: Frames
+    """``[T, H, W, 3]`` uint8; the first segment brings the photo's own frame with it."""
+    latent_range: tuple[int, int]
+    """Latent frames generated, half open."""
+    seconds: float
+    """From the end of the segment before (or the start of the run) to the end of this one."""
+    latents: Tensor
+    """``[1, C, F, h, w]`` float32, for saving and resuming."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOutput:
+    """A whole clip."""
+
+    frames: Frames
+    """``[T, H, W, 3]`` uint8."""
+
+
+class SwiftI2VPipeline:
+    """The two stages of SwiftI2V and the encoders they share.
+
+    Args:
+        components: The models.
+        config: Default settings; a call may change any of them.
+
+    Example:
+        >>> pipe = SwiftI2VPipeline.from_pretrained("nano")
+        >>> video = pipe(image, "zoom in", num_frames=33, generator=1).frames
+    """
+
+    def __init__(self, components: Components, config: GenerationConfig) -> None:
+        self.components = components
+        self.config = config
+        self.stage1 = Stage1Pipeline(components.stage1_transformer, components.stage1_vae)
+        self.stage2 = Stage2Pipeline(components.stage2_transformer, components.stage2_vae)
+        self.encoder = ConditionEncoder(components)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> "SwiftI2VPipeline":
+        """Load both stages.
+
+        Args:
+            name: ``"nano"`` (ships with the package), ``"paper"`` (the 2K preset), a YAML preset,
+                a directory written by ``save_pretrained`` or a Hub id of one.
+            torch_dtype: Weights' type; by default bfloat16 on a GPU and float32 elsewhere.
+            device: By default the first GPU, else the CPU.
+
+        Raises:
+            LoadingError: Something is missing, damaged or does not match its configuration.
+            ConfigError: An unknown name or setting.
+        """
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
+        components, settings = load_components(name, dtype, target)
+        return cls(components, parse_config(GenerationConfig, settings, str(name)))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write every component in its own layout and ``model_index.json`` beside them."""
+        save_components(self.components, to_dict(self.config), Path(directory))
+
+    def configure(self, **changes: Any) -> GenerationConfig:
+        """Default settings with changes on top.
+
+        Args:
+            changes: Fields of ``GenerationConfig``, or for short: ``num_inference_steps``,
+                ``guidance_scale`` (both stages), ``segment_size``, ``context_size`` and
+                ``strength`` (Stage II). None keeps the default.
+
+        Raises:
+            ConfigError: An unknown name or a value out of range.
+        """
+        nested: dict[str, Any] = {}
+        for name, value in changes.items():
+            if value is None:
+                continue
+            if name in ("num_inference_steps", "guidance_scale"):
+                nested = merge(nested, {s: {"sampling": {name: value}} for s in ("stage1", "stage2")})
+            elif name in ("segment_size", "context_size"):
+                nested = merge(nested, {"stage2": {name: value}})
+            elif name == "strength":
+                nested = merge(nested, {"stage2": {"sampling": {name: value}}})
+            else:
+                nested = merge(nested, {name: value})
+        return parse_config(GenerationConfig, merge(to_dict(self.config), nested), "settings")
+
+    def require_fit(self, config: GenerationConfig, *, with_stage1: bool = True) -> None:
+        """Refuse sizes and frame counts that either stage cannot hold, before any work.
+
+        Raises:
+            ShapeError: Naming the nearest values that fit.
+        """
+        pixels = PixelShape(config.num_frames, config.height, config.width)
+        pixels.require_fit(self.stage2.scale)
+        if not with_stage1:
+            return
+        low = config.stage1.downscale
+        side = self.stage1.scale.side * low
+        for name, size in (("height", config.height), ("width", config.width)):
+            if size % side:
+                lower = max(1, size // side) * side
+                raise ShapeError(
+                    f"{name} {size} does not fit Stage I at 1/{low} of the size: it must be a "
+                    f"multiple of {side}; the nearest are {lower} and {lower + side}"
+                )
+
+    def __call__(
+        self,
+        image: Image.Image,
+        prompt: str,
+        *,
+        generator: torch.Generator | int = 0,
+        on_progress: OnProgress | None = None,
+        **changes: Any,
+    ) -> VideoOutput:
+        """Generate a whole clip; see ``stream`` for the arguments.
+
+        The clip is held in memory; for long or large ones use ``stream``.
+        """
+        segments = self.stream(
+            image, prompt, generator=generator, on_progress=on_progress, config=self.configure(**changes)
+        )
+        return VideoOutput(np.concatenate([segment.frames for segment in segments]))
+
+    def stream(
+        self,
+        image: Image.Image,
+        prompt: str,
+        *,
+        generator: torch.Generator | int = 0,
+        config: GenerationConfig | None = None,
+        on_progress: OnProgress | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Iterator[SegmentOutput]:
+        """Generate a clip and hand over each segment as soon as it is finished.
+
+        Args:
+            image: RGB photo of exactly ``config.width`` x ``config.height`` pixels.
+            prompt: What shall happen.
+            generator: Seed, or a generator whose initial seed is used; noise is drawn for each
+                latent frame from the seed and the frame's index.
+            config: Settings, by default the model's.
+            on_progress: Called between any two model calls; raising in it stops the run.
+            stopwatch: Takes the seconds of each stage.
+
+        Yields:
+            Segments in order. Nothing but the motion reference is held for the whole clip.
+
+        Raises:
+            ShapeError: Sizes that do not fit, before any work.
+            PromptError: The prompt is longer than the text encoder takes.
+            NumericalError: A model returned NaN or infinity.
+        """
+        config = config or self.config
+        self.require_fit(config)
+        stopwatch = stopwatch or Stopwatch()
+        conditions = self.encode(image, prompt, config, stopwatch)
+        motion_reference = self.generate_motion_reference(
+            image, conditions, generator, config, on_progress, stopwatch
+        )
+        yield from self.synthesize(
+            motion_reference, image, conditions, generator, config,
+            on_progress=on_progress, stopwatch=stopwatch,
+        )
+
+    def refine(
+        self,
+        motion_reference: Frames,
+        image: Image.Image,
+        prompt: str,
+        *,
+        generator: torch.Generator | int = 0,
+        config: GenerationConfig | None = None,
+        on_progress: OnProgress | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Iterator[SegmentOutput]:
+        """Stage II over the user's own low-resolution clip instead of Stage I's.
+
+        Args:
+            motion_reference: ``[T, h, w, 3]`` uint8 of the image's aspect; T sets the length.
+            image: See ``stream``; what the clip's first frame shows, in full detail.
+            prompt: See ``stream``.
+            generator: See ``stream``.
+            config: See ``stream``; its ``num_frames`` must be T.
+            on_progress: See ``stream``.
+            stopwatch: See ``stream``.
+        """
+        config = config or self.configure(num_frames=len(motion_reference))
+        if config.num_frames != len(motion_reference):
+            raise ShapeError(
+                f"num_frames is {config.num_frames}, but the motion reference has "
+                f"{len(motion_reference)} frames"
+            )
+        self.require_fit(config, with_stage1=False)
+        conditions = self.encode(image, prompt, config, stopwatch or Stopwatch())
+        yield from self.synthesize(
+            motion_reference, image, conditions, generator, config,
+            on_progress=on_progress, stopwatch=stopwatch,
+        )
+
+    def encode(
+        self, image: Image.Image, prompt: str, config: GenerationConfig, stopwatch: Stopwatch
+    ) -> Conditions:
+        """Text and image embeddings of a run."""
+        with stopwatch.measure("text"):
+            guided = max(
+                config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale
+            ) > 1
+            return self.encoder(image, prompt, config.negative_prompt if guided else None)
+
+    def generate_motion_reference(
+        self,
+        image: Image.Image,
+        conditions: Conditions,
+        generator: torch.Generator | int,
+        config: GenerationConfig,
+        on_progress: OnProgress | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Frames:
+        """Stage I alone: ``[T, h, w, 3]`` uint8 at 1/downscale of the output size."""
+        with (stopwatch or Stopwatch()).measure("stage1"), torch.inference_mode():
+            low = config.stage1.downscale
+            photo = self._photo(image, config)
+            small = resize_video(photo, config.height // low, config.width // low, "area")
+            video = self.stage1(
+                small, conditions, config.num_frames, _seed(generator), config.stage1, on_progress
+            )
+            return video_to_frames(video)
+
+    def synthesize(
+        self,
+        motion_reference: Frames,
+        image: Image.Image,
+        conditions: Conditions,
+        generator: torch.Generator | int,
+        config: GenerationConfig,
+        *,
+        finished: Mapping[int, Tensor] | None = None,
+        on_progress: OnProgress | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> Iterator[SegmentOutput]:
+        """Stage II alone, from a motion reference; ``finished`` continues a stopped run."""
+        stopwatch = stopwatch or Stopwatch()
+        photo = self._photo(image, config)
+        reference = HybridReference(
+            motion_reference,
+            photo,
+            self.components.stage2_vae,
+            config.stage2.upsampling,
+            config.stage2.vae_tile,
+        )
+        decoder = StreamingDecoder(self.components.stage2_vae, tile=config.stage2.vae_tile)
+        segments = self.stage2.stream(
+            reference, conditions, _seed(generator), config.stage2, finished, on_progress, stopwatch
+        )
+        since = 0.0
+        while True:
+            # Entered and left around each segment: a generator must not keep inference mode
+            # switched on while its caller runs.
+            with torch.inference_mode():
+                done = next(segments, None)
+                if done is None:
+                    return
+                with stopwatch.measure("decode"):
+                    latents = done.latents
+                    if done.segment.index == 0:
+                        latents = torch.cat([reference.latents((0,)), latents], dim=2)
+                    frames = video_to_frames(decoder.decode(latents))
+            now = stopwatch.total()
+            yield SegmentOutput(
+                done.segment.index, frames, done.segment.latent_range, now - since, done.latents
+            )
+            since = now
+
+    def plan(self, config: GenerationConfig) -> list[tuple[int, int]]:
+        """Latent ranges of the segments a run will make."""
+        time = self.stage2.scale.time
+        segments = plan_segments(
+            (config.num_frames - 1) // time + 1,
+            config.stage2.segment_size,
+            config.stage2.context_size,
+        )
+        return [segment.latent_range for segment in segments]
+
+    def _photo(self, image: Image.Image, config: GenerationConfig) -> Tensor:
+        if image.size != (config.width, config.height):
+            raise ShapeError(
+                f"the image is {image.width}x{image.height}, the output "
+                f"{config.width}x{config.height}; fit it first (swifti2v.media.fit_image)"
+            )
+        return image_to_tensor(image).to(self.components.device)
+
+
+def _seed(generator: torch.Generator | int) -> int:
+    return generator if isinstance(generator, int) else generator.initial_seed()

@@ -1,0 +1,162 @@
+"""Flow-matching sampling: noise schedules, what a model's output means, one denoising loop."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from swifti2v.errors import ConfigError, NumericalError, ShapeError
+
+Parameterization = Literal["velocity", "reference_residual"]
+"""What a model predicts; ``to_velocity`` turns it into a velocity."""
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N, h, w]``."""
+
+FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
+"""Unshifted noise levels of the step-distilled LoRAs (LightX2V's 4-step schedule)."""
+
+
+def shift_sigma(sigma: float, shift: float) -> float:
+    """Move a noise level towards 1: ``shift * s / (1 + (shift - 1) * s)``."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def plan_sigmas(num_inference_steps: int, shift: float = 5.0, strength: float = 1.0) -> list[float]:
+    """Noise levels of a run, from the first one down to 0.
+
+    The unshifted levels are ``1, 1 - 1/S, ..., 1/S``: with S = 4 the grid of the step-distilled
+    LoRAs (1, .9375, .8333, .625 at shift 5), with 20 to 50 steps the plain shifted schedule.
+
+    Args:
+        num_inference_steps: S, model calls of a full run.
+        shift: Flow shift; 5 for Wan at 480P with a few-step LoRA, 1 means none.
+        strength: Part of the unshifted schedule to run, in (0, 1]: below 1 the run starts from a
+            noised reference, at the level ``shift_sigma(strength, shift)``, with as many of the
+            S steps as that part holds (at least one).
+
+    Returns:
+        ``S' + 1`` falling levels, the last one 0; no unit.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    if num_inference_steps < 1:
+        raise ConfigError(f"num_inference_steps is {num_inference_steps}; it must be at least 1")
+    if shift <= 0:
+        raise ConfigError(f"shift is {shift}; it must be above 0")
+    if not 0 < strength <= 1:
+        raise ConfigError(f"strength is {strength}; it must be in (0, 1]")
+    steps = max(1, round(num_inference_steps * strength))
+    grid = [strength * (1 - step / steps) for step in range(steps)]
+    return [*(shift_sigma(level, shift) for level in grid), 0.0]
+
+
+def to_velocity(
+    output: Tensor,
+    latents: Tensor,
+    reference: Tensor,
+    sigma: Tensor,
+    parameterization: Parameterization,
+) -> Tensor:
+    """Turn a model's output into the velocity (noise minus data).
+
+    Args:
+        output: ``[B, C, N, h, w]``, what the model returned.
+        latents: ``[B, C, N, h, w]``, the noisy latents it was given.
+        reference: ``[B, C, N, h, w]``, the reference latents it was given.
+        sigma: ``[B, N]`` noise level of each frame; where it is 0 the velocity is 0.
+        parameterization: ``velocity``: the output as it is. ``reference_residual``: the clean
+            latents are ``reference + output`` and the velocity is ``(latents - clean) / sigma``.
+
+    Returns:
+        ``[B, C, N, h, w]``.
+    """
+    level = sigma[:, None, :, None, None].to(latents.dtype)
+    if parameterization == "velocity":
+        return output
+    if parameterization == "reference_residual":
+        velocity = (latents - reference - output) / level.clamp(min=1e-6)
+        return torch.where(level > 0, velocity, torch.zeros_like(velocity))
+    raise ConfigError(
+        f"parameterization is {parameterization!r}; known are 'velocity', 'reference_residual'"
+    )
+
+
+def denoise(
+    velocity: Velocity,
+    latents: Tensor,
+    is_target: Sequence[bool],
+    sigmas: Sequence[float],
+    on_step: Callable[[int, Tensor], None] | None = None,
+    where: str = "model",
+) -> Tensor:
+    """Denoise the target frames of a window with flow-matching Euler steps.
+
+    All frames reach the model, but only target frames change: the others stay exactly as given
+    and reach it with sigma 0.
+
+    Args:
+        velocity: The model, see ``Velocity``.
+        latents: ``[B, C, N, h, w]`` float32; target frames at the level ``sigmas[0]``.
+        is_target: N flags.
+        sigmas: ``S + 1`` levels falling to 0, see ``plan_sigmas``.
+        on_step: Called after each step with its number and the latents; may raise to stop.
+        where: Named in the error if the model fails.
+
+    Returns:
+        ``[B, C, N, h, w]`` with clean target frames; ``latents`` is not changed.
+
+    Raises:
+        ShapeError: ``is_target`` does not count the window's frames.
+        NumericalError: The model returned NaN or infinity.
+
+    Source:
+        SwiftI2V, arXiv:2605.06356, section 3.2 (bidirectional contextual interaction).
+    """
+    if len(is_target) != latents.shape[2]:
+        raise ShapeError(f"{len(is_target)} flags for a window of {latents.shape[2]} frames")
+    mask = torch.tensor(list(is_target), device=latents.device)
+    latents = latents.clone()
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        sigma_per_frame = (sigma * mask.to(torch.float32)).expand(latents.shape[0], -1)
+        prediction = velocity(latents, sigma_per_frame)[:, :, mask].float()
+        if not torch.isfinite(prediction).all():
+            raise NumericalError(f"{where} returned NaN or infinity at step {step + 1}")
+        latents[:, :, mask] += (sigma_next - sigma) * prediction
+        if on_step is not None:
+            on_step(step, latents)
+    return latents
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Latents at a noise level: ``(1 - sigma) * clean + sigma * noise``."""
+    return (1 - sigma) * clean + sigma * noise
+
+
+def draw_noise(
+    shape: tuple[int, int, int], frames: Sequence[int], seed: int, device: torch.device | str
+) -> Tensor:
+    """Standard normal noise drawn frame by frame, each from the seed and its own index.
+
+    A longer clip therefore starts like a shorter one, and neither the segment size nor a resumed
+    run changes any value. Drawn on the CPU, so the device does not matter either.
+
+    Args:
+        shape: Channels, height and width of one latent frame.
+        frames: Latent frame indices.
+        seed: Any integer.
+        device: Where the result goes.
+
+    Returns:
+        ``[1, C, len(frames), h, w]`` float32.
+    """
+    drawn = []
+    for frame in frames:
+        # Two odd constants keep neighbouring seeds and frames apart (splitmix64 increments).
+        mixed = (seed * 0x9E3779B97F4A7C15 + frame * 0xBF58476D1CE4E5B9) % 2**63
+        generator = torch.Generator().manual_seed(mixed)
+        drawn.append(torch.randn(shape, generator=generator))
+    return torch.stack(drawn, dim=1)[None].to(device)

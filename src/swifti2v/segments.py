@@ -1,0 +1,69 @@
+"""Conditional Segment-wise Generation as integers: which latent frames a segment reads and writes."""
+
+from dataclasses import dataclass
+
+from swifti2v.errors import ShapeError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One step of the segment-wise loop; every number is a 0-based latent frame index."""
+
+    index: int
+    """Place of this segment in the clip, from 0."""
+    context: tuple[int, ...]
+    """Finished frames right before the target, without the anchor; may be empty."""
+    target: tuple[int, ...]
+    """The frames this segment generates, in temporal order."""
+
+    @property
+    def anchor(self) -> int:
+        """The frame that holds the encoded input image: always 0."""
+        return 0
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Anchor, context and target in temporal order: all that the transformer sees."""
+        return (self.anchor, *self.context, *self.target)
+
+    @property
+    def latent_range(self) -> tuple[int, int]:
+        """The target as a half-open range ``(start, stop)``."""
+        return self.target[0], self.target[-1] + 1
+
+
+def plan_segments(
+    num_latent_frames: int, segment_size: int = 3, context_size: int = 1
+) -> list[Segment]:
+    """Cut latent frames ``1 .. F-1`` into consecutive segments.
+
+    Args:
+        num_latent_frames: F, the anchor included; at least 1. F = 1 gives no segment.
+        segment_size: M, frames a segment generates; the last segment takes what is left.
+        context_size: N, finished frames it sees besides the anchor; fewer at the start.
+
+    Returns:
+        The segments in the order in which they are generated. Their targets partition
+        ``1 .. F-1``; a window holds at most ``1 + N + M`` frames.
+
+    Raises:
+        ShapeError: F or M below 1, or N below 0.
+
+    Source:
+        SwiftI2V, arXiv:2605.06356, section 3.2; M = 3 and N = 1 from the project page.
+    """
+    if num_latent_frames < 1:
+        raise ShapeError(f"num_latent_frames is {num_latent_frames}; it must be at least 1")
+    if segment_size < 1:
+        raise ShapeError(f"segment_size is {segment_size}; it must be at least 1")
+    if context_size < 0:
+        raise ShapeError(f"context_size is {context_size}; it must be at least 0")
+    starts = range(1, num_latent_frames, segment_size)
+    return [
+        Segment(
+            index=index,
+            context=tuple(range(max(1, start - context_size), start)),
+            target=tuple(range(start, min(start + segment_size, num_latent_frames))),
+        )
+        for index, start in enumerate(starts)
+    ]

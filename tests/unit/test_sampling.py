@@ -1,0 +1,124 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swifti2v.errors import ConfigError, NumericalError, ShapeError
+from swifti2v.sampling import (
+    FEW_STEP_GRID,
+    add_noise,
+    denoise,
+    draw_noise,
+    plan_sigmas,
+    shift_sigma,
+    to_velocity,
+)
+
+
+def test_four_steps_are_the_grid_of_the_distilled_loras():
+    assert plan_sigmas(4, shift=5.0) == pytest.approx([1, 0.9375, 0.833333, 0.625, 0], abs=1e-6)
+    assert plan_sigmas(4)[:-1] == [shift_sigma(s, 5.0) for s in FEW_STEP_GRID]
+
+
+def test_diffusers_default_grid_is_another_one_and_its_explicit_one_is_ours():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    scheduler.set_timesteps(sigmas=list(FEW_STEP_GRID))
+    assert scheduler.sigmas.tolist() == pytest.approx(plan_sigmas(4), abs=1e-6)
+    scheduler.set_timesteps(4)
+    assert abs(scheduler.sigmas[3].item() - 0.625) > 0.5
+
+
+def test_strength_starts_at_the_level_vibe_uses():
+    assert plan_sigmas(50, shift=5.0, strength=0.7)[0] == pytest.approx(0.921, abs=5e-4)
+
+
+@given(st.integers(1, 60), st.floats(0.5, 12), st.floats(0.01, 1))
+def test_sigmas_fall_strictly_to_zero(steps, shift, strength):
+    sigmas = plan_sigmas(steps, shift, strength)
+    assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert sigmas[0] <= 1
+    assert sigmas[-1] == 0
+    assert 2 <= len(sigmas) <= steps + 1
+
+
+@pytest.mark.parametrize("bad", [{"num_inference_steps": 0}, {"shift": 0}, {"strength": 0}])
+def test_values_out_of_range_are_named(bad):
+    (name,) = bad
+    with pytest.raises(ConfigError, match=name):
+        plan_sigmas(**({"num_inference_steps": 4} | bad))
+
+
+def test_a_perfect_model_is_followed_to_the_data_in_any_number_of_steps():
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 1, 3, 4, 2, 2)
+    for steps in (1, 4, 9):
+        result = denoise(lambda x, s: noise - clean, noise, [True] * 4, plan_sigmas(steps))
+        torch.testing.assert_close(result, clean, atol=1e-5, rtol=0)
+
+
+def test_given_frames_reach_the_model_bit_identical_with_sigma_zero_and_are_never_written():
+    torch.manual_seed(0)
+    latents = torch.randn(1, 3, 5, 2, 2)
+    before = latents.clone()
+    target = [False, False, True, True, True]
+    seen = []
+
+    def velocity(x, sigma):
+        seen.append(sigma.tolist())
+        assert torch.equal(x[:, :, :2], before[:, :, :2])
+        return torch.randn_like(x)
+
+    result = denoise(velocity, latents, target, plan_sigmas(4))
+    assert torch.equal(latents, before)
+    assert torch.equal(result[:, :, :2], before[:, :, :2])
+    assert not torch.equal(result[:, :, 2:], before[:, :, 2:])
+    assert [s[0][:2] for s in seen] == [[0, 0]] * 4
+    assert [s[0][2] for s in seen] == pytest.approx(plan_sigmas(4)[:-1])
+
+
+def test_nan_from_the_model_names_place_and_step():
+    def velocity(x, sigma):
+        return x / 0 if sigma.max() < 0.9 else x
+
+    with pytest.raises(NumericalError, match=r"Stage II, segment 2 .* step 3"):
+        denoise(velocity, torch.ones(1, 1, 2, 1, 1), [True] * 2, plan_sigmas(4), where="Stage II, segment 2")
+
+
+def test_flags_must_count_the_frames():
+    with pytest.raises(ShapeError, match="2 flags for a window of 3"):
+        denoise(lambda x, s: x, torch.zeros(1, 1, 3, 1, 1), [True, True], [1, 0])
+
+
+def test_both_parameterizations_describe_the_same_velocity():
+    torch.manual_seed(0)
+    clean, noise, reference = torch.randn(3, 2, 4, 3, 2, 2)
+    sigma = torch.tensor([[0.0, 0.5, 0.9], [0.0, 1.0, 0.7]])
+    noisy = torch.lerp(clean, noise, sigma[:, None, :, None, None])
+    velocity = to_velocity(clean - reference, noisy, reference, sigma, "reference_residual")
+    expected = torch.where(sigma[:, None, :, None, None] > 0, noise - clean, 0)
+    torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
+    assert to_velocity(clean, noisy, reference, sigma, "velocity") is clean
+
+
+@given(st.integers(0, 2**40), st.lists(st.integers(0, 500), min_size=1, max_size=6, unique=True))
+def test_noise_depends_on_seed_and_frame_only(seed, frames):
+    together = draw_noise((2, 3, 3), frames, seed, "cpu")
+    for place, frame in enumerate(frames):
+        assert torch.equal(together[:, :, place], draw_noise((2, 3, 3), [frame], seed, "cpu")[:, :, 0])
+    other = draw_noise((2, 3, 3), frames, seed + 1, "cpu")
+    assert not torch.equal(together, other)
+
+
+def test_noise_is_standard_normal_and_frames_are_independent():
+    noise = draw_noise((16, 32, 32), range(8), 3, "cpu")[0].flatten(2).transpose(0, 1).flatten(1)
+    assert abs(noise.mean().item()) < 0.01  # 131,072 values: six standard errors
+    assert abs(noise.std().item() - 1) < 0.01
+    correlation = torch.corrcoef(noise) - torch.eye(8)
+    assert correlation.abs().max() < 0.05  # 16,384 values each: six standard errors
+
+
+def test_noised_latents_are_a_straight_line():
+    clean, noise = torch.zeros(1), torch.ones(1)
+    assert add_noise(clean, noise, 0.25).item() == 0.25

@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swifti2v import plan_segments
+from swifti2v.errors import ShapeError
+
+
+@given(st.integers(1, 200), st.integers(1, 30), st.integers(0, 30))
+def test_targets_partition_all_frames_but_the_anchor_in_order(frames, size, context):
+    segments = plan_segments(frames, size, context)
+    assert [t for s in segments for t in s.target] == list(range(1, frames))
+    assert [s.index for s in segments] == list(range(len(segments)))
+
+
+@given(st.integers(2, 200), st.integers(1, 30), st.integers(0, 30))
+def test_windows_are_sorted_unique_bounded_and_start_with_the_anchor(frames, size, context):
+    for segment in plan_segments(frames, size, context):
+        window = segment.window
+        assert list(window) == sorted(set(window))
+        assert window[0] == segment.anchor == 0
+        assert len(window) <= 1 + context + size
+        assert window == (0, *segment.context, *segment.target)
+
+
+@given(st.integers(2, 200), st.integers(1, 30), st.integers(0, 30))
+def test_context_is_the_last_finished_frames_without_the_anchor(frames, size, context):
+    for segment in plan_segments(frames, size, context):
+        start, stop = segment.latent_range
+        assert segment.context == tuple(range(max(1, start - context), start))
+        assert segment.target == tuple(range(start, stop))
+
+
+def test_the_paper_setting_makes_seven_segments_of_81_frames():
+    segments = plan_segments(21, 3, 1)
+    assert [s.latent_range for s in segments] == [
+        (1, 4), (4, 7), (7, 10), (10, 13), (13, 16), (16, 19), (19, 21),
+    ]  # fmt: skip
+    assert [len(s.window) for s in segments] == [4, 5, 5, 5, 5, 5, 4]
+
+
+def test_a_single_frame_needs_no_segment():
+    assert plan_segments(1) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [((0, 3, 1), "num_latent_frames"), ((5, 0, 1), "segment_size"), ((5, 3, -1), "context_size")],
+)
+def test_impossible_plans_name_the_argument(arguments, word):
+    with pytest.raises(ShapeError, match=word):
+        plan_segments(*arguments)
