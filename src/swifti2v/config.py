@@ -53,8 +53,9 @@ class Stage1Config:
 
     downscale: int = 4
     """Output size divided by Stage I size: 2560x1408 gives 640x352."""
-    condition: Literal["zeros", "image"] = "zeros"
-    """What follows the image in the condition video: grey frames (Wan2.1) or the image again."""
+    condition: Literal["zeros", "chart"] = "zeros"
+    """What follows the image in the condition video: grey frames (Wan2.1), or a colour chart of
+    place and time, for a VAE whose latents do not show where a frame ends."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:

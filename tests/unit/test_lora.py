@@ -2,13 +2,15 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
+from diffusers.loaders import lora_conversion_utils
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -17,6 +19,8 @@ from swifti2v.errors import InputError, LoadingError
 from swifti2v.models.lora import merge_lora, parse_lora_argument
 
 RANK = 3
+State = dict[str, torch.Tensor]
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
 ORIGINAL = [  # diffusers -> original Wan, in this order
     (r"^condition_embedder\.text_embedder\.linear_1", "text_embedding.0"),
     (r"^condition_embedder\.text_embedder\.linear_2", "text_embedding.2"),
@@ -42,27 +46,23 @@ ORIGINAL = [  # diffusers -> original Wan, in this order
 ]
 
 
-def original(name):
+convert_lora: Any = lora_conversion_utils._convert_non_diffusers_wan_lora_to_diffusers
+
+
+def original(name: str) -> str:
     for pattern, replacement in ORIGINAL:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def tiny_transformer(seed=0):
+def tiny_transformer(seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        image_dim=10,
-        added_kv_proj_dim=24,
-    )
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+        "text_dim": 8, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2, "image_dim": 10,
+        "added_kv_proj_dim": 24, "patch_size": (1, 2, 2),
+    }  # fmt: skip
+    model = WanTransformer3DModel(**sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -70,7 +70,7 @@ def tiny_transformer(seed=0):
 
 
 @torch.no_grad()
-def forward(model):
+def forward(model: Any) -> Any:
     generator = torch.Generator().manual_seed(7)
     return model(
         hidden_states=torch.randn(1, 4, 2, 4, 4, generator=generator),
@@ -80,11 +80,11 @@ def forward(model):
     ).sample
 
 
-def weights(model):
+def weights(model: Any) -> State:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def make_pairs(model, seed=1):
+def make_pairs(model: Any, seed: int = 1) -> Pairs:
     """Every linear and convolutional layer -> random (up, down)."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -96,45 +96,26 @@ def make_pairs(model, seed=1):
     return pairs
 
 
-def delta(up, down):
+def delta(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return torch.einsum("or,r...->o...", up.flatten(1), down)
 
 
-def peft_key(name, side):
-    return f"transformer.{name}.lora_{'BA'[side]}.weight"
-
-
-def bare_peft_key(name, side):
-    return f"{name}.lora_{'BA'[side]}.weight"
-
-
-def comfy_key(name, side):
-    return f"diffusion_model.{original(name)}.lora_{('up', 'down')[side]}.weight"
-
-
-def comfy_ab_key(name, side):
-    return f"diffusion_model.{original(name)}.lora_{'BA'[side]}.weight"
-
-
-def diffsynth_key(name, side):
-    return f"{original(name)}.lora_{'BA'[side]}.default.weight"
-
-
-def kohya_key(name, side):
-    return f"lora_unet_{original(name).replace('.', '_')}.lora_{('up', 'down')[side]}.weight"
-
-
-FAMILIES = {
-    "peft": peft_key,
-    "bare peft": bare_peft_key,
-    "original": comfy_key,
-    "original ab": comfy_ab_key,
-    "diffsynth": diffsynth_key,
-    "kohya": kohya_key,
+# side 0 is up (B), side 1 is down (A)
+FAMILIES: dict[str, Callable[[str, int], str]] = {
+    "peft": lambda name, side: f"transformer.{name}.lora_{'BA'[side]}.weight",
+    "bare peft": lambda name, side: f"{name}.lora_{'BA'[side]}.weight",
+    "original": lambda name, side: (
+        f"diffusion_model.{original(name)}.lora_{('up', 'down')[side]}.weight"
+    ),
+    "original ab": lambda name, side: f"diffusion_model.{original(name)}.lora_{'BA'[side]}.weight",
+    "diffsynth": lambda name, side: f"{original(name)}.lora_{'BA'[side]}.default.weight",
+    "kohya": lambda name, side: (
+        f"lora_unet_{original(name).replace('.', '_')}.lora_{('up', 'down')[side]}.weight"
+    ),
 }
 
 
-def pair_file(family, pairs, alpha=None):
+def pair_file(family: str, pairs: Pairs, alpha: float | None = None) -> State:
     key = FAMILIES[family]
     tensors = {key(name, side): pair[side] for name, pair in pairs.items() for side in (0, 1)}
     if alpha is not None:
@@ -143,7 +124,7 @@ def pair_file(family, pairs, alpha=None):
     return tensors
 
 
-def lightx2v_file(model, pairs, seed=2):
+def lightx2v_file(model: Any, pairs: Pairs, seed: int = 2) -> tuple[State, State]:
     """Pairs of the blocks' linear layers and full differences of everything else in use."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {name: pair for name, pair in pairs.items() if name.startswith("blocks.")}
@@ -163,7 +144,7 @@ def lightx2v_file(model, pairs, seed=2):
     return tensors, deltas
 
 
-def assert_merged(model, before, deltas, factor=1.0):
+def assert_merged(model: Any, before: State, deltas: State, factor: float = 1.0) -> None:
     for name, tensor in model.state_dict().items():
         expected = before[name] + factor * deltas.get(name, torch.zeros(()))
         torch.testing.assert_close(tensor, expected, atol=2e-6, rtol=2e-6, msg=name)
@@ -171,7 +152,9 @@ def assert_merged(model, before, deltas, factor=1.0):
 
 @pytest.mark.parametrize("alpha", [None, 1.5])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_family_adds_the_product_of_its_pairs_to_every_layer(tmp_path, family, alpha):
+def test_each_family_adds_the_product_of_its_pairs_to_every_layer(
+    tmp_path: Path, family: str, alpha: float | None
+) -> None:
     model = tiny_transformer()
     before, pairs = weights(model), make_pairs(model)
     tensors = pair_file(family, pairs, alpha)
@@ -184,7 +167,9 @@ def test_each_family_adds_the_product_of_its_pairs_to_every_layer(tmp_path, fami
     assert report.skipped == ()
 
 
-def test_lightx2v_file_changes_every_parameter_and_reports_it(tmp_path, caplog):
+def test_lightx2v_file_changes_every_parameter_and_reports_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny_transformer()
     before = weights(model)
     tensors, deltas = lightx2v_file(model, make_pairs(model))
@@ -198,7 +183,7 @@ def test_lightx2v_file_changes_every_parameter_and_reports_it(tmp_path, caplog):
     assert report.metadata["swifti2v_base"] == "abc"
 
 
-def test_output_equals_the_model_with_all_deltas_where_diffusers_own_loader_drops_some():
+def test_output_equals_the_model_with_all_deltas_where_diffusers_own_loader_drops_some() -> None:
     model = tiny_transformer()
     tensors, deltas = lightx2v_file(model, make_pairs(model))
     embedding = ("diffusion_model.text_", "diffusion_model.time_")  # no full weights in diffusers
@@ -214,7 +199,7 @@ def test_output_equals_the_model_with_all_deltas_where_diffusers_own_loader_drop
     torch.testing.assert_close(forward(model), forward(wanted), atol=1e-4, rtol=1e-4)
 
     theirs = tiny_transformer()
-    converted = _convert_non_diffusers_wan_lora_to_diffusers(dict(kept))
+    converted = convert_lora(dict(kept))
     theirs.load_lora_adapter(converted, prefix="transformer")
     lost = {key for key in kept if re.search(r"norm.*\.diff|diff_m$|patch_embedding|img_emb", key)}
     assert len(converted) == len(kept) - len(lost)
@@ -222,19 +207,19 @@ def test_output_equals_the_model_with_all_deltas_where_diffusers_own_loader_drop
     assert error > 0.1
 
 
-def test_pairs_alone_give_what_diffusers_own_loader_gives():
+def test_pairs_alone_give_what_diffusers_own_loader_gives() -> None:
     model, theirs = tiny_transformer(), tiny_transformer()
     pairs = {n: p for n, p in make_pairs(model).items() if n.startswith("blocks.")}
     tensors = pair_file("original", pairs, alpha=2)
     merge_lora(model, tensors)
-    converted = _convert_non_diffusers_wan_lora_to_diffusers(tensors)  # scales tensors in place
+    converted = convert_lora(tensors)  # scales tensors in place
     theirs.load_lora_adapter(converted, prefix="transformer")
     torch.testing.assert_close(forward(model), forward(theirs), atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.floats(-2, 2), st.floats(-2, 2))
-def test_strengths_add_up(first, second):
+def test_strengths_add_up(first: float, second: float) -> None:
     twice, once = tiny_transformer(), tiny_transformer()
     tensors = pair_file("kohya", make_pairs(once))
     merge_lora(twice, tensors, first)
@@ -243,7 +228,7 @@ def test_strengths_add_up(first, second):
     torch.testing.assert_close(twice.state_dict(), once.state_dict(), atol=5e-6, rtol=1e-5)
 
 
-def test_several_loras_compose_in_any_order():
+def test_several_loras_compose_in_any_order() -> None:
     forth, back = tiny_transformer(), tiny_transformer()
     first = pair_file("diffsynth", make_pairs(forth, 1))
     second, _ = lightx2v_file(forth, make_pairs(forth, 2))
@@ -253,7 +238,7 @@ def test_several_loras_compose_in_any_order():
     torch.testing.assert_close(forth.state_dict(), back.state_dict(), atol=5e-6, rtol=1e-5)
 
 
-def test_strength_zero_checks_the_file_and_changes_no_bit():
+def test_strength_zero_checks_the_file_and_changes_no_bit() -> None:
     model = tiny_transformer()
     before = weights(model)
     tensors = pair_file("peft", make_pairs(model))
@@ -263,7 +248,7 @@ def test_strength_zero_checks_the_file_and_changes_no_bit():
         merge_lora(model, tensors | {"transformer.blocks.9.x.diff": torch.ones(1)}, 0.0)
 
 
-def test_low_precision_weights_are_summed_in_float32_and_rounded_once():
+def test_low_precision_weights_are_summed_in_float32_and_rounded_once() -> None:
     model = tiny_transformer().to(torch.bfloat16)
     before, pairs = weights(model), make_pairs(model)
     merge_lora(model, pair_file("diffsynth", pairs))
@@ -275,11 +260,16 @@ def test_low_precision_weights_are_summed_in_float32_and_rounded_once():
         torch.testing.assert_close(merged.float(), exact, atol=1e-5, rtol=2**-8)
 
 
-def peft_config(**changes):
-    options = {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "ffn.net.2"]}
+def peft_config(**changes: Any) -> peft.LoraConfig:
+    options: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ["to_q", "to_k", "ffn.net.2"],
+    }
     return peft.LoraConfig(**options | {"init_lora_weights": False} | changes)
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape")  # lora_bias is 1-D by nature
 @pytest.mark.parametrize(
     "changes",
     [
@@ -290,7 +280,9 @@ def peft_config(**changes):
     ],
 )
 @pytest.mark.parametrize("writer", ["diffusers", "peft"])
-def test_adapter_saved_by_diffusers_or_peft_merges_to_the_same_output(tmp_path, writer, changes):
+def test_adapter_saved_by_diffusers_or_peft_merges_to_the_same_output(
+    tmp_path: Path, writer: str, changes: Any
+) -> None:
     model, trained = tiny_transformer(), tiny_transformer()
     torch.manual_seed(5)
     if writer == "diffusers":
@@ -298,14 +290,14 @@ def test_adapter_saved_by_diffusers_or_peft_merges_to_the_same_output(tmp_path, 
         trained.save_lora_adapter(tmp_path)
     else:
         trained = peft.get_peft_model(trained, peft_config(**changes))
-        trained.save_pretrained(tmp_path)
+        trained.save_pretrained(str(tmp_path))
     report = merge_lora(model, tmp_path)
     assert report.format == "peft"
     torch.testing.assert_close(forward(model), forward(trained), atol=1e-4, rtol=1e-4)
     assert (forward(model) - forward(tiny_transformer())).abs().max() > 1e-2
 
 
-def test_pipeline_style_metadata_with_a_transformer_prefix_sets_alpha(tmp_path):
+def test_pipeline_style_metadata_with_a_transformer_prefix_sets_alpha(tmp_path: Path) -> None:
     model = tiny_transformer()
     before, pairs = weights(model), make_pairs(model)
     config = json.dumps({"transformer.r": RANK, "transformer.lora_alpha": 6})
@@ -315,7 +307,7 @@ def test_pipeline_style_metadata_with_a_transformer_prefix_sets_alpha(tmp_path):
     assert_merged(model, before, {f"{n}.weight": delta(*p) for n, p in pairs.items()}, 6 / RANK)
 
 
-def refusals():
+def refusals() -> dict[str, tuple[State, str]]:
     pairs = make_pairs(tiny_transformer())
     good = pair_file("original", pairs)
     key = "diffusion_model.blocks.1.self_attn.q"
@@ -334,7 +326,7 @@ def refusals():
 
 
 @pytest.mark.parametrize("case", refusals())
-def test_a_key_that_does_not_fit_refuses_the_file_and_leaves_the_model_untouched(case):
+def test_a_key_that_does_not_fit_refuses_the_file_and_leaves_the_model_untouched(case: str) -> None:
     model = tiny_transformer()
     before = weights(model)
     tensors, message = refusals()[case]
@@ -345,7 +337,7 @@ def test_a_key_that_does_not_fit_refuses_the_file_and_leaves_the_model_untouched
 
 
 @pytest.mark.parametrize("case", refusals())
-def test_partial_merges_all_other_layers_and_lists_what_it_skipped(case):
+def test_partial_merges_all_other_layers_and_lists_what_it_skipped(case: str) -> None:
     model = tiny_transformer()
     before, pairs = weights(model), make_pairs(model)
     tensors, message = refusals()[case]
@@ -358,7 +350,7 @@ def test_partial_merges_all_other_layers_and_lists_what_it_skipped(case):
     assert_merged(model, before, {n: delta(*pairs[n.removesuffix(".weight")]) for n in changed})
 
 
-def test_a_file_that_matches_nothing_is_refused_even_if_partial_is_allowed():
+def test_a_file_that_matches_nothing_is_refused_even_if_partial_is_allowed() -> None:
     tensors = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(2, 2)}
     with pytest.raises(LoadingError, match="0 of 1 keys match"):
         merge_lora(tiny_transformer(), tensors, allow_partial=True)
@@ -366,7 +358,7 @@ def test_a_file_that_matches_nothing_is_refused_even_if_partial_is_allowed():
         merge_lora(tiny_transformer(), {}, allow_partial=True)
 
 
-def test_values_and_models_that_cannot_be_merged_are_refused(tmp_path):
+def test_values_and_models_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
     model = tiny_transformer()
     before, tensors = weights(model), pair_file("peft", make_pairs(model))
     key = next(iter(tensors))
@@ -391,7 +383,7 @@ def test_values_and_models_that_cannot_be_merged_are_refused(tmp_path):
 
 
 @given(st.floats(-4, 4), st.sampled_from(["a.safetensors", "d/b c.pt", "C:/x/y.safetensors"]))
-def test_lora_argument_reads_back(strength, path):
+def test_lora_argument_reads_back(strength: float, path: str) -> None:
     assert parse_lora_argument(f"{path}:{strength!r}") == (Path(path), strength)
     assert parse_lora_argument(path) == (Path(path), 1.0)
 
@@ -399,6 +391,6 @@ def test_lora_argument_reads_back(strength, path):
 @pytest.mark.parametrize(
     "text", ["", ":0.5", "a.safetensors:", "a.safetensors:x", "a:nan", "a:inf"]
 )
-def test_unreadable_lora_argument_is_refused(text):
+def test_unreadable_lora_argument_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=re.escape(repr(text))):
         parse_lora_argument(text)

@@ -83,7 +83,13 @@ def test_nan_from_the_model_names_place_and_step():
         return x / 0 if sigma.max() < 0.9 else x
 
     with pytest.raises(NumericalError, match=r"Stage II, segment 2 .* step 3"):
-        denoise(velocity, torch.ones(1, 1, 2, 1, 1), [True] * 2, plan_sigmas(4), where="Stage II, segment 2")
+        denoise(
+            velocity,
+            torch.ones(1, 1, 2, 1, 1),
+            [True] * 2,
+            plan_sigmas(4),
+            where="Stage II, segment 2",
+        )
 
 
 def test_flags_must_count_the_frames():
@@ -106,7 +112,9 @@ def test_both_parameterizations_describe_the_same_velocity():
 def test_noise_depends_on_seed_and_frame_only(seed, frames):
     together = draw_noise((2, 3, 3), frames, seed, "cpu")
     for place, frame in enumerate(frames):
-        assert torch.equal(together[:, :, place], draw_noise((2, 3, 3), [frame], seed, "cpu")[:, :, 0])
+        assert torch.equal(
+            together[:, :, place], draw_noise((2, 3, 3), [frame], seed, "cpu")[:, :, 0]
+        )
     other = draw_noise((2, 3, 3), frames, seed + 1, "cpu")
     assert not torch.equal(together, other)
 

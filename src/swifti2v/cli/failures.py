@@ -31,18 +31,22 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
         typer.echo(f"error: {describe(error)}", err=True)
         raise typer.Exit(ERROR) from None
     except KeyboardInterrupt as error:
-        typer.echo(f"interrupted: {error or 'nothing was written'}", err=True)
+        notes = "; ".join(getattr(error, "__notes__", ())) or "nothing was written"
+        typer.echo(f"interrupted: {notes}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def describe(error: BaseException) -> str:
-    """An exception's message as one line, never empty."""
+    """An exception's message and notes as one line, never empty."""
     if isinstance(error, MemoryError):
-        return "out of memory: choose a smaller size or fewer frames"
-    if isinstance(error, OSError) and error.strerror:
+        text = "out of memory: choose a smaller size"
+    elif isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{place}{error.strerror}"
+    else:
+        text = str(error)
+    lines = [" ".join(part.split()) for part in (text, *getattr(error, "__notes__", ()))]
+    return "; ".join(line for line in lines if line) or type(error).__name__
 
 
 def configure_logging(*, debug: bool) -> None:

@@ -19,6 +19,15 @@ class Fit(StrEnum):
     PAD = "pad"
 
 
+class Codec(StrEnum):
+    """Video codecs of ``swifti2v.media``."""
+
+    H264 = "h264"
+    H265 = "h265"
+    AV1 = "av1"
+    FFV1 = "ffv1"
+
+
 class Dtype(StrEnum):
     """Number type of the weights."""
 
@@ -39,28 +48,28 @@ class ClipOptions:
     ] = None
     model: Annotated[
         str | None,
-        typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id. [default: nano]"),
+        typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id (default nano)."),
     ] = None
     num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None
     seed: Annotated[int | None, typer.Option(help="Of the noise; random if not given.")] = None
     steps: Annotated[int | None, typer.Option(help="Model calls of a run, both stages.")] = None
-    segment_size: Annotated[
-        int | None, typer.Option(help="Latent frames a segment generates.")
-    ] = None
+    segment_size: Annotated[int | None, typer.Option(help="Latent frames a segment generates.")] = (
+        None
+    )
     context_size: Annotated[
         int | None, typer.Option(help="Finished latent frames a segment sees.")
     ] = None
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance, both stages; 1 is none.")
     ] = None
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="Used where guidance is above 1.")
-    ] = None
+    negative_prompt: Annotated[str | None, typer.Option(help="Used where guidance is above 1.")] = (
+        None
+    )
     fps: Annotated[int | None, typer.Option(help="Frames a second of the output.")] = None
     fit: Annotated[
-        Fit | None, typer.Option(help="Fit a photo of another aspect. [default: crop]")
+        Fit | None, typer.Option(help="How a photo of another aspect is fitted (default crop).")
     ] = None
     background: Annotated[
         str | None, typer.Option(metavar="#RRGGBB", help="Colour behind a see-through photo.")
@@ -83,7 +92,7 @@ class ClipOptions:
         Path | None, typer.Option(help="Take all settings from a video made by this program.")
     ] = None
     codec: Annotated[
-        str | None, typer.Option(help="Video codec, FFmpeg's name. [default: by the suffix]")
+        Codec | None, typer.Option(help="Of the video (default h264); ffv1 is lossless, for .mkv.")
     ] = None
     crf: Annotated[int | None, typer.Option(help="Quality; lower is better and larger.")] = None
     ten_bit: Annotated[bool, typer.Option("--ten-bit", help="10 bits a colour.")] = False
@@ -98,9 +107,9 @@ class ClipOptions:
     work_dir: Annotated[
         Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
     ] = None
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue what is in the work dir.")
-    ] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the work dir.")] = (
+        False
+    )
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, print the settings and stop.")
     ] = False

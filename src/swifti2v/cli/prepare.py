@@ -1,6 +1,5 @@
 """From options to a run that is known to fit, before anything is written."""
 
-import os
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,26 +11,29 @@ from PIL import Image
 
 from swifti2v import __version__
 from swifti2v.cli.options import ClipOptions
+from swifti2v.cli.outputs import find_video_settings, require_writable_outputs
 from swifti2v.cli.settings import (
     FileRecord,
     LoraRecord,
     RunSettings,
     Stage,
-    VideoSettings,
     hash_file,
     parse_color,
     read_settings,
 )
-from swifti2v.cli.work_dir import WorkDir, read_plan
+from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
-from swifti2v.media import fit_image, load_image, probe_clip, read_clip, require_writable
+from swifti2v.media import fit_image, load_image, probe_clip, read_clip
 from swifti2v.models.loading import find_model
 from swifti2v.models.lora import merge_lora, parse_lora_argument
 from swifti2v.models.text import tokenize_prompts
 from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
+from swifti2v.shapes import PixelShape, ScaleFactors
 
-NAMED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TIME = ScaleFactors(time=4, space=1, patch=1)
+"""The frame rule of every Wan VAE, to refuse a clip before a model is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class Run:
 
 
 def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | None) -> Run:
-    """Check the options from cheap to dear, load the model and check what depends on it.
+    """Check the options, load the model and check what depends on it; cheap checks come first.
 
     Args:
         options: Of the command line.
@@ -58,53 +60,215 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         motion_path: The user's own low-resolution clip, or None for Stage I.
 
     Raises:
-        typer.BadParameter: Options that contradict each other.
+        typer.BadParameter: Options that are missing or contradict each other.
         SwiftI2VError: Anything else that cannot work; nothing was written.
     """
-    like = _read_like(options, image_path)
-    notes: list[str] = []
+    like = _read_like(options, image_path, "refine" if motion_path else "generate")
     if image_path is None:
-        assert like is not None
+        assert like is not None  # _read_like refuses
         image_path = Path(like.image.path)
-        _require_same_file(image_path, like.image, "photo")
-    _require_writable_outputs(options, [image_path, *([motion_path] if motion_path else [])])
-    changes = _merge_changes(options, like)
+    require_writable_outputs(options, like, [image_path, motion_path])
+    work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
     background = options.background or (like.background if like else None)
-    photo = load_image(
-        image_path, background=None if background is None else parse_color(background)
+    color = None if background is None else parse_color(background)
+    photo = load_image(image_path, background=color)
+    settings = replace(
+        _resolve_settings(options, like, image_path, work_dir), background=background
     )
-    loras = _find_loras(options, like)
-    device = _find_device(options.device)
-    name = options.model or (like.model if like else "nano")
-    config = _resolve(name, changes)
     motion = None
     if motion_path is not None:
-        motion, config = _read_motion(motion_path, options, config, changes)
-    image_record = FileRecord(path=str(image_path), sha256=hash_file(image_path))
-    if like and like.image.sha256 != image_record.sha256:
-        notes.append(f"the photo is not the one of {options.like}, so the clip will differ")
-    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
-    pipe = SwiftI2VPipeline.from_pretrained(
-        name, torch_dtype=NAMED_DTYPES.get(dtype or ""), device=device
+        motion, settings = _read_motion(motion_path, options, like, settings)
+    pipe = _load_pipeline(options, like, settings)
+    _require_fit(pipe, settings.config, motion)
+    tokenize_prompts(
+        pipe.components.tokenizer,
+        [settings.prompt, settings.config.negative_prompt],
+        pipe.components.max_text_length,
+        truncate=settings.truncate_prompt,
     )
-    pipe.encoder.truncate_prompt = options.truncate_prompt or bool(like and like.truncate_prompt)
-    pipe.require_fit(config, with_stage1=motion is None)
-    settings = RunSettings(
-        version=__version__,
-        command="generate" if motion_path is None else "refine",
-        model=name,
-        prompt=_prompt(options, like),
-        seed=_find_seed(options, like),
-        image=image_record,
-        motion=None
-        if motion_path is None
-        else FileRecord(path=str(motion_path), sha256=hash_file(motion_path)),
-        fit=_fit(options, like),
-        background=background,
-        loras=loras,
-        truncate_prompt=pipe.encoder.truncate_prompt,
+    weights = next(_transformer(pipe, "stage2").parameters())
+    settings = replace(
+        settings,
         device=pipe.components.device.type,
-        dtype=str(pipe.components.stage2_transformer.dtype).removeprefix("torch."),
-        video=_video_settings(options, like),
-        config=config,
+        dtype=str(weights.dtype).removeprefix("torch."),
     )
+    if work_dir is not None:
+        work_dir.require_same(settings.plan())
+    fitted = fit_image(photo, settings.config.height, settings.config.width, settings.fit)
+    notes = [fitted.note] if fitted.note else []
+    if like and like.image.sha256 != settings.image.sha256:
+        notes.append(f"the photo is not the one of {options.like}: the clip will differ")
+    if like and like.device != settings.device:
+        notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
+    return Run(
+        settings=settings,
+        pipe=pipe,
+        image=fitted.image,
+        motion=motion,
+        work_dir=work_dir,
+        notes=tuple(notes),
+    )
+
+
+def _read_like(options: ClipOptions, image_path: Path | None, command: str) -> RunSettings | None:
+    if options.resume and options.work_dir is None:
+        raise typer.BadParameter("--resume needs --work-dir", param_hint="--resume")
+    if options.like is None:
+        if image_path is None:
+            raise typer.BadParameter("give a photo, or --like", param_hint="IMAGE")
+        if options.prompt is None:
+            raise typer.BadParameter("give a prompt, or --like", param_hint="--prompt")
+        return None
+    like = read_settings(options.like)
+    if like.command != command:
+        raise InputError(
+            f"{options.like} was made by 'swifti2v {like.command}'; repeat it with that command"
+        )
+    if image_path is None:
+        _require_same_file(Path(like.image.path), like.image.sha256, "give the photo as IMAGE")
+    return like
+
+
+def _require_same_file(path: Path, sha256: str, remedy: str) -> None:
+    if not path.exists():
+        raise InputError(f"{path} is not there any more; {remedy}")
+    if hash_file(path) != sha256:
+        raise InputError(f"{path} has changed since the video was made; {remedy}")
+
+
+def _resolve_settings(
+    options: ClipOptions, like: RunSettings | None, image_path: Path, work_dir: WorkDir | None
+) -> RunSettings:
+    """All settings but background; device and dtype are known when the model is there."""
+    changes: dict[str, Any] = to_dict(like.config) if like else {}
+    for source, asked in options.changes():
+        parse_config(GenerationConfig, asked, source)
+        changes = merge(changes, asked)
+    stored_seed = work_dir.stored_plan.get("seed") if work_dir else None
+    seeds = (options.seed, stored_seed, like.seed if like else None)
+    name = options.model or (like.model if like else "nano")
+    index, _ = find_model(name)
+    prompt = options.prompt if options.prompt is not None else (like.prompt if like else "")
+    return RunSettings(
+        version=__version__,
+        command=like.command if like else "generate",
+        model=name,
+        prompt=prompt,
+        seed=next((seed for seed in seeds if seed is not None), secrets.randbelow(2**32)),
+        image=FileRecord(path=str(image_path), sha256=hash_file(image_path)),
+        motion=None,
+        fit=options.fit.value if options.fit else (like.fit if like else "crop"),
+        background=None,
+        loras=_find_loras(options, like),
+        truncate_prompt=options.truncate_prompt or bool(like and like.truncate_prompt),
+        device="",
+        dtype="",
+        video=find_video_settings(options, like),
+        config=parse_config(GenerationConfig, merge(index.settings, changes), "settings"),
+    )
+
+
+def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRecord, ...]:
+    if options.lora is None or not options.lora:
+        for lora in like.loras if like else ():
+            _require_same_file(Path(lora.path), lora.sha256, "give it with --lora")
+        return like.loras if like else ()
+    records = []
+    for text in options.lora:
+        stage: Stage = "stage2" if text.startswith("stage2=") else "stage1"
+        path, strength = parse_lora_argument(text.removeprefix(f"{stage}="))
+        if not path.exists():
+            raise InputError(f"LoRA {path} does not exist; check the path")
+        records.append(
+            LoraRecord(stage=stage, path=str(path), strength=strength, sha256=hash_file(path))
+        )
+    return tuple(records)
+
+
+def _read_motion(
+    path: Path, options: ClipOptions, like: RunSettings | None, settings: RunSettings
+) -> tuple[Frames, RunSettings]:
+    """The user's clip, and settings whose length, size and rate follow from it where not given."""
+    given: dict[str, Any] = to_dict(like.config) if like else {}
+    for _, asked in options.changes():
+        given = merge(given, asked)
+    info = probe_clip(path)
+    max_frames = given.get("num_frames")
+    if max_frames is None and info.num_frames is not None:
+        _require_length(path, info.num_frames)
+    frames, fps = read_clip(path, max_frames=max_frames)
+    if max_frames is not None and len(frames) < max_frames:
+        raise ShapeError(f"clip {path} has {len(frames)} frames, fewer than the {max_frames} asked")
+    _require_length(path, len(frames))
+    low_height, low_width = frames.shape[1:3]
+    scale = settings.config.stage1.downscale
+    config = replace(
+        settings.config,
+        num_frames=len(frames),
+        height=given.get("height", low_height * scale),
+        width=given.get("width", low_width * scale),
+        fps=given.get("fps", min(240, max(1, round(fps)))),
+    )
+    if low_height * config.width != low_width * config.height:
+        raise ShapeError(
+            f"clip {path} is {low_width}x{low_height}, the output {config.width}x{config.height}: "
+            "the aspects differ; crop the clip, or choose a size of its aspect"
+        )
+    motion = FileRecord(path=str(path), sha256=hash_file(path))
+    return frames, replace(settings, command="refine", motion=motion, config=config)
+
+
+def _require_length(path: Path, num_frames: int) -> None:
+    try:
+        PixelShape(num_frames, 1, 1).require_fit(TIME)
+    except ShapeError as error:
+        first = (num_frames - 1) // TIME.time * TIME.time + 1
+        raise ShapeError(
+            f"clip {path}: {error}; take its first frames with --num-frames {first}"
+        ) from None
+
+
+def _require_fit(pipe: SwiftI2VPipeline, config: GenerationConfig, motion: Frames | None) -> None:
+    try:
+        pipe.require_fit(config, with_stage1=motion is None)
+    except ShapeError as error:
+        if motion is not None:
+            size = f"{motion.shape[2]}x{motion.shape[1]}"
+            error.add_note(f"the motion clip is {size}: crop it so that the output fits")
+        raise
+
+
+def _load_pipeline(
+    options: ClipOptions, like: RunSettings | None, settings: RunSettings
+) -> SwiftI2VPipeline:
+    device = _find_device(options.device)
+    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    pipe = SwiftI2VPipeline.from_pretrained(
+        settings.model, torch_dtype=DTYPES[dtype] if dtype else None, device=device
+    )
+    for lora in settings.loras:
+        merge_lora(_transformer(pipe, lora.stage), Path(lora.path), lora.strength)
+    pipe.encoder.truncate_prompt = settings.truncate_prompt
+    return pipe
+
+
+def _transformer(pipe: SwiftI2VPipeline, stage: Stage) -> torch.nn.Module:
+    model: Any = pipe.stage1.transformer if stage == "stage1" else pipe.stage2.transformer
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def _find_device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device {name!r} is unknown; use cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices are; use cpu"
+        )
+    return device

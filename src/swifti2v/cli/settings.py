@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import read_metadata
+from swifti2v.media.encoder import CodecName
 
 Stage = Literal["stage1", "stage2"]
 
@@ -49,8 +50,8 @@ class VideoSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    codec: str | None = None
-    """FFmpeg's name; none is the container's usual one."""
+    codec: CodecName = "h264"
+    """Video codec."""
     crf: int | None = None
     """Quality; none is the codec's usual one."""
     ten_bit: bool = False

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swifti2v.errors import InputError
+from swifti2v.errors import InputError, MediaError
 
 logger = logging.getLogger(__name__)
 
@@ -36,30 +36,50 @@ class WorkDir:
 
     Args:
         directory: Made by ``start``, not before.
-        plan: All that decides the latents: plain JSON values.
         resume: Continue what is there, instead of refusing a directory that is not empty.
 
     Raises:
-        InputError: The directory cannot be used for this plan; nothing was written.
+        InputError: The directory holds a run and ``resume`` is not set, or holds other things.
     """
 
-    def __init__(self, directory: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, directory: Path, *, resume: bool) -> None:
         self.directory = directory
-        self._plan = dict(plan)
-        if not _is_empty(directory):
-            if not resume:
-                raise InputError(
-                    f"work dir {directory} is not empty: continue it with --resume, "
-                    "or name another one"
-                )
-            _require_same(read_plan(directory), self._plan, directory)
+        self.stored_plan = _read_plan(directory)
+        """Plan of the run that is there; empty for a new one."""
+        if self.stored_plan and not resume:
+            raise InputError(
+                f"work dir {directory} holds a run already: continue it with --resume, "
+                "or name another directory"
+            )
 
-    def start(self) -> None:
+    def require_same(self, plan: Mapping[str, Any]) -> None:
+        """Refuse a plan that differs from the stored one.
+
+        Args:
+            plan: All that decides the latents: plain JSON values.
+
+        Raises:
+            InputError: Naming the first field that differs, and both values.
+        """
+        if not self.stored_plan:
+            return
+        old, new = flatten(self.stored_plan), flatten(json.loads(json.dumps(plan)))
+        for key in [*new, *(key for key in old if key not in new)]:
+            if old.get(key) != new.get(key):
+                raise InputError(
+                    f"work dir {self.directory} is of another run: {key} is {old.get(key)!r} there "
+                    f"and {new.get(key)!r} now; use the same settings or another work dir"
+                )
+
+    def start(self, plan: Mapping[str, Any]) -> None:
         """Make the directory, clear away half-written files and store the plan."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.directory, error) from error
         for leftover in self.directory.glob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink()
-        _write(self.directory / PLAN, json.dumps(self._plan, indent=2).encode())
+        _write(self.directory / PLAN, json.dumps(plan, indent=2).encode())
 
     @property
     def finished(self) -> "FinishedSegments":
@@ -106,43 +126,27 @@ class FinishedSegments(Mapping[int, Tensor]):
         return sum(1 for _ in self)
 
 
-def read_plan(directory: Path) -> dict[str, Any]:
-    """The plan of a work dir; empty if it holds nothing.
-
-    Raises:
-        InputError: The directory holds other things, or its plan is damaged.
-    """
-    if _is_empty(directory):
+def _read_plan(directory: Path) -> dict[str, Any]:
+    if not directory.exists():
+        return {}
+    if not directory.is_dir():
+        raise InputError(f"work dir {directory} is a file; name a directory")
+    # A run killed before its plan was stored leaves half-written files only.
+    if all(path.name.endswith(TEMPORARY_SUFFIX) for path in directory.iterdir()):
         return {}
     path = directory / PLAN
     if not path.is_file():
-        raise InputError(f"{directory} is no work dir: it has files but no {PLAN}; name another")
+        raise InputError(
+            f"work dir {directory} is not empty and holds no {PLAN}, so it is of no run; "
+            "name another directory"
+        )
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); start again in another work dir") from None
-    if not isinstance(plan, dict):
+    if not isinstance(plan, dict) or not plan:
         raise InputError(f"{path} is no plan of a run; start again in another work dir")
     return plan
-
-
-def _is_empty(directory: Path) -> bool:
-    """Whether nothing is kept there; a run killed before its plan was stored leaves nothing."""
-    if not directory.exists():
-        return True
-    if not directory.is_dir():
-        raise InputError(f"work dir {directory} is a file; name a directory")
-    return all(path.name.endswith(TEMPORARY_SUFFIX) for path in directory.iterdir())
-
-
-def _require_same(stored: Mapping[str, Any], plan: Mapping[str, Any], directory: Path) -> None:
-    old, new = flatten(stored), flatten(json.loads(json.dumps(plan)))
-    for key in [*new, *(key for key in old if key not in new)]:
-        if old.get(key) != new.get(key):
-            raise InputError(
-                f"work dir {directory} is of another run: {key} is {old.get(key)!r} there and "
-                f"{new.get(key)!r} now; use the same settings or another work dir"
-            )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,13 +191,23 @@ def _checksum(tensor: Tensor) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Put a whole file in place, or leave what was there."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the new name, too, must survive a power cut
-    finally:
-        os.close(directory)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name, too, must survive a power cut
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> MediaError:
+    return MediaError(
+        f"{path} cannot be written ({error.strerror}): make room, or choose another work dir"
+    )

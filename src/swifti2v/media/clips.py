@@ -136,13 +136,16 @@ def iter_frames(
 def _iter_checked(
     path: Path, fps: float | None, max_frames: int | None, min_frames: int
 ) -> Iterator[NDArray[np.uint8]]:
-    num_frames = 0
+    num_frames, shape = 0, None
     with _open_clip(path) as (container, stream):
         timed = _decode(path, container, stream)
         shown = (frame for _, frame in timed) if fps is None else _resample(timed, stream, fps)
         for frame in islice(shown, max_frames):
-            num_frames += 1
-            yield _to_rgb(frame)
+            pixels = _to_rgb(frame)
+            if shape not in (None, pixels.shape):
+                raise MediaError(f"clip {path} changes its frame size midway; export it again")
+            num_frames, shape = num_frames + 1, pixels.shape
+            yield pixels
     if num_frames < min_frames and (max_frames is None or num_frames < max_frames):
         raise MediaError(
             f"clip {path} gives {num_frames} frame(s), at least {min_frames} are needed; "
@@ -162,6 +165,8 @@ def _open_clip(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise MediaError(f"{path} has no video stream; give a video, not a sound file")
+        if stream.codec_context is None:  # whatever the type stubs say
+            raise MediaError(f"clip {path} has an unknown codec; export it as an MP4 (H.264)")
         _require_sdr(path, stream.codec_context.color_trc)
         yield container, stream
 
@@ -229,8 +234,10 @@ def _resample(
     if first is None:
         return
     step = 1 / Fraction(fps).limit_denominator(1001)  # 30000/1001 and its like stay exact
-    # Containers round times to a tick, Matroska's being 1 ms: a frame may seem to start late.
-    slack = min(stream.time_base or Fraction(1, 1000), Fraction(1, 1000))
+    tick = stream.time_base or Fraction(1, 1000)
+    is_exact = (1 / _rate(stream) / tick).denominator == 1
+    # Else times are rounded (Matroska's to 1 ms), and a frame may seem to start late.
+    slack = 0 if is_exact else min(tick, Fraction(1, 1000)) / 2
     (start, held), num_shown = first, 0
     time = start
     for time, frame in timed:  # the last time is used below

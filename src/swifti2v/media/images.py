@@ -21,7 +21,7 @@ Fit = Literal["crop", "pad"]
 
 _MAX_PIXELS = 256_000_000
 # Raster formats whose header states the size of what is decoded; no PostScript, no icon sets.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _pillow_limit_lock = threading.Lock()
 
@@ -81,7 +81,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
     with _pillow_limit_lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path, formats=_FORMATS)
+            Image.init()
+            image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
@@ -122,7 +123,7 @@ def _to_rgb(image: Image.Image, path: Path, background: tuple[int, int, int] | N
         canvas = Image.new("RGB", image.size, background)
         canvas.paste(rgb, mask=image.getchannel("A"))
         return canvas
-    if image.mode not in ("L", "RGB", "CMYK", "LAB"):
+    if image.mode not in ("L", "RGB", "CMYK"):
         image = image.convert("RGB")
     return _to_srgb(image, profile)
 

@@ -59,7 +59,8 @@ def resize_video(video: Tensor, height: int, width: int, mode: ResizeMode = "lan
     # One product of a fixed shape a frame: larger products may round differently.
     for batch in range(batch_size):
         for index in range(num_frames):
-            frame = video[batch, :, index].to(dtype).contiguous()  # [3, H, W]
+            frame = torch.empty(channels, *size, dtype=dtype, device=video.device)
+            frame.copy_(video[batch, :, index])  # [3, H, W], its own memory: alignment counts too
             if mode == "area":
                 resized = F.interpolate(frame[None], (height, width), mode="area")[0]
             else:

@@ -237,7 +237,7 @@ class VideoWriter(FrameWriter):
 
     Colours are BT.709, limited range, tagged so; ``ffv1`` keeps RGB exactly. A piece is
     encoded on its own and appended whole, so neither an error nor a killed process costs
-    pieces written before. The same pieces give the same file content.
+    pieces written before. The same pieces give the same decoded frames.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -161,14 +160,14 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
         content = torch.load(
             file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
         )
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+    except MemoryError:
+        raise
+    except Exception as error:  # a cut file makes the unpickler fail in any way there is
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise LoadingError(
-                f"{file} holds Python code besides tensors, which is not run; "
-                "save its tensors as .safetensors where you trust the file"
+                f"{file} asks for Python code, which is not run; fetch it again in case it was "
+                "cut short, else save its tensors as .safetensors where you trust the file"
             ) from error
-        raise LoadingError(f"{file} is damaged or cut short; fetch it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise LoadingError(f"{file} is damaged or cut short; fetch it again") from error
     while isinstance(content, Mapping) and (
         key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
@@ -196,6 +195,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     Raises:
         LoadingError: Keys are missing or left over, or a shape or kind of number differs.
     """
+    tie = getattr(model, "tie_weights", lambda: None)  # empty and assigned weights come untied
+    tie()
     wanted = model.state_dict(keep_vars=True)
     loose = [
         name for name, buffer in model.named_buffers() if buffer.is_meta and name not in wanted
@@ -230,4 +231,5 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
             "check that checkpoint and config belong together"
         )
     model.load_state_dict(full, assign=any(tensor.is_meta for tensor in wanted.values()))
+    tie()
     logger.info("loaded %d keys of %s into %s", len(state), source, type(model).__name__)

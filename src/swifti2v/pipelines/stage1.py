@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from swifti2v.config import Stage1Config
@@ -118,10 +119,12 @@ class Stage1Pipeline:
             ``[1, 4 + C, F, h, w]``: four mask channels, 1 where the frame is given.
         """
         encoder = StreamingEncoder(self.vae)
-        after = image if config.condition == "image" else torch.zeros_like(image)
         pieces = [encoder.encode(image)]
         time = self.scale.time
-        for _ in range(shape.num_frames - 1):
+        for frame in range(1, shape.num_frames):
+            after = torch.zeros_like(image)
+            if config.condition == "chart":
+                after = draw_chart(image, frame / (shape.num_frames - 1))
             pieces.append(encoder.encode(after.expand(-1, -1, time, -1, -1)))
         latents = torch.cat(pieces, dim=2)
         mask = torch.zeros_like(latents[:, :1]).expand(-1, time, -1, -1, -1).clone()
@@ -171,3 +174,21 @@ class Stage1Pipeline:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""
         decoder = StreamingDecoder(self.vae)
         return torch.cat([decoder.decode(frame) for frame in latents.split(1, dim=2)], dim=2)
+
+
+def draw_chart(image: Tensor, time: float) -> Tensor:
+    """Frame whose red tells the column, green the row and blue the time, each from -1 to 1.
+
+    Args:
+        image: ``[1, 3, 1, H, W]``, gives size, device and dtype.
+        time: Part of the clip that has passed, in [0, 1].
+
+    Returns:
+        ``[1, 3, 1, H, W]``.
+    """
+    height, width = image.shape[-2:]
+    chart = torch.empty_like(image)
+    chart[:, 0] = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
+    chart[:, 1] = ((torch.arange(height, device=image.device) + 0.5) / height * 2 - 1)[:, None]
+    chart[:, 2] = 2 * time - 1
+    return chart

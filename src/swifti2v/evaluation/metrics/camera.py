@@ -24,7 +24,9 @@ STATIC_ZOOM = 0.015
 STEP = 4
 """Frames between two measurements: motion is then large against the flow's error."""
 MEASURE_SIDE = 640
-"""Flow is measured on frames reduced to this longer side."""
+"""Flow is measured on frames brought towards this longer side."""
+MAX_ENLARGEMENT = 2.0
+"""Small frames are enlarged by this much at most: flow stops at half of their size."""
 MIN_TEXTURE = 1e-4
 """Smallest eigenvalue of the gradients' covariance that gives reliable flow (range 1)."""
 MIN_POINTS = 16
@@ -48,7 +50,10 @@ class CameraMotion:
     roll_degrees: float
     """Rotation of the content, clockwise; has no label."""
     inliers: float
-    """Part of the textured points that follow the camera, in [0, 1]; 0 without texture."""
+    """Part of the textured points that follow the camera, in [0, 1]; 0 without texture.
+
+    Where it is low (strong parallax, a close or fast scene) the label is a guess.
+    """
 
 
 def camera_direction(frames: FramePieces) -> CameraMotion:
@@ -71,20 +76,20 @@ def camera_direction(frames: FramePieces) -> CameraMotion:
     """
     factor, shift = 1 + 0j, 0j  # x -> factor * x + shift, complex pixels from the centre
     shares: list[float] = []
-    reduction = 1.0
+    scale = 1.0
     size = (0, 0)
     previous: npt.NDArray[np.uint8] | None = None
     for frame in _every_step(frames):
         size = frame.shape[:2]
-        reduced, reduction = _reduce(frame)
+        resized, scale = _resize(frame)
         if previous is not None:
-            step_factor, step_shift, share = _fit_step(previous, reduced)
+            step_factor, step_shift, share = _fit_step(previous, resized)
             factor, shift = step_factor * factor, step_factor * shift + step_shift
             shares.append(share)
-        previous = reduced
+        previous = resized
     if not shares:
         raise ShapeError("camera motion needs at least two frames")
-    pan, tilt, zoom = shift.real / reduction, shift.imag / reduction, abs(factor) - 1
+    pan, tilt, zoom = shift.real / scale, shift.imag / scale, abs(factor) - 1
     return CameraMotion(
         label=_label(pan, tilt, zoom, *size),
         pan_px=pan,
@@ -105,14 +110,14 @@ def _every_step(frames: FramePieces) -> Iterator[npt.NDArray[np.uint8]]:
         yield to_uint8(last)
 
 
-def _reduce(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
+def _resize(frame: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint8], float]:
+    """The frame at the size at which flow is measured, and its scale."""
     height, width = frame.shape[:2]
-    reduction = min(1.0, max(MEASURE_SIDE / max(height, width), MIN_SIDE / min(height, width)))
-    if reduction == 1.0:
-        return frame, reduction
-    size = (round(width * reduction), round(height * reduction))
-    reduced = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return reduced.astype(np.uint8, copy=False), reduction
+    scale = min(MAX_ENLARGEMENT, MEASURE_SIDE / max(height, width))
+    scale = max(scale, MIN_SIDE / min(height, width))
+    size = (round(width * scale), round(height * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(frame, size, interpolation=method).astype(np.uint8, copy=False), scale
 
 
 def _fit_step(

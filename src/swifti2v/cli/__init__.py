@@ -1,0 +1,37 @@
+"""The command line; every command is a small file of its own."""
+
+from typing import Annotated
+
+import typer
+
+from swifti2v import __version__
+from swifti2v.cli.doctor import doctor
+from swifti2v.cli.generate import generate
+from swifti2v.cli.info import info
+from swifti2v.cli.refine import refine
+
+app = typer.Typer(
+    name="swifti2v",
+    help="One photo and a prompt become a native 2K video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, refine, info, doctor):
+    app.command()(command)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"swifti2v {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """One photo and a prompt become a native 2K video."""
+    del version

@@ -1,0 +1,13 @@
+"""``swifti2v generate``: a photo and a prompt to a video."""
+
+from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.options import GenerateOptions, takes_options
+
+
+@takes_options(GenerateOptions)
+def generate(options: GenerateOptions) -> None:
+    """Turn a photo and a prompt into a video, one segment after the other."""
+    with exit_codes(debug=options.debug):
+        from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
+
+        run_command(options, options.image)

@@ -1,0 +1,109 @@
+"""What a run writes: the video and the contact sheet."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swifti2v.cli.options import ClipOptions
+from swifti2v.cli.settings import RunSettings, VideoSettings
+from swifti2v.errors import InputError
+from swifti2v.media import contact_sheet, open_writer
+from swifti2v.media.encoder import EncodingOptions
+from swifti2v.media.writer import FrameWriter
+
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+SHEET_FRAMES = 8
+"""Frames on a contact sheet."""
+
+
+def find_video_settings(options: ClipOptions, like: RunSettings | None) -> VideoSettings:
+    """Compression asked for, or that of the video to be repeated."""
+    before = like.video if like else VideoSettings()
+    return VideoSettings(
+        codec=options.codec.value if options.codec else before.codec,
+        crf=options.crf if options.crf is not None else before.crf,
+        ten_bit=options.ten_bit or before.ten_bit,
+    )
+
+
+def require_writable_outputs(
+    options: ClipOptions, like: RunSettings | None, inputs: Sequence[Path | None]
+) -> None:
+    """Refuse outputs that cannot be written or would replace an input.
+
+    Raises:
+        SwiftI2VError: As said.
+    """
+    outputs = [options.output, *([options.contact_sheet] if options.contact_sheet else [])]
+    # Makes nothing; the real size, always even, is known when the model is.
+    encoding = _encoding(find_video_settings(options, like))
+    open_writer(options.output, height=2, width=2, **encoding)
+    if options.contact_sheet is not None:
+        if options.contact_sheet.suffix.lower() != ".png":
+            raise InputError(f"contact sheet {options.contact_sheet} must end in .png")
+        _require_writable_file(options.contact_sheet)
+    read = {path.resolve() for path in inputs if path is not None}
+    if twice := [str(path) for path in outputs if path.resolve() in read]:
+        raise InputError(f"{twice[0]} is an input of this run; choose another output")
+
+
+def _require_writable_file(path: Path) -> None:
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+        raise InputError(f"folder {path.parent} is not there or not writable; choose another one")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise InputError(f"{path} cannot be replaced; choose another name")
+
+
+def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWriter:
+    """Writer of the video; it makes the file with the first frames it is given.
+
+    Args:
+        path: Of the video.
+        settings: Size, rate and compression.
+        metadata: Store ``settings`` in the video.
+
+    Raises:
+        MediaError: The compression or the size is none the file can hold.
+    """
+    config = settings.config
+    return open_writer(
+        path,
+        height=config.height,
+        width=config.width,
+        fps=config.fps,
+        metadata={"comment": settings.to_json()} if metadata else None,
+        **_encoding(settings.video),
+    )
+
+
+def _encoding(video: VideoSettings) -> EncodingOptions:
+    encoding: EncodingOptions = {"codec": video.codec, "ten_bit": video.ten_bit}
+    if video.crf is not None:
+        encoding["crf"] = video.crf
+    return encoding
+
+
+class ContactSheet:
+    """Evenly spaced frames, picked while the clip goes by; no others are held."""
+
+    def __init__(self, num_frames: int) -> None:
+        num_shown = min(num_frames, SHEET_FRAMES)
+        self._places = set(np.linspace(0, num_frames - 1, num_shown).round().astype(int).tolist())
+        self._picked: list[Frames] = []
+        self._num_seen = 0
+
+    def add(self, frames: Frames) -> None:
+        """Take the next frames of the clip."""
+        self._picked += [frame.copy() for frame in self._pick(frames)]
+        self._num_seen += len(frames)
+
+    def save(self, path: Path) -> None:
+        """Write the PNG."""
+        contact_sheet(np.stack(self._picked), path)
+
+    def _pick(self, frames: Frames) -> Iterator[Frames]:
+        return (f for place, f in enumerate(frames, self._num_seen) if place in self._places)

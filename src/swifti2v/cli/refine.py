@@ -1,0 +1,13 @@
+"""``swifti2v refine``: a low-resolution clip and its first frame in full detail to a video."""
+
+from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.options import RefineOptions, takes_options
+
+
+@takes_options(RefineOptions)
+def refine(options: RefineOptions) -> None:
+    """Bring a low-resolution clip to full size with the detail of a photo (Stage II alone)."""
+    with exit_codes(debug=options.debug):
+        from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
+
+        run_command(options, options.image, options.motion)

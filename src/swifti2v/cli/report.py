@@ -1,0 +1,148 @@
+"""What a user sees of a run: progress while it goes, and the account at its end."""
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress import Progress as Bars
+
+from swifti2v.pipelines.progress import Progress
+
+STAGES = ("text", "stage1", "reference", "stage2", "decode")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentReport:
+    """One segment of the account."""
+
+    index: int
+    """Place in the clip, from 0."""
+    latent_range: tuple[int, int]
+    """Latent frames generated, half open."""
+    seconds: float
+    """From the end of the segment before to the end of this one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """The account of a finished run; ``--json`` prints exactly these fields."""
+
+    output: str
+    """Absolute path of the video."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    num_frames: int
+    """Frames in the video."""
+    fps: int
+    """Frames a second."""
+    seed: int
+    """Of the noise."""
+    model: str
+    """Name of the model."""
+    segments: list[SegmentReport]
+    """In order."""
+    seconds: dict[str, float]
+    """Of each stage, in all, and until the first segment was done."""
+    peak_rss_bytes: int
+    """Most memory the process held."""
+    peak_device_bytes: int | None
+    """Most memory held on the GPU; None without one."""
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    def to_lines(self) -> list[str]:
+        """For people; the first one is the path alone."""
+        first, total = self.seconds["first_segment"], self.seconds["total"]
+        return [
+            self.output,
+            f"{self.width}x{self.height}, {self.num_frames} frames at {self.fps} fps, "
+            f"model {self.model}, seed {self.seed}, {total:.1f} s (first segment {first:.1f} s)",
+        ]
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+class ProgressDisplay:
+    """Bars on a terminal, else one line for Stage I and one for each segment; all on stderr.
+
+    Args:
+        num_segments: Of the clip.
+    """
+
+    def __init__(self, num_segments: int) -> None:
+        self._num_segments = num_segments
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bars = Bars(
+            *columns,
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def on_progress(self, progress: Progress) -> None:
+        """Show that a model call is done."""
+        if progress.stage == "stage1":
+            self._show("stage1", "Stage I", progress.step, progress.num_steps)
+            if progress.step == progress.num_steps:
+                self._say("Stage I done")
+        else:
+            total = self._num_segments * progress.num_steps
+            done = progress.segment * progress.num_steps + progress.step
+            label = f"Stage II, segment {progress.segment + 1} of {self._num_segments}"
+            self._show("stage2", label, done, total)
+
+    def on_segment(self, index: int, num_frames: int, seconds: float) -> None:
+        """Show that a segment is done."""
+        self._say(
+            f"segment {index + 1} of {self._num_segments} done: {num_frames} frames, "
+            f"{seconds:.1f} s"
+        )
+
+    def _show(self, key: str, label: str, done: int, total: int) -> None:
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(label, total=total)
+        self._bars.update(self._tasks[key], description=label, completed=done, total=total)
+
+    def _say(self, text: str) -> None:
+        if self._bars.disable:
+            typer.echo(text, err=True)
+
+
+def stage_seconds(measured: dict[str, float], total: float, first_segment: float) -> dict[str, Any]:
+    """Seconds of every stage, 0 for one that did not run."""
+    stages = {stage: round(measured.get(stage, 0.0), 3) for stage in STAGES}
+    return {**stages, "total": round(total, 3), "first_segment": round(first_segment, 3)}

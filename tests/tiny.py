@@ -1,0 +1,68 @@
+"""A pipeline of the real classes at a tiny size, with fixed random weights."""
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.loading import Components
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+
+SIZE = 64
+"""Output height and width in pixels; Stage I works at a quarter."""
+NUM_FRAMES = 17
+TEXT_LENGTH = 24
+"""Most tokens (bytes and the end token) of a prompt."""
+SETTINGS: dict[str, Any] = {
+    "num_frames": NUM_FRAMES,
+    "height": SIZE,
+    "width": SIZE,
+    "stage1": {"sampling": {"num_inference_steps": 2}},
+    "stage2": {"segment_size": 1, "sampling": {"num_inference_steps": 2}},
+}
+TRANSFORMER: dict[str, Any] = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 24,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 1,
+    "rope_max_seq_len": 64,
+}
+
+
+def tiny_components(seed: int = 0) -> Components:
+    """All models, in float32 on the CPU.
+
+    Args:
+        seed: Of the weights.
+    """
+    torch.manual_seed(seed)
+    text_config = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    codec = BlockCodec(latents_std=(0.5,) * 384)
+    stage1: Any = WanTransformer3DModel  # untyped in diffusers
+    parts = Components(
+        text_encoder=UMT5EncoderModel(text_config),
+        tokenizer=ByT5Tokenizer(extra_ids=0),
+        stage1_transformer=stage1(in_channels=772, out_channels=384, **TRANSFORMER),
+        stage1_vae=codec,
+        stage2_transformer=SegmentTransformer3DModel(
+            in_channels=768, out_channels=384, **TRANSFORMER
+        ),
+        stage2_vae=codec,
+        max_text_length=TEXT_LENGTH,
+    )
+    models: list[Any] = [parts.text_encoder, parts.stage1_transformer, parts.stage2_transformer]
+    for model in models:
+        model.eval().requires_grad_(False)
+    return parts
+
+
+def tiny_pipeline(seed: int = 0) -> SwiftI2VPipeline:
+    """Both stages; 17 frames of 64x64 in four segments of two steps each."""
+    config = parse_config(GenerationConfig, SETTINGS, "tests.tiny")
+    return SwiftI2VPipeline(tiny_components(seed), config)
