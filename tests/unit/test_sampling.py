@@ -1,3 +1,7 @@
+from itertools import pairwise
+from typing import Any
+
+import diffusers
 import pytest
 import torch
 from hypothesis import given
@@ -21,9 +25,8 @@ def test_four_steps_are_the_grid_of_the_distilled_loras():
 
 
 def test_diffusers_default_grid_is_another_one_and_its_explicit_one_is_ours():
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    kind: Any = diffusers.FlowMatchEulerDiscreteScheduler
+    scheduler = kind(shift=5.0)
     scheduler.set_timesteps(sigmas=list(FEW_STEP_GRID))
     assert scheduler.sigmas.tolist() == pytest.approx(plan_sigmas(4), abs=1e-6)
     scheduler.set_timesteps(4)
@@ -37,7 +40,7 @@ def test_strength_starts_at_the_level_vibe_uses():
 @given(st.integers(1, 60), st.floats(0.5, 12), st.floats(0.01, 1))
 def test_sigmas_fall_strictly_to_zero(steps, shift, strength):
     sigmas = plan_sigmas(steps, shift, strength)
-    assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert all(a > b for a, b in pairwise(sigmas))
     assert sigmas[0] <= 1
     assert sigmas[-1] == 0
     assert 2 <= len(sigmas) <= steps + 1

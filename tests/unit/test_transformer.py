@@ -1,6 +1,8 @@
+from typing import Any
+
+import diffusers
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swifti2v.errors import ShapeError
@@ -15,7 +17,8 @@ CONFIG = {
 @pytest.fixture
 def base():
     torch.manual_seed(0)
-    return WanTransformer3DModel(**CONFIG).eval()
+    model: Any = diffusers.WanTransformer3DModel
+    return model(**CONFIG).eval()
 
 
 @pytest.fixture
@@ -29,9 +32,10 @@ def inputs():
     }
 
 
-def run_base(base, inputs):
+def run_base(base: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     timestep = (inputs["sigma"] * 1000)[:, :, None].expand(-1, -1, 12).flatten(1)  # 3 x 4 tokens
-    return base(inputs["latents"], timestep, inputs["text"], return_dict=False)[0]
+    output: torch.Tensor = base(inputs["latents"], timestep, inputs["text"], return_dict=False)[0]
+    return output
 
 
 @torch.no_grad()
@@ -69,17 +73,19 @@ def test_modulation_is_never_built_for_each_token(base, inputs):
     model = SegmentTransformer3DModel.from_base(base)
     batch, frames, tokens, width = 2, 4, 48, 48
 
-    class Largest(TorchDispatchMode):
+    class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.ndim >= 3 and 6 in result.shape:
-                if result.shape[-1] == width:
-                    self.size = max(self.size, result.numel())
+            is_table = isinstance(result, torch.Tensor) and 6 in result.shape[:-1]
+            if is_table and result.shape[-1] == width and result.ndim >= 3:
+                self.size = max(self.size, result.numel())
             return result
 
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         both = torch.cat([inputs["latents"], inputs["reference"]], dim=1)
         model(both, inputs["sigma"], inputs["text"])
     assert largest.size == batch * frames * 6 * width  # one for each frame

@@ -1,5 +1,6 @@
 """From a name to loaded components: nano, presets, directories, Hub ids and original files."""
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from swifti2v import __version__
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models import originals
@@ -187,8 +189,6 @@ def load_components(
 
 def save_components(components: Components, settings: dict[str, Any], directory: Path) -> None:
     """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index."""
-    from swifti2v import __version__
-
     directory.mkdir(parents=True, exist_ok=True)
     sources = {}
     for role in LOADERS_BY_ROLE:
@@ -244,7 +244,11 @@ def download(repo_id: str, patterns: str | None) -> Path:
 
 
 def build(
-    kind: Any, config: Mapping[str, Any], state: dict[str, torch.Tensor], where: str, dtype: torch.dtype
+    kind: Any,
+    config: Mapping[str, Any],
+    state: dict[str, torch.Tensor],
+    where: str,
+    dtype: torch.dtype,
 ) -> Any:
     """Make a diffusers model without memory and give it a state dict, strictly.
 
@@ -256,7 +260,15 @@ def build(
         dtype: Of the weights, except those the class keeps in float32.
     """
     with init_empty_weights(include_buffers=False):
-        model = kind.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        # SegmentTransformer3DModel's file also holds the (empty) keys of its base class.
+        known = inspect.signature(kind.__init__).parameters
+        model = kind.from_config(
+            {
+                key: value
+                for key, value in config.items()
+                if not key.startswith("_") and (key in known or value is not None)
+            }
+        )
     keep = getattr(kind, "_keep_in_fp32_modules", None) or ()
     cast = {
         key: tensor.to(torch.float32 if any(part in key.split(".") for part in keep) else dtype)
@@ -278,32 +290,43 @@ def load_transformer(place: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """Load a plain Wan transformer from a diffusers directory or an original file."""
     if place.is_file():
         state = originals.convert_transformer(read_state_dict(place))
-        return build(WanTransformer3DModel, originals.transformer_config(state), state, str(place), dtype)
+        config = originals.transformer_config(state)
+        plain: WanTransformer3DModel = build(
+            WanTransformer3DModel, config, state, str(place), dtype
+        )
+        return plain
     config = _read_config(place)
     segmented = config.get("_class_name") == SegmentTransformer3DModel.__name__
     kind = SegmentTransformer3DModel if segmented else WanTransformer3DModel
-    return build(kind, config, read_state_dict(place), str(place), dtype)
+    model: WanTransformer3DModel = build(kind, config, read_state_dict(place), str(place), dtype)
+    return model
 
 
 def load_segment_transformer(place: Path, dtype: torch.dtype) -> SegmentTransformer3DModel:
     """Load a Stage II transformer; a plain base model is widened with a zero reference half."""
     model = load_transformer(place, dtype)
     if isinstance(model, SegmentTransformer3DModel):
-        return model
+        segmented: SegmentTransformer3DModel = model
+        return segmented
     logger.warning("%s is a plain base model: its reference half is zero until trained", place)
-    return SegmentTransformer3DModel.from_base(model)
+    widened: SegmentTransformer3DModel = SegmentTransformer3DModel.from_base(model)
+    return widened
 
 
 def load_vae(place: Path, dtype: torch.dtype) -> AutoencoderKLWan | BlockCodec:
     """Load a video VAE from a diffusers directory or an original Wan file."""
     if place.is_file():
         config, state = originals.convert_vae(read_state_dict(place))
-        return build(AutoencoderKLWan, config, state, str(place), dtype)
+        wan: AutoencoderKLWan = build(AutoencoderKLWan, config, state, str(place), dtype)
+        return wan
     config = _read_config(place)
     kinds = {"AutoencoderKLWan": AutoencoderKLWan, "BlockCodec": BlockCodec}
     if (name := config.get("_class_name")) not in kinds:
         raise LoadingError(f"{place} holds a {name}; known are {', '.join(kinds)}")
-    return build(kinds[name], config, read_state_dict(place), str(place), dtype)
+    vae: AutoencoderKLWan | BlockCodec = build(
+        kinds[name], config, read_state_dict(place), str(place), dtype
+    )
+    return vae
 
 
 def load_text_encoder(place: Path, dtype: torch.dtype) -> UMT5EncoderModel:
@@ -312,7 +335,10 @@ def load_text_encoder(place: Path, dtype: torch.dtype) -> UMT5EncoderModel:
         config, state = originals.convert_text_encoder(read_state_dict(place))
     else:
         config, state = UMT5Config(**_read_config(place)), read_state_dict(place)
-    return _build_transformers(UMT5EncoderModel, config, state, str(place), dtype)
+    encoder: UMT5EncoderModel = _build_transformers(
+        UMT5EncoderModel, config, state, str(place), dtype
+    )
+    return encoder
 
 
 def load_image_encoder(place: Path, dtype: torch.dtype) -> CLIPVisionModel:
@@ -321,7 +347,10 @@ def load_image_encoder(place: Path, dtype: torch.dtype) -> CLIPVisionModel:
         config, state = originals.convert_image_encoder(read_state_dict(place))
     else:
         config, state = CLIPVisionConfig(**_read_config(place)), read_state_dict(place)
-    return _build_transformers(CLIPVisionModel, config, state, str(place), dtype)
+    encoder: CLIPVisionModel = _build_transformers(
+        CLIPVisionModel, config, state, str(place), dtype
+    )
+    return encoder
 
 
 def _build_transformers(

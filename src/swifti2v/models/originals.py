@@ -91,7 +91,9 @@ def convert_text_encoder(state: State) -> tuple[UMT5Config, dict[str, Tensor]]:
         d_model=width,
         d_kv=inner // heads,
         d_ff=converted[f"{block}1.DenseReluDense.wi_0.weight"].shape[0],
-        num_layers=len({key.split(".")[2] for key in converted if key.startswith("encoder.block.")}),
+        num_layers=len(
+            {key.split(".")[2] for key in converted if key.startswith("encoder.block.")}
+        ),
         num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",

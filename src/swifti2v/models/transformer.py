@@ -1,12 +1,13 @@
 """The Stage II transformer: a Wan transformer that sees one window of latent frames at a time."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from swifti2v.errors import ShapeError
 
@@ -24,7 +25,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         for each frame as in Wan2.2-TI2V, where clean frames are given timestep 0.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # noqa: PLR0913 - the configuration keys of WanTransformer3DModel
         self,
         patch_size: tuple[int, int, int] = (1, 2, 2),
@@ -68,8 +69,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         Returns:
             A model with 2C input channels on the device and in the dtype of ``base``.
         """
-        names = cls.__init__.__wrapped__.__code__.co_varnames  # type: ignore[attr-defined]
-        config = {key: value for key, value in base.config.items() if key in names}
+        taken = inspect.signature(cls.__init__).parameters
+        config = {key: value for key, value in base.config.items() if key in taken}
         config["in_channels"] = 2 * base.config["in_channels"]
         with torch.device("meta"):
             model = cls(**config)
@@ -82,9 +83,11 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             base.config["patch_size"],
             base.config["rope_max_seq_len"],
         ).to(weight.device)
-        return model.train(base.training)
+        model.train(base.training)
+        widened: SegmentTransformer3DModel = model
+        return widened
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         sigma: Tensor,
@@ -106,7 +109,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             ShapeError: ``sigma`` or ``temporal_positions`` do not count N frames, or the channels,
                 height or width do not fit the model.
         """
-        batch, channels, frames, height, width = hidden_states.shape
+        batch, _, frames, height, width = hidden_states.shape
         _, rows, columns = (
             size // patch
             for size, patch in zip((frames, height, width), self.config["patch_size"], strict=True)
@@ -120,9 +123,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                tokens = self._gradient_checkpointing_func(
-                    _block_forward, block, tokens, text, modulation, index, rotary
-                )
+                checkpoint: Any = self._gradient_checkpointing_func
+                tokens = checkpoint(_block_forward, block, tokens, text, modulation, index, rotary)
             else:
                 tokens = _block_forward(block, tokens, text, modulation, index, rotary)
 
@@ -132,13 +134,16 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         values = self.proj_out(tokens)
         _, patch_rows, patch_columns = self.config["patch_size"]
         values = values.view(batch, frames, rows, columns, patch_rows, patch_columns, -1)
-        return values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        pixels: Tensor = values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return pixels
 
     def _require_fit(self, hidden_states: Tensor, sigma: Tensor, positions: Sequence[int]) -> None:
         batch, channels, frames, height, width = hidden_states.shape
         patch_frames, patch_rows, patch_columns = self.config["patch_size"]
         if channels != self.config["in_channels"]:
-            raise ShapeError(f"{channels} input channels; the model takes {self.config.in_channels}")
+            raise ShapeError(
+                f"{channels} input channels; the model takes {self.config['in_channels']}"
+            )
         if patch_frames != 1 or height % patch_rows or width % patch_columns:
             raise ShapeError(
                 f"latents {height}x{width} do not divide into {patch_rows}x{patch_columns} patches"
@@ -151,7 +156,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         if max(positions) >= self.config["rope_max_seq_len"]:
             raise ShapeError(
                 f"temporal position {max(positions)} is beyond the model's "
-                f"{self.config.rope_max_seq_len}; use renumbered positions"
+                f"{self.config['rope_max_seq_len']}; use renumbered positions"
             )
 
     def _conditions(
@@ -182,7 +187,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         shape = (len(positions), rows, columns, -1)
 
         def spread(table: Tensor) -> Tensor:
-            time, row, column = table.split(sizes, dim=1)
+            time, row, column = torch.split(table, sizes, dim=1)
             parts = (
                 time[index][:, None, None].expand(shape),
                 row[:rows][None, :, None].expand(shape),
@@ -194,7 +199,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
 
 def _block_forward(
-    block: nn.Module,
+    block: Any,
     tokens: Tensor,
     text: Tensor,
     modulation: Tensor,
@@ -221,13 +226,14 @@ def _block_forward(
     return _add_gated(tokens, block.ffn(hidden), ffn_gate)
 
 
-def _modulate(norm: nn.Module, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _modulate(norm: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise ``[B, L, D]`` and apply ``[B, N, 1, D]`` scale and shift, frame by frame."""
     normed = norm(tokens.float()).unflatten(1, (shift.shape[1], -1))
-    return (normed * (1 + scale) + shift).flatten(1, 2).type_as(tokens)
+    modulated: Tensor = (normed * (1 + scale) + shift).flatten(1, 2)
+    return modulated.type_as(tokens)
 
 
 def _add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """Add ``[B, L, D]`` weighted by a ``[B, N, 1, D]`` gate, frame by frame."""
-    update = update.float().unflatten(1, (gate.shape[1], -1)) * gate
+    update = torch.unflatten(update.float(), 1, (gate.shape[1], -1)) * gate
     return (tokens.float() + update.flatten(1, 2)).type_as(tokens)

@@ -154,7 +154,9 @@ class Stage1Pipeline:
                 hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
                 timestep=sigma[:, 0] * 1000,
                 encoder_hidden_states=embeds.to(dtype),
-                encoder_hidden_states_image=None if image_embeds is None else image_embeds.to(dtype),
+                encoder_hidden_states_image=None
+                if image_embeds is None
+                else image_embeds.to(dtype),
                 return_dict=False,
             )[0]
             return to_velocity(
@@ -173,7 +175,7 @@ class Stage1Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""
         decoder = StreamingDecoder(self.vae)
-        return torch.cat([decoder.decode(frame) for frame in latents.split(1, dim=2)], dim=2)
+        return torch.cat([decoder.decode(frame) for frame in torch.split(latents, 1, dim=2)], dim=2)
 
 
 def draw_chart(image: Tensor, time: float) -> Tensor:

@@ -97,10 +97,15 @@ class Stage2Pipeline:
             else:
                 with stopwatch.measure("stage2"):
                     target = self._denoise_segment(
-                        segment, clean, condition, conditions, seed, config,
+                        segment,
+                        clean,
+                        condition,
+                        conditions,
+                        seed,
+                        config,
                         on_progress,
                     )
-            clean.update(zip(segment.target, target.split(1, dim=2), strict=True))
+            clean.update(zip(segment.target, torch.split(target, 1, dim=2), strict=True))
             yield SegmentLatents(segment, target)
             first_needed = segment.target[-1] + 1 - config.context_size
             clean = {i: frame for i, frame in clean.items() if i == 0 or i >= first_needed}

@@ -116,7 +116,9 @@ class SwiftI2VPipeline:
             if value is None:
                 continue
             if name in ("num_inference_steps", "guidance_scale"):
-                nested = merge(nested, {s: {"sampling": {name: value}} for s in ("stage1", "stage2")})
+                nested = merge(
+                    nested, {s: {"sampling": {name: value}} for s in ("stage1", "stage2")}
+                )
             elif name in ("segment_size", "context_size"):
                 nested = merge(nested, {"stage2": {name: value}})
             elif name == "strength":
@@ -159,7 +161,11 @@ class SwiftI2VPipeline:
         The clip is held in memory; for long or large ones use ``stream``.
         """
         segments = self.stream(
-            image, prompt, generator=generator, on_progress=on_progress, config=self.configure(**changes)
+            image,
+            prompt,
+            generator=generator,
+            on_progress=on_progress,
+            config=self.configure(**changes),
         )
         return VideoOutput(np.concatenate([segment.frames for segment in segments]))
 
@@ -200,8 +206,13 @@ class SwiftI2VPipeline:
             image, conditions, generator, config, on_progress, stopwatch
         )
         yield from self.synthesize(
-            motion_reference, image, conditions, generator, config,
-            on_progress=on_progress, stopwatch=stopwatch,
+            motion_reference,
+            image,
+            conditions,
+            generator,
+            config,
+            on_progress=on_progress,
+            stopwatch=stopwatch,
         )
 
     def refine(
@@ -235,8 +246,13 @@ class SwiftI2VPipeline:
         self.require_fit(config, with_stage1=False)
         conditions = self.encode(image, prompt, config, stopwatch or Stopwatch())
         yield from self.synthesize(
-            motion_reference, image, conditions, generator, config,
-            on_progress=on_progress, stopwatch=stopwatch,
+            motion_reference,
+            image,
+            conditions,
+            generator,
+            config,
+            on_progress=on_progress,
+            stopwatch=stopwatch,
         )
 
     def encode(
@@ -244,9 +260,10 @@ class SwiftI2VPipeline:
     ) -> Conditions:
         """Text and image embeddings of a run."""
         with stopwatch.measure("text"):
-            guided = max(
-                config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale
-            ) > 1
+            guided = (
+                max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale)
+                > 1
+            )
             return self.encoder(image, prompt, config.negative_prompt if guided else None)
 
     def generate_motion_reference(

@@ -12,7 +12,7 @@ Model = Callable[[Tensor, Tensor], Tensor]
 """``(hidden_states [B, 2C, N, h, w], sigma [B, N]) -> output [B, C, N, h, w]``."""
 
 
-def segment_flow_loss(  # noqa: PLR0913 - the six tensors of equation 6 and how to read the output
+def segment_flow_loss(
     model: Model,
     latents: Tensor,
     reference: Tensor,

@@ -1,0 +1,353 @@
+"""What a two-stage model can do, measured on held-out clips and photos: the rows of its card."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from swifti2v.config import GenerationConfig
+from swifti2v.errors import ShapeError
+from swifti2v.evaluation.baselines import (
+    copy_detail_baseline,
+    flow_warp_baseline,
+    lanczos_baseline,
+    warp_detail_baseline,
+)
+from swifti2v.evaluation.metrics.camera import CameraLabel, CameraMotion, camera_direction
+from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
+from swifti2v.evaluation.metrics.fidelity import first_frame_psnr, psnr
+from swifti2v.evaluation.metrics.frames import FramePieces
+from swifti2v.evaluation.metrics.seam import seam_score
+from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.pipelines.progress import Stopwatch
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+
+Frames: TypeAlias = npt.NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+CameraStage: TypeAlias = Literal["Stage I", "Stage I + II"]
+
+LANCZOS = "Lanczos"
+FLOW_WARP = "photo warped along the flow"
+COPY_DETAIL = "Lanczos + photo's detail in place"
+WARP_DETAIL = "Lanczos + photo's detail warped"
+MODEL = "model"
+MODEL_NO_ANCHOR = "model without the photo's detail"
+
+CAMERA_PROMPTS: dict[str, CameraLabel] = {
+    "pan left": "pan left",
+    "pan right": "pan right",
+    "tilt up": "tilt up",
+    "tilt down": "tilt down",
+    "zoom in": "zoom in",
+    "zoom out": "zoom out",
+    "static camera": "static",
+}
+"""Prompts that ask for one camera motion each, and the label a measurement should give."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecRow:
+    """A clip through the video VAE and back."""
+
+    clip: str
+    """Name of the clip."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    psnr_db: float
+    """Of all frames together; infinity where nothing is lost."""
+    coherence: float
+    """Detail coherence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Row:
+    """A clip made from its own low-resolution version and its first frame."""
+
+    clip: str
+    """Name of the clip."""
+    method: str
+    """Model, variant of it, or baseline."""
+    psnr_db: float
+    """Against the clip, frames 1 to T-1 together."""
+    coherence: float
+    """Detail coherence with the clip, frames 1 to T-1."""
+    seam: float
+    """Seam score at the starts of the model's segments, for every method."""
+    hf_ratio: float
+    """Energy above a quarter cycle per pixel relative to the clip, mean of frames 1 to T-1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraRow:
+    """A clip made from a photo and a prompt that asks for one camera motion."""
+
+    photo: str
+    """Name of the photo."""
+    prompt: str
+    """What was asked."""
+    asked: CameraLabel
+    """The prompt's label."""
+    stage: CameraStage
+    """Whose output was measured."""
+    measured: CameraLabel
+    """What optical flow sees."""
+    inliers: float
+    """Part of the points that follow the camera; a low one makes ``measured`` a guess."""
+    first_frame_psnr_db: float
+    """Of frame 0 against the photo at the output's size."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the camera did as asked."""
+        return self.measured == self.asked
+
+
+def downscale(frames: Frames, factor: int) -> Frames:
+    """Means over ``factor`` x ``factor`` pixels, rounded to uint8: the true low-resolution clip.
+
+    Args:
+        frames: ``[T, H, W, 3]``.
+        factor: H and W are multiples of it.
+
+    Raises:
+        ShapeError: They are not.
+    """
+    _, height, width, _ = frames.shape
+    if height % factor or width % factor:
+        raise ShapeError(f"{width}x{height} cannot be divided by {factor}; crop the clip first")
+    size = (height // factor, width // factor)
+    pieces = (frames[index : index + 1] for index in range(len(frames)))
+    return np.concatenate(
+        [video_to_frames(resize_video(frames_to_video(p), *size, "area")) for p in pieces]
+    )
+
+
+def clip_psnr(output: FramePieces, truth: FramePieces) -> float:
+    """PSNR in dB of all frames together (from their mean squared error).
+
+    One frame that is equal to the truth does not make the mean infinite. Arguments and errors
+    as in ``swifti2v.evaluation.metrics.fidelity.psnr``.
+    """
+    errors = torch.pow(10.0, -psnr(output, truth).double() / 10)
+    mean = float(errors.mean())
+    return -10 * math.log10(mean) if mean > 0 else math.inf
+
+
+def measure_codec(vae: VideoVAE, clips: Mapping[str, Frames]) -> list[CodecRow]:
+    """Encode and decode every clip, a latent frame at a time.
+
+    Args:
+        vae: The video VAE.
+        clips: ``[T, H, W, 3]`` by name; T = 4k + 1, sides multiples of the VAE's factor.
+
+    Raises:
+        ShapeError: A clip that the VAE does not take.
+    """
+    rows = []
+    for name, truth in clips.items():
+        output = np.concatenate(list(_round_trip(vae, truth)))
+        rows.append(
+            CodecRow(
+                clip=name,
+                height=truth.shape[1],
+                width=truth.shape[2],
+                psnr_db=clip_psnr(output, truth),
+                coherence=detail_coherence(output, truth),
+            )
+        )
+    return rows
+
+
+def _round_trip(vae: VideoVAE, frames: Frames) -> Iterator[Frames]:
+    encoder, decoder = StreamingEncoder(vae), StreamingDecoder(vae)
+    for frame in frames:
+        latents = encoder.encode(frames_to_video(frame[None]))
+        if latents.shape[2]:
+            yield video_to_frames(decoder.decode(latents))
+    encoder.finish()
+
+
+def stage2_methods(
+    pipe: SwiftI2VPipeline,
+    low_res_frames: Frames,
+    photo: Frames,
+    config: GenerationConfig,
+    variants: Mapping[str, GenerationConfig] | None = None,
+    seed: int = 0,
+) -> dict[str, Callable[[], Frames]]:
+    """Ways to a high-resolution clip, each run when it is called.
+
+    Args:
+        pipe: The model.
+        low_res_frames: ``[T, h, w, 3]``.
+        photo: ``[H, W, 3]``, frame 0 at full size.
+        config: Settings of the model's own row.
+        variants: Further settings to run, by the name of their row.
+        seed: Of the model's noise.
+
+    Returns:
+        Baselines, model, variants, and the model with the enlarged first low-resolution frame
+        in place of the photo (same weights, no detail to look at), in the order of the table.
+    """
+    height, width = photo.shape[:2]
+    soft = lanczos_baseline(low_res_frames[:1], height, width)[0]
+
+    def refine(image: Frames, settings: GenerationConfig) -> Frames:
+        segments = pipe.refine(
+            low_res_frames, Image.fromarray(image), "", generator=seed, config=settings
+        )
+        return np.concatenate([segment.frames for segment in segments])
+
+    others = {name: partial(refine, photo, settings) for name, settings in (variants or {}).items()}
+    return {
+        LANCZOS: partial(lanczos_baseline, low_res_frames, height, width),
+        FLOW_WARP: partial(flow_warp_baseline, low_res_frames, photo),
+        COPY_DETAIL: partial(copy_detail_baseline, low_res_frames, photo),
+        WARP_DETAIL: partial(warp_detail_baseline, low_res_frames, photo),
+        MODEL: partial(refine, photo, config),
+        **others,
+        MODEL_NO_ANCHOR: partial(refine, soft, config),
+    }
+
+
+def measure_stage2(
+    pipe: SwiftI2VPipeline,
+    clips: Mapping[str, Frames],
+    config: GenerationConfig,
+    variants: Mapping[str, GenerationConfig] | None = None,
+    seed: int = 0,
+    on_row: Callable[[Stage2Row], None] | None = None,
+) -> list[Stage2Row]:
+    """Rebuild every clip from its downscaled self and its first frame, with every method.
+
+    Frame 0 is the photo and counts nowhere. One output is in memory at a time.
+
+    Args:
+        pipe: The model.
+        clips: ``[T, H, W, 3]`` by name, of the size and length of ``config``.
+        config: Settings; ``stage1.downscale`` is the factor of the low-resolution clip.
+        variants: Further settings to run, by the name of their row.
+        seed: Of the model's noise.
+        on_row: Called with each row when it is done.
+
+    Raises:
+        ShapeError: A clip of another size or length than ``config`` says.
+    """
+    for name, truth in clips.items():
+        if truth.shape[:3] != (config.num_frames, config.height, config.width):
+            raise ShapeError(
+                f"clip {name} is {truth.shape}, the settings are {config.num_frames} frames of "
+                f"{config.width}x{config.height}; cut and scale the clip to them"
+            )
+    rows = []
+    for name, truth in clips.items():
+        low = downscale(truth, config.stage1.downscale)
+        methods = stage2_methods(pipe, low, truth[0], config, variants, seed)
+        for method, run in methods.items():
+            output = run()
+            starts = [start for start, _ in pipe.plan(config)]
+            row = Stage2Row(
+                clip=name,
+                method=method,
+                psnr_db=clip_psnr(output[1:], truth[1:]),
+                coherence=detail_coherence(output, truth),
+                seam=seam_score(output, starts, pipe.stage2.scale.time),
+                hf_ratio=float(hf_energy_ratio(output[1:], truth[1:]).nanmean()),
+            )
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+    return rows
+
+
+def measure_camera(
+    pipe: SwiftI2VPipeline,
+    photos: Mapping[str, Image.Image],
+    config: GenerationConfig,
+    full_photos: Collection[str] = (),
+    seed: int = 0,
+    on_row: Callable[[CameraRow], None] | None = None,
+) -> list[CameraRow]:
+    """Ask for seven camera motions of every photo and measure what the camera does.
+
+    Args:
+        pipe: The model.
+        photos: Images of the size of ``config``, by name.
+        config: Settings.
+        full_photos: Names of the photos whose clips go through Stage II as well.
+        seed: Of the noise.
+        on_row: Called with each row when it is done.
+    """
+    rows = []
+    for name, image in photos.items():
+        for prompt in CAMERA_PROMPTS:
+            for row in _camera_rows(pipe, name, image, prompt, config, name in full_photos, seed):
+                rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+    return rows
+
+
+def _camera_rows(
+    pipe: SwiftI2VPipeline,
+    name: str,
+    image: Image.Image,
+    prompt: str,
+    config: GenerationConfig,
+    is_full: bool,
+    seed: int,
+) -> Iterator[CameraRow]:
+    photo = np.asarray(image)
+    conditions = pipe.encode(image, prompt, config, Stopwatch())
+    reference = pipe.generate_motion_reference(image, conditions, seed, config)
+    small = downscale(photo[None], config.stage1.downscale)[0]
+
+    def to_row(stage: CameraStage, motion: CameraMotion, psnr_db: float) -> CameraRow:
+        return CameraRow(
+            photo=name,
+            prompt=prompt,
+            asked=CAMERA_PROMPTS[prompt],
+            stage=stage,
+            measured=motion.label,
+            inliers=motion.inliers,
+            first_frame_psnr_db=psnr_db,
+        )
+
+    yield to_row("Stage I", camera_direction(reference), first_frame_psnr(reference, small))
+    if is_full:
+        segments = pipe.synthesize(reference, image, conditions, seed, config)
+        pieces = (segment.frames for segment in segments)
+        first = next(pieces)
+        motion = camera_direction(chain([first], pieces))
+        yield to_row("Stage I + II", motion, first_frame_psnr(first, photo))
+
+
+def measure_seconds(
+    pipe: SwiftI2VPipeline, image: Image.Image, prompt: str, config: GenerationConfig, seed: int = 0
+) -> dict[str, float]:
+    """Make one clip, keep none of its frames, and time it.
+
+    Returns:
+        Seconds of each stage, of the whole run (``total``) and until the first segment was
+        there (``first segment``).
+    """
+    stopwatch = Stopwatch()
+    first = None
+    for _ in pipe.stream(image, prompt, generator=seed, config=config, stopwatch=stopwatch):
+        first = stopwatch.total() if first is None else first
+    return {
+        **stopwatch.seconds,
+        "first segment": stopwatch.total() if first is None else first,
+        "total": stopwatch.total(),
+    }

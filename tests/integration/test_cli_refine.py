@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.command_line import (
+    LOSSLESS,
+    assert_same_frames,
+    error_line,
+    frames_of,
+    refine,
+    save_clip,
+    succeed,
+)
+from tests.tiny import SIZE, tiny_pipeline
+
+
+def test_refine_takes_length_size_and_rate_from_the_clip(model, photo, tmp_path):
+    motion, output = save_clip(tmp_path / "motion.mkv", 13), tmp_path / "out.mkv"
+
+    result = succeed(refine(model, motion, photo, output, *LOSSLESS, "--json"))
+
+    report = json.loads(result.stdout)
+    assert (report["num_frames"], report["width"], report["fps"]) == (13, SIZE, 8)
+    assert report["seconds"]["stage1"] == 0
+    pipe = tiny_pipeline()
+    image = Image.open(photo).convert("RGB")
+    pieces = pipe.refine(frames_of(motion), image, "zoom", generator=7)
+    expected = np.concatenate([piece.frames for piece in pieces])
+    np.testing.assert_array_equal(frames_of(output), expected)
+
+
+def test_refine_takes_the_first_frames_of_a_clip_that_does_not_fit(model, photo, tmp_path):
+    motion, output = save_clip(tmp_path / "motion.mkv", 12), tmp_path / "out.mp4"
+
+    message = error_line(refine(model, motion, photo, output))
+    assert "nearest are 9 and 13" in message
+    assert "--num-frames 9" in message
+
+    succeed(refine(model, motion, photo, output, "--num-frames", 9))
+    assert len(frames_of(output)) == 9
+
+
+def test_refine_resumes(model, photo, tmp_path):
+    motion, work = save_clip(tmp_path / "motion.mkv", 13), tmp_path / "work"
+    whole, again = tmp_path / "a.mkv", tmp_path / "b.mkv"
+    succeed(refine(model, motion, photo, whole, *LOSSLESS, "--work-dir", work))
+    (work / "segment_0001.safetensors").unlink()
+
+    succeed(refine(model, motion, photo, again, *LOSSLESS, "--work-dir", work, "--resume"))
+
+    assert_same_frames(again, whole)
+    save_clip(motion, 13, width=32, height=32)
+    more = ("--height", SIZE, "--width", SIZE, "--work-dir", work, "--resume")
+    assert "motion.sha256" in error_line(refine(model, motion, photo, again, *LOSSLESS, *more))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "width", "flags", "named"),
+    [
+        (1, 16, (), "1 frame(s)"),
+        (13, 32, ("--height", SIZE, "--width", SIZE), "the aspects differ"),
+        (13, 18, (), "nearest are 64 and 80; the motion clip is 18x16: crop it"),
+        (9, 16, ("--num-frames", 13), "fewer than the 13"),
+    ],
+)
+def test_refine_refuses_a_clip_that_does_not_fit(
+    model, photo, tmp_path, num_frames, width, flags, named
+):
+    motion = save_clip(tmp_path / "motion.mkv", num_frames, width)
+
+    assert named in error_line(refine(model, motion, photo, tmp_path / "out.mp4", *flags))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no clip"])
+def test_refine_refuses_a_clip_that_cannot_be_read(model, photo, tmp_path, content):
+    motion = tmp_path / "motion.mp4"
+    if content is not None:
+        motion.write_bytes(content)
+
+    assert "motion.mp4" in error_line(refine(model, motion, photo, tmp_path / "out.mp4"))

@@ -1,0 +1,118 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.command_line import (
+    LOSSLESS,
+    assert_same_frames,
+    error_line,
+    frames_of,
+    generate,
+    save_photo,
+    succeed,
+    swifti2v,
+)
+
+
+@pytest.mark.parametrize("num_finished", range(5))
+def test_a_resumed_run_gives_the_same_video(model, photo, tmp_path, num_finished):
+    whole, resumed, work = tmp_path / "whole.mkv", tmp_path / "resumed.mkv", tmp_path / "work"
+    succeed(generate(model, photo, whole, *LOSSLESS, "--work-dir", work))
+    for file in sorted(work.glob("segment_*"))[num_finished:]:
+        file.unlink()
+    (work / "segment_0003.safetensors.writing").write_bytes(b"half")
+    if num_finished == 0:
+        (work / "motion_reference.safetensors").unlink()
+
+    result = succeed(
+        generate(model, photo, resumed, *LOSSLESS, "--work-dir", work, "--resume", "--json")
+    )
+
+    assert_same_frames(resumed, whole)
+    assert len(json.loads(result.stdout)["segments"]) == 4
+    assert sorted(file.name for file in work.iterdir()) == [
+        "motion_reference.safetensors",
+        "plan.json",
+        *(f"segment_{index:04d}.safetensors" for index in range(4)),
+    ]
+
+
+def test_a_damaged_segment_is_made_again_with_a_note(model, photo, tmp_path):
+    whole, work = tmp_path / "whole.mkv", tmp_path / "work"
+    succeed(generate(model, photo, whole, *LOSSLESS, "--work-dir", work))
+    damaged = work / "segment_0001.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-7])
+
+    result = succeed(
+        generate(model, photo, tmp_path / "b.mkv", *LOSSLESS, "--work-dir", work, "--resume")
+    )
+
+    assert "segment_0001.safetensors is damaged" in result.stderr
+    assert damaged.read_bytes() == content
+    assert_same_frames(tmp_path / "b.mkv", whole)
+
+
+def test_resume_takes_the_seed_of_the_run(model, photo, tmp_path):
+    work = tmp_path / "work"
+    run = ("generate", photo, "-p", "zoom", "--model", model, "--work-dir", work, "--json")
+    first = succeed(swifti2v(*run, "-o", tmp_path / "a.mp4"))
+
+    again = succeed(swifti2v(*run, "-o", tmp_path / "b.mp4", "--resume"))
+
+    assert json.loads(again.stdout)["seed"] == json.loads(first.stdout)["seed"]
+
+
+def test_a_work_dir_is_refused_where_it_is_of_another_run(model, photo, tmp_path):
+    work, output = tmp_path / "work", tmp_path / "out.mp4"
+    succeed(generate(model, photo, output, "--work-dir", work))
+    output.unlink()
+
+    resume = ("--work-dir", work, "--resume")
+    assert "--resume" in error_line(generate(model, photo, output, "--work-dir", work))
+    assert "seed is 7" in error_line(generate(model, photo, output, *resume, "--seed", 8))
+    assert "config.stage2.context_size is 1" in error_line(
+        generate(model, photo, output, *resume, "--context-size", 0)
+    )
+    save_photo(photo, 70, 70)
+    assert "image.sha256" in error_line(generate(model, photo, output, *resume))
+    assert not output.exists()
+
+
+def start_process(model: Path, photo: Path, output: Path, work: Path) -> subprocess.Popen[str]:
+    """A run with steps enough to be met in the middle."""
+    arguments = ["generate", photo, "-p", "zoom", "-o", output, "--model", model, "--seed", 7]
+    arguments += [*LOSSLESS, "--steps", 100, "--work-dir", work]
+    command = [sys.executable, "-c", "from swifti2v.cli import app; app()", *map(str, arguments)]
+    process = subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (work / "segment_0000.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_process_is_continued_to_the_same_video(model, photo, tmp_path, number):
+    output, work = tmp_path / "out.mkv", tmp_path / "work"
+    process = start_process(model, photo, output, work)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+
+    assert not (work / "segment_0003.safetensors").exists()
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130
+        kept = int(errors.split("interrupted: ")[1].split(" of 4 segments")[0])
+        assert len(frames_of(output)) == 4 * kept + 1
+    more = (*LOSSLESS, "--steps", 100)
+    succeed(generate(model, photo, output, *more, "--work-dir", work, "--resume"))
+    succeed(generate(model, photo, tmp_path / "whole.mkv", *more))
+    assert_same_frames(output, tmp_path / "whole.mkv")
