@@ -21,9 +21,9 @@ class Estimate:
     value: float
     """Mean or share; NaN without measurements."""
     low: float | None
-    """Lower end; None with fewer than three measurements."""
+    """Lower end; None with fewer than three measurements, or where the mean is infinite."""
     high: float | None
-    """Upper end; None with fewer than three measurements."""
+    """Upper end; None where ``low`` is."""
     num_items: int
     """Measurements behind it."""
 
@@ -41,7 +41,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
     if not len(known):
         return Estimate(value=math.nan, low=None, high=None, num_items=0)
     mean = float(known.mean())
-    if len(known) < MIN_ITEMS:
+    if len(known) < MIN_ITEMS or math.isinf(mean):
         return Estimate(value=mean, low=None, high=None, num_items=len(known))
     draws = np.random.default_rng(seed).integers(len(known), size=(NUM_RESAMPLES, len(known)))
     low, high = np.quantile(known[draws].mean(axis=1), [0.025, 0.975])

@@ -1,0 +1,54 @@
+# make demo | test | check | fix | install; every target sets up what it needs in .venv
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A machine with no NVIDIA GPU gets a CPU build of torch, never gigabytes of CUDA.
+HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+CPU_TORCH ?= torch==2.13.0
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: install demo test check fix nano
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v.major}.{v.minor}; set PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+ifeq ($(HAS_CUDA),yes)
+	$(BIN)/python -m pip install --quiet "torch>=2.10"
+else
+	@# What this machine's own package sources offer, unless that is a CUDA build (pip's dry run
+	@# tells); else the CPU builds of PyTorch's own index.
+	$(BIN)/python -c 'import torch' 2>/dev/null || { \
+	  if $(BIN)/python -m pip install --dry-run --quiet --report - $(CPU_TORCH) 2>/dev/null \
+	      | grep -q '"name": "\(nvidia\|cuda\|triton\)'; \
+	  then $(BIN)/python -m pip install --quiet --index-url $(CPU_INDEX) "torch>=2.10" \
+	      || { echo "no CPU build of torch at $(CPU_INDEX): set CPU_INDEX, or put one into $(VENV) by hand"; exit 1; }; \
+	  else $(BIN)/python -m pip install --quiet $(CPU_TORCH); fi; }
+endif
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: install
+	mkdir -p out
+	$(BIN)/swifti2v generate examples/rocket.png --prompt "zoom in" --seed 1 \
+	  --output out/demo.mp4 --contact-sheet out/demo.png
+	@echo "Made out/demo.mp4 (640x384, 33 frames) and out/demo.png with the small model that ships."
+	@echo "Next: $(BIN)/swifti2v generate YOUR_PHOTO.jpg -p 'pan left' -o out/mine.mp4, then README.md for 2K on a GPU."
+
+check: install
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install
+	$(BIN)/python -m pytest
+
+fix: install
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+nano: install
+	bash runs/nano.sh
