@@ -8,6 +8,7 @@ from swifti2v import __version__
 from swifti2v.cli.doctor import doctor
 from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
+from swifti2v.cli.model_card import models
 from swifti2v.cli.refine import refine
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 for command in (generate, refine, info, doctor):
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 def _print_version(is_asked: bool) -> None:

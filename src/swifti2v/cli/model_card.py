@@ -1,12 +1,15 @@
 """``swifti2v models card``: measure a model on held-out files and write the tables of its card."""
 
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.report import peak_rss_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +27,6 @@ PROMPT = "zoom in"
 """Of the clip that is timed."""
 
 models = typer.Typer(help="Ready models: measure them.", no_args_is_help=True)
-
-
-@models.callback()
-def _models() -> None:
-    """Ready models: measure them."""
 
 
 @models.command()
@@ -62,14 +60,7 @@ def card(
 ) -> None:
     """Measure codec, both stages and cost on held-out files; write the card's tables."""
     with exit_codes(debug=debug):
-        from swifti2v.evaluation.card_tables import Card, render_tables, replace_tables
-        from swifti2v.evaluation.model_card import (
-            downscale,
-            measure_camera,
-            measure_codec,
-            measure_seconds,
-            measure_stage2,
-        )
+        from swifti2v.evaluation.card_tables import render_tables, replace_tables
         from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
         replace_tables(_read_card(output), "")  # refuse a card without markers before any work
@@ -77,39 +68,73 @@ def card(
         pipe = SwiftI2VPipeline.from_pretrained(model, device=device)
         config = pipe.configure(num_frames=num_frames, height=height, width=width)
         pipe.require_fit(config)
-        variants = _variants(config, variant or [])
-        truths = {path.stem: _read_clip(path, config) for path in clip_paths}
-        images = {path.stem: _read_photo(path, config) for path in photo_paths}
-        images |= _first_frames(truths)
-
-        _say(f"{model}: timing one clip of {num_frames} frames, {width}x{height}")
-        first = next(iter(images))
-        seconds = measure_seconds(pipe, images[first], PROMPT, config, seed)
-        peak = _peak_rss_bytes()
-        _say(f"codec: {len(truths)} clips at two sizes")
-        low = config.stage1.downscale
-        codec = measure_codec(pipe.components.stage2_vae, truths)
-        small = {name: downscale(frames, low) for name, frames in truths.items()}
-        codec += measure_codec(pipe.components.stage1_vae, small)
-        camera = measure_camera(
-            pipe, images, config, list(images)[:full_photos], seed, on_row=_say_camera
+        job = Job(
+            model=model,
+            config=config,
+            variants=_variants(config, variant or []),
+            seed=seed,
+            num_full_photos=full_photos,
+            clips={path.stem: _read_clip(path, config) for path in clip_paths},
+            photos={path.stem: _read_photo(path, config) for path in photo_paths},
         )
-        stage2 = measure_stage2(pipe, truths, config, variants, seed, on_row=_say_stage2)
-        tables = render_tables(
-            Card(
-                model=model,
-                setting=_setting(config, seed),
-                codec=codec,
-                stage2=stage2,
-                camera=camera,
-                seconds=seconds,
-                peak_rss_bytes=peak,
-                weights=_weights(model, pipe),
-                machine=_machine(pipe),
-            )
-        )
+        tables = render_tables(_measure(pipe, job))
         _replace_file(output, replace_tables(_read_card(output), tables))
         typer.echo(str(output.resolve()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is measured, with its inputs in memory."""
+
+    model: str
+    """Name of the model."""
+    config: "GenerationConfig"
+    """Settings."""
+    variants: dict[str, "GenerationConfig"]
+    """Further settings of Stage II, by the name of their row."""
+    seed: int
+    """Of the noise."""
+    num_full_photos: int
+    """Photos whose camera clips go through Stage II as well."""
+    clips: dict[str, "npt.NDArray[np.uint8]"]
+    """``[T, H, W, 3]`` each, by name."""
+    photos: dict[str, "Image.Image"]
+    """Images of the output's size, by name."""
+
+
+def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
+    from swifti2v.evaluation import model_card
+    from swifti2v.evaluation.card_tables import Card
+
+    config, low = job.config, job.config.stage1.downscale
+    photos = job.photos | _first_frames(job.clips)
+    _say(
+        f"{job.model}: timing a clip of {config.num_frames} frames, {config.width}x{config.height}"
+    )
+    image = next(iter(photos.values()))
+    seconds = model_card.measure_seconds(pipe, image, PROMPT, config, job.seed)
+    peak = peak_rss_bytes()  # before the metrics add their own
+    _say(f"codec: {len(job.clips)} clips at two sizes")
+    codec = model_card.measure_codec(pipe.components.stage2_vae, job.clips)
+    small = {name: model_card.downscale(frames, low) for name, frames in job.clips.items()}
+    codec += model_card.measure_codec(pipe.components.stage1_vae, small)
+    camera = model_card.measure_camera(
+        pipe, photos, config, list(photos)[: job.num_full_photos], job.seed, on_row=_say_camera
+    )
+    stage2 = model_card.measure_stage2(
+        pipe, job.clips, config, job.variants, job.seed, on_row=_say_stage2
+    )
+    return Card(
+        model=job.model,
+        setting=_setting(config, job.seed),
+        codec=codec,
+        stage2=stage2,
+        camera=camera,
+        seconds=seconds,
+        peak_rss_bytes=peak,
+        weights=_weights(job.model, pipe),
+        machine=_machine(pipe),
+    )
 
 
 def _say(text: str) -> None:
@@ -236,12 +261,6 @@ def _setting(config: "GenerationConfig", seed: int) -> str:
     )
 
 
-def _peak_rss_bytes() -> int:
-    from swifti2v.cli.report import peak_rss_bytes
-
-    return peak_rss_bytes()
-
-
 def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
     import hashlib
 
@@ -301,14 +320,14 @@ def _cpu_model() -> str:
 
 def _commit() -> str:
     """Commit of the package's source, or that there is none."""
-    import subprocess
-
-    folder = Path(__file__).parents[1]
-    run: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
     try:
-        commit = run("rev-parse", "--short=12", "HEAD")
-        return commit + (" with changes" if run("status", "--porcelain", "--", ".") else "")
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + (" with changes" if _git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "none (installed package)"
+
+
+def _git(*words: str) -> str:
+    folder = str(Path(__file__).parents[1])
+    command = ["git", "-C", folder, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -308,7 +308,7 @@ def _camera_rows(
     is_full: bool,
     seed: int,
 ) -> Iterator[CameraRow]:
-    photo = np.asarray(image)
+    photo = np.array(image)  # a copy: torch takes no read-only array
     conditions = pipe.encode(image, prompt, config, Stopwatch())
     reference = pipe.generate_motion_reference(image, conditions, seed, config)
     small = downscale(photo[None], config.stage1.downscale)[0]

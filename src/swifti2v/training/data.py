@@ -1,0 +1,253 @@
+"""Training material: clips and photos of a folder (or procedural ones) and crops drawn from them."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from swifti2v.errors import InputError, ShapeError
+from swifti2v.media import fit_image, iter_frames, load_image, resize_video
+from swifti2v.segments import Segment, plan_segments
+from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
+
+logger = logging.getLogger(__name__)
+
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+STILL_INTERVAL = 20
+"""Every so many frames of a clip serve as photos too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All there is to train on, of one size and one frame rate."""
+
+    clips: tuple[Frames, ...]
+    """``[T, H, W, 3]`` uint8 each; T differs."""
+    stills: tuple[Frames, ...]
+    """``[H, W, 3]`` uint8 each: photos, and frames of the clips."""
+
+    def require_clips(self, num_frames: int) -> None:
+        """Refuse material without a clip of ``num_frames`` frames.
+
+        Raises:
+            InputError: Saying how long the longest clip is.
+        """
+        longest = max((len(clip) for clip in self.clips), default=0)
+        if longest < num_frames:
+            raise InputError(
+                f"the longest of {len(self.clips)} training clips has {longest} frames; at least "
+                f"one must have {num_frames}: add longer clips to the data folder"
+            )
+
+
+def read_material(
+    directory: Path,
+    *,
+    height: int,
+    width: int,
+    fps: float,
+    held_out: Collection[str] = (),
+    max_frames: int | None = None,
+) -> Material:
+    """Read every clip and photo below a folder, cropped to one size and resampled in time.
+
+    Args:
+        directory: Searched with its subfolders; files of other kinds are passed over.
+        height: Pixels.
+        width: Pixels.
+        fps: Frames a second.
+        held_out: File names without suffix to leave out, for testing later.
+        max_frames: Of each clip; None reads all.
+
+    Raises:
+        InputError: The folder is missing, holds no clip, or a held-out name is not in it.
+        MediaError: A file cannot be read.
+    """
+    if not directory.is_dir():
+        raise InputError(
+            f"data folder {directory} does not exist; name a folder of clips and photos"
+        )
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    if unknown := sorted(set(held_out) - {path.stem for path in found}):
+        raise InputError(f"held-out {', '.join(unknown)} not found in {directory}; check held_out")
+    paths = [path for path in found if path.stem not in held_out]
+    clip_paths = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES]
+    photo_paths = [path for path in paths if path.suffix.lower() in PHOTO_SUFFIXES]
+    if not clip_paths:
+        raise InputError(
+            f"data folder {directory} holds no clip ({', '.join(sorted(CLIP_SUFFIXES))}) to train on"
+        )
+    size = (height, width)
+    photos = [_fit(load_image(path, background=(128, 128, 128)), size) for path in photo_paths]
+    clips = []
+    for path in clip_paths:
+        frames = iter_frames(path, fps, max_frames=max_frames)
+        clips.append(np.stack([_fit(Image.fromarray(frame), size) for frame in frames]))
+        logger.info("%s: %d frames", path.name, len(clips[-1]))
+    return _with_stills(clips, photos)
+
+
+def make_procedural_material(
+    *, height: int, width: int, num_frames: int, num_clips: int, seed: int
+) -> Material:
+    """Material without any file: pictures of noise and shapes, and camera moves over them.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        num_frames: Of each clip.
+        num_clips: Clips; there are as many photos beside them.
+        seed: Of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    clips = []
+    for index in range(num_clips):
+        picture = _draw_picture(2 * height, 2 * width, rng)
+        motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
+        times = np.linspace(0, num_frames / 33, num_frames).tolist()
+        video = render_motion(picture, motion, times, draw_view(rng), (height, width))
+        clips.append(_to_frames(video.permute(1, 2, 3, 0)))
+    photos = [
+        _to_frames(_draw_picture(height, width, rng).permute(1, 2, 0)) for _ in range(num_clips)
+    ]
+    return _with_stills(clips, photos)
+
+
+def draw_segment(
+    num_latent_frames: Sequence[int], weights: Sequence[float], rng: np.random.Generator
+) -> tuple[Segment, int]:
+    """Draw a clip length, and one segment of that clip's plan.
+
+    Args:
+        num_latent_frames: Lengths to choose from.
+        weights: Probability of each.
+        rng: Source of randomness.
+
+    Returns:
+        The segment and the number of latent frames of its clip.
+    """
+    length = int(rng.choice(num_latent_frames, p=weights))
+    segments = plan_segments(length)
+    return segments[int(rng.integers(len(segments)))], length
+
+
+def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
+    """Pixel frames that one latent frame holds: the first holds one, any other ``time_factor``."""
+    if latent_frame == 0:
+        return range(1)
+    return range(time_factor * (latent_frame - 1) + 1, time_factor * latent_frame + 1)
+
+
+def draw_crops(
+    clips: Sequence[Frames],
+    segment: Segment,
+    num_frames: int,
+    crop: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Cut the window of a segment out of random clips, at random places and two scales.
+
+    A quarter of the crops is cut twice as large and halved (where the clip allows it), half of
+    them is mirrored.
+
+    Args:
+        clips: ``[T, H, W, 3]`` uint8 each.
+        segment: Whose window to cut.
+        num_frames: Frames of the clip that ``segment`` belongs to.
+        crop: Side in pixels.
+        batch_size: B.
+        rng: Source of randomness.
+
+    Returns:
+        ``[B, 3, T, crop, crop]`` float32 in [-1, 1], T the window's pixel frames.
+
+    Raises:
+        InputError: No clip has ``num_frames`` frames.
+        ShapeError: ``crop`` is larger than the clips.
+    """
+    long_enough = [clip for clip in clips if len(clip) >= num_frames]
+    if not long_enough:
+        raise InputError(f"no training clip has {num_frames} frames; add longer clips")
+    offsets = [frame for latent in segment.window for frame in pixel_frames(latent)]
+    crops = []
+    for _ in range(batch_size):
+        clip = long_enough[int(rng.integers(len(long_enough)))]
+        _, height, width, _ = clip.shape
+        if crop > min(height, width):
+            raise ShapeError(f"crop {crop} is larger than the clips, {width}x{height}")
+        start = int(rng.integers(len(clip) - num_frames + 1))
+        is_halved = rng.random() < 0.25 and 2 * crop <= min(height, width)
+        side = 2 * crop if is_halved else crop
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        piece = clip[[start + offset for offset in offsets], top : top + side, left : left + side]
+        if rng.random() < 0.5:
+            piece = piece[:, :, ::-1]
+        video = torch.from_numpy(np.ascontiguousarray(piece)).permute(3, 0, 1, 2).float()
+        crops.append(F.avg_pool3d(video, (1, 2, 2)) if is_halved else video)
+    return torch.stack(crops) / 127.5 - 1
+
+
+def degrade(video: Tensor, downscale: int) -> Tensor:
+    """What Stage II is given for a clip: its first frame in full, the others small and enlarged.
+
+    Args:
+        video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
+        downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
+
+    Returns:
+        ``[B, 3, T, H, W]``; not clamped, as in the pipeline.
+    """
+    height, width = video.shape[-2:]
+    small = resize_video(video, height // downscale, width // downscale, "area")
+    levels = ((small + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    reference = resize_video(levels, height, width, "lanczos")
+    reference[:, :, 0] = video[:, :, 0]
+    return reference
+
+
+def _with_stills(clips: Sequence[Frames], photos: Sequence[Frames]) -> Material:
+    from_clips = [clip[i].copy() for clip in clips for i in range(0, len(clip), STILL_INTERVAL)]
+    return Material(tuple(clips), (*photos, *from_clips))
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Frames:
+    return np.asarray(fit_image(image, *size).image)
+
+
+def _to_frames(values: Tensor) -> Frames:
+    frames: Frames = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return np.ascontiguousarray(frames)
+
+
+def _draw_picture(height: int, width: int, rng: np.random.Generator) -> Tensor:
+    """``[3, H, W]`` in [-1, 1]: coloured noise of all scales with hard-edged discs and bars."""
+    picture = torch.zeros(1, 3, height, width)
+    for octave in range(7):
+        rows, columns = 2 + 2**octave, 3 + 2**octave
+        noise = rng.standard_normal((1, 3, rows, columns)) * 0.6**octave
+        grey = noise.mean(axis=1, keepdims=True)
+        layer = torch.from_numpy(0.4 * noise + 0.6 * grey).float()
+        picture += 0.6 * F.interpolate(layer, (height, width), mode="bicubic")
+    row = torch.linspace(-1, 1, height)[:, None]
+    column = torch.linspace(-1, 1, width)[None, :]
+    for _ in range(24):
+        x, y = rng.uniform(-1, 1, size=2)
+        a, b = rng.uniform(0.02, 0.3, size=2)
+        if rng.random() < 0.5:
+            inside = ((column - x) / a) ** 2 + ((row - y) / b) ** 2 < 1
+        else:
+            inside = ((column - x).abs() < a) & ((row - y).abs() < b)
+        colour = torch.from_numpy(rng.uniform(-0.9, 0.9, size=(3, 1, 1))).float()
+        picture[0] = torch.where(inside, 0.3 * picture[0] + 0.7 * colour, picture[0])
+    return picture[0].clamp(-1, 1)

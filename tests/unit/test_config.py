@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swifti2v.config import (
+    GenerationConfig,
+    SamplingConfig,
+    merge,
+    parse_config,
+    parse_override,
+    read_yaml,
+    to_dict,
+)
+from swifti2v.errors import ConfigError
+from swifti2v.models.loading import find_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_config_survives_the_round_trip():
+    config = GenerationConfig(height=384, width=640)
+    assert parse_config(GenerationConfig, to_dict(config), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"widht": 640}, "run.yaml: widht"),
+        ({"stage2": {"segment_sizes": 3}}, "run.yaml: stage2.segment_sizes"),
+        ({"num_frames": "many"}, "run.yaml: num_frames"),
+        ({"num_frames": 1}, "num_frames is 1; it must be at least 5"),
+        ({"stage2": {"sampling": {"strength": 1.5}}}, "strength is 1.5"),
+        ({"stage2": {"context_size": -1}}, "stage2.context_size is -1"),
+        ({"stage2": {"temporal_positions": "relative"}}, "temporal_positions"),
+        ({"stage1": {"downscale": 0}}, "stage1.downscale is 0"),
+    ],
+)
+def test_bad_values_name_file_and_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(GenerationConfig, values, "run.yaml")
+
+
+@pytest.mark.parametrize("field", ["num_inference_steps", "shift", "guidance_scale"])
+def test_sampling_values_out_of_range_are_named(field):
+    with pytest.raises(ConfigError, match=field):
+        SamplingConfig(**{field: -1})
+
+
+def test_overrides_nest_and_are_typed_as_yaml():
+    assert parse_override("stage2.sampling.shift=3.5") == {"stage2": {"sampling": {"shift": 3.5}}}
+    assert parse_override("negative_prompt=a=b") == {"negative_prompt": "a=b"}
+    assert parse_override("stage2.vae_tile=null") == {"stage2": {"vae_tile": None}}
+
+
+@pytest.mark.parametrize("text", ["", "a", "=3", "a..b=1", "a=[1"])
+def test_malformed_overrides_are_refused(text):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+nested = st.recursive(st.integers(), lambda leaf: st.dictionaries(st.sampled_from("abc"), leaf))
+mappings = st.dictionaries(st.sampled_from("abc"), nested)
+
+
+@given(mappings, mappings)
+def test_merging_keeps_both_and_the_change_wins(base, changes):
+    merged = merge(base, changes)
+    assert merged.keys() == base.keys() | changes.keys()
+    assert merge(merged, changes) == merged
+    for key, value in changes.items():
+        if not isinstance(value, dict):
+            assert merged[key] == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "exists"), ("- a", "mapping"), ("a: [", "not YAML")]
+)
+def test_unreadable_yaml_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(path)
+
+
+def test_every_shipped_preset_and_its_settings_parse():
+    presets = sorted((ROOT / "src/swifti2v/presets").glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        index, _ = find_model(preset.stem)
+        parse_config(GenerationConfig, index.settings, str(preset))
+
+
+def test_the_paper_preset_is_the_published_setting():
+    index, _ = find_model("paper")
+    config = parse_config(GenerationConfig, index.settings, "paper")
+    assert (config.num_frames, config.height, config.width) == (81, 1408, 2560)
+    assert (config.height // config.stage1.downscale, config.width // config.stage1.downscale) == (
+        352,
+        640,
+    )
+    assert (config.stage2.segment_size, config.stage2.context_size) == (3, 1)
+    assert config.stage1.sampling.num_inference_steps == 4
+    assert config.stage2.sampling.num_inference_steps == 4
