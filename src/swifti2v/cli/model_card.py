@@ -108,6 +108,7 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
 
     config, low = job.config, job.config.stage1.downscale
     photos = job.photos | _first_frames(job.clips)
+    weights = _weights(job.model, pipe)  # now: the files may change while this runs
     _say(
         f"{job.model}: timing a clip of {config.num_frames} frames, {config.width}x{config.height}"
     )
@@ -132,7 +133,7 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
         camera=camera,
         seconds=seconds,
         peak_rss_bytes=peak,
-        weights=_weights(job.model, pipe),
+        weights=weights,
         machine=_machine(pipe),
     )
 

@@ -89,8 +89,8 @@ def initialize_stage1(transformer: WanTransformer3DModel, latents_std: Tensor) -
     flags = slice(num_content, num_content + 44)
     mixture = torch.randn(44, 3)
     for index, (channel, gain) in enumerate(zip(_MEAN_CHANNELS, (1, 2, 2), strict=True)):
-        # Back to colours of about unit size: the codec divided them by its deviation, the mean
-        # of a block is a quarter of its coefficient, and a token sums four cells.
+        # Back to the block's mean: its coefficient was divided by the codec's deviation and is
+        # 16 times the mean for 4x8x8 values of luma, 8 times for 4x4x4 of chroma.
         scaled = mixture[:, index] * latents_std[channel].cpu() / 16 * gain
         weight[flags, condition + channel] = scaled.to(weight)[:, None, None, None]
     model.patch_embedding.bias[flags].normal_(std=0.3)

@@ -1,0 +1,112 @@
+"""The nano model's latents: statistics of the codec, and how much each channel counts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swifti2v.errors import InputError
+from swifti2v.media import frames_to_video
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.vae import normalize_latents
+from swifti2v.training.data import Frames, degrade
+
+MEAN_CHANNELS = (0, 256, 320)
+"""Channels with a mean: the block averages of luma, Cb and Cr."""
+PIECES_PER_CLIP = 6
+MIN_DEVIATION = 1e-3
+"""Floor of a channel's deviation, below that of natural video (0.0018 at the least)."""
+
+
+@torch.no_grad()
+def fit_codec(clips: Sequence[Frames], seed: int = 0) -> BlockCodec:
+    """Measure the codec's statistics on random pieces of clips.
+
+    The divisor of a channel is not its deviation s but s / (0.3 * (s / 0.05) ** 0.25): scaled so,
+    weak channels (fine detail) keep less power than strong ones, as they matter less.
+
+    Args:
+        clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
+        seed: Of the pieces.
+
+    Raises:
+        InputError: A clip is too short.
+    """
+    codec, rng = BlockCodec(), np.random.default_rng(seed)
+    if not clips or min(len(clip) for clip in clips) < 5:
+        raise InputError("the codec's statistics need clips of at least 5 frames; add longer clips")
+    total = squares = torch.zeros(codec.z_dim, dtype=torch.float64)
+    count = 0
+    for clip in clips:
+        for _ in range(PIECES_PER_CLIP):
+            start = int(rng.integers(len(clip) - 4))
+            latents = codec.encode_frames(frames_to_video(clip[start : start + 4]))
+            values = latents[0].double().flatten(1)  # [C, cells]
+            total, squares = total + values.sum(1), squares + values.square().sum(1)
+            count += values.shape[1]
+    mean = total / count
+    deviation = (squares / count - mean**2).clamp(min=0).sqrt().clamp(min=MIN_DEVIATION).float()
+    divisor = deviation / (0.3 * (deviation / 0.05) ** 0.25)
+    kept = torch.zeros(codec.z_dim)
+    kept[list(MEAN_CHANNELS)] = 1
+    return BlockCodec(latents_mean=_to_config(mean * kept), latents_std=_to_config(divisor))
+
+
+def _to_config(values: Tensor) -> tuple[float, ...]:
+    # Six digits are exact for float32's purposes here and keep the configuration readable.
+    return tuple(float(f"{value:.6g}") for value in values.tolist())
+
+
+@torch.no_grad()
+def measure_residual(clips: Sequence[Frames], downscale: int) -> Tensor:
+    """Energy of what is lost in a small version of the clips, in unscaled latents.
+
+    Args:
+        clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
+        downscale: How much smaller.
+
+    Returns:
+        ``[384]`` mean square of each channel.
+    """
+    codec = BlockCodec()
+    energy = torch.zeros(codec.z_dim)
+    for clip in clips:
+        start = min(20, len(clip) - 5)
+        # One frame more in front: the first frame of a degraded clip is left as it is.
+        video = frames_to_video(clip[start : start + 5])
+        lost = codec.encode_frames(video[:, :, 1:]) - codec.encode_frames(
+            degrade(video, downscale)[:, :, 1:]
+        )
+        energy += lost.square().mean(dim=(0, 2, 3, 4))
+    return energy / len(clips)
+
+
+def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
+    """Scaled latents of a window: one frame that stands alone, then whole latent frames.
+
+    Args:
+        codec: With statistics.
+        video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
+
+    Returns:
+        ``[B, 384, 1 + k, H/8, W/8]`` float32.
+    """
+    pieces = [codec.encode_frames(video[:, :, :1])]
+    if video.shape[2] > 1:
+        pieces.append(codec.encode_frames(video[:, :, 1:]))
+    return normalize_latents(codec, torch.cat(pieces, dim=2))
+
+
+def weigh_channels(codec: BlockCodec, limit: float) -> Tensor:
+    """Weight of each channel in a loss: its share of a pixel error, at most ``limit``.
+
+    Args:
+        codec: The transform is orthonormal, so a latent error costs the divisor squared in pixels.
+        limit: Before scaling to a mean of 1.
+
+    Returns:
+        ``[384]``.
+    """
+    weight = torch.tensor(codec.config["latents_std"]).square().clamp(max=limit)
+    return weight / weight.mean()
