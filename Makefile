@@ -44,7 +44,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu and not network"
 
 fix: install
 	$(BIN)/ruff check --fix src tests

@@ -1,5 +1,6 @@
 """From options to a run that is known to fit, before anything is written."""
 
+import os
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +26,9 @@ from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
 from swifti2v.media import fit_image, load_image, probe_clip, read_clip
-from swifti2v.models.loading import find_model
+from swifti2v.models.sources import find_model
 from swifti2v.models.lora import merge_lora, parse_lora_argument
-from swifti2v.models.text import tokenize_prompts
+from swifti2v.models.text import PromptCache, tokenize_prompts
 from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
 from swifti2v.shapes import PixelShape, ScaleFactors
 
@@ -251,7 +252,13 @@ def _load_pipeline(
     for lora in settings.loras:
         merge_lora(_transformer(pipe, lora.stage), Path(lora.path), lora.strength)
     pipe.encoder.truncate_prompt = settings.truncate_prompt
+    pipe.encoder.cache = PromptCache(_cache_dir() / "prompts")
     return pipe
+
+
+def _cache_dir() -> Path:
+    """The user's cache, where the desktop convention puts it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swifti2v"
 
 
 def _transformer(pipe: SwiftI2VPipeline, stage: Stage) -> torch.nn.Module:
