@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the shipped nano model and rewrites the tables of docs/nano.md; about 10 minutes on two
-# cores. data/clips and data/photos hold the files that docs/nano.md names as held out.
+# idle cores. data/clips and data/photos hold the files that docs/nano.md names as held out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -10,6 +10,7 @@ from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
 from swifti2v.cli.model_card import models
 from swifti2v.cli.refine import refine
+from swifti2v.cli.train import train_app
 
 app = typer.Typer(
     name="swifti2v",
@@ -20,6 +21,7 @@ app = typer.Typer(
 for command in (generate, refine, info, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(train_app, name="train")
 
 
 def _print_version(is_asked: bool) -> None:

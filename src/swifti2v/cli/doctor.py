@@ -61,7 +61,7 @@ def _codecs() -> str:
 
 def _nano() -> str:
     from swifti2v.errors import SwiftI2VError
-    from swifti2v.models.loading import find_model, resolve
+    from swifti2v.models.sources import find_model, resolve
 
     try:
         index, root = find_model("nano")

@@ -268,7 +268,7 @@ def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
     from torch import nn
 
     from swifti2v.evaluation.card_tables import WeightsRow
-    from swifti2v.models.loading import find_model, resolve
+    from swifti2v.models.sources import find_model, resolve
 
     index, root = find_model(model)
     rows = []

@@ -36,6 +36,13 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Placement(StrEnum):
+    """Where the weights live, see ``swifti2v.models.placement``."""
+
+    RESIDENT = "resident"
+    STREAMED = "streamed"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipOptions:
     """What both commands take."""
@@ -104,6 +111,10 @@ class ClipOptions:
     ] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
     dtype: Annotated[Dtype | None, typer.Option(help="Number type of the weights.")] = None
+    placement: Annotated[
+        Placement,
+        typer.Option(help="streamed keeps the weights in host memory: less GPU memory, slower."),
+    ] = Placement.RESIDENT
     work_dir: Annotated[
         Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
     ] = None

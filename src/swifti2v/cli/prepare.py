@@ -26,8 +26,8 @@ from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
 from swifti2v.media import fit_image, load_image, probe_clip, read_clip
-from swifti2v.models.sources import find_model
-from swifti2v.models.lora import merge_lora, parse_lora_argument
+from swifti2v.models.lora import parse_lora_argument
+from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.text import PromptCache, tokenize_prompts
 from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
 from swifti2v.shapes import PixelShape, ScaleFactors
@@ -87,11 +87,10 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         pipe.components.max_text_length,
         truncate=settings.truncate_prompt,
     )
-    weights = next(_transformer(pipe, "stage2").parameters())
     settings = replace(
         settings,
         device=pipe.components.device.type,
-        dtype=str(weights.dtype).removeprefix("torch."),
+        dtype=str(pipe.components.stage2_transformer.dtype).removeprefix("torch."),
     )
     if work_dir is not None:
         work_dir.require_same(settings.plan())
@@ -246,11 +245,16 @@ def _load_pipeline(
     dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    pipe = SwiftI2VPipeline.from_pretrained(
-        settings.model, torch_dtype=DTYPES[dtype] if dtype else None, device=device
-    )
+    loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
     for lora in settings.loras:
-        merge_lora(_transformer(pipe, lora.stage), Path(lora.path), lora.strength)
+        loras[lora.stage].append(LoraSource(path=lora.path, strength=lora.strength))
+    pipe = SwiftI2VPipeline.from_pretrained(
+        settings.model,
+        torch_dtype=DTYPES[dtype] if dtype else None,
+        device=device,
+        placement=options.placement.value,
+        loras=loras,
+    )
     pipe.encoder.truncate_prompt = settings.truncate_prompt
     pipe.encoder.cache = PromptCache(_cache_dir() / "prompts")
     return pipe
@@ -259,12 +263,6 @@ def _load_pipeline(
 def _cache_dir() -> Path:
     """The user's cache, where the desktop convention puts it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swifti2v"
-
-
-def _transformer(pipe: SwiftI2VPipeline, stage: Stage) -> torch.nn.Module:
-    model: Any = pipe.stage1.transformer if stage == "stage1" else pipe.stage2.transformer
-    assert isinstance(model, torch.nn.Module)
-    return model
 
 
 def _find_device(name: str | None) -> torch.device | None:

@@ -59,7 +59,7 @@ class Card:
     seconds: dict[str, float]
     """Of one clip, by stage."""
     peak_rss_bytes: int
-    """Most memory of the process up to the end of that clip."""
+    """Most memory of the process up to the end of that clip, with the held-out clips in it."""
     weights: Sequence[WeightsRow] = ()
     """Files of the model."""
     machine: dict[str, str] = field(default_factory=dict)
@@ -283,7 +283,10 @@ def _cost_part(card: Card) -> list[str]:
     weights.append(["**all**", "", f"{total / 2**20:.2f} MiB", ""])
     return [
         "### Cost of one clip",
-        _table(["stage", "seconds"], [*seconds, ["peak memory of the process", memory]]),
+        _table(
+            ["stage", "seconds"],
+            [*seconds, ["peak memory of the process, held-out clips included", memory]],
+        ),
         _table(["weights", "parameters", "file", "SHA-256"], weights),
         "\n".join(f"- {name}: {value}" for name, value in card.machine.items()),
     ]
@@ -302,7 +305,7 @@ def _folded(title: str, table: str) -> str:
 
 def _named(text: str, model: str) -> str:
     """A method's name, or a text with it, with the model's own name in place of ``model``."""
-    return text.replace(MODEL, model, 1)
+    return text.replace(MODEL, model)
 
 
 def _bold(method: str, model: str) -> str:

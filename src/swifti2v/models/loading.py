@@ -1,44 +1,50 @@
-"""From a name to loaded components: nano, presets, directories, Hub ids and original files."""
+"""From a model's sources to loaded components, and back to a directory."""
 
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from pydantic import ConfigDict
 from torch import nn
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     UMT5Config,
     UMT5EncoderModel,
 )
 
 from swifti2v import __version__
-from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models import originals
 from swifti2v.models.checkpoints import load_weights, read_state_dict
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.image_encoder import load_image_processor
 from swifti2v.models.lora import merge_lora
+from swifti2v.models.sources import (
+    INDEX_NAME,
+    PIPELINE_CLASS,
+    LoraSource,
+    ModelIndex,
+    find_model,
+    resolve,
+)
 from swifti2v.models.transformer import SegmentTransformer3DModel
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = "model_index.json"
-PIPELINE_CLASS = "SwiftI2VPipeline"
+RUN_TIME_STAGES = ("stage1", "stage2")
+"""Keys of the LoRAs a caller may add."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,97 +64,19 @@ class Components:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraSource:
-    """A LoRA to merge when its component is loaded."""
+class _Files(NamedTuple):
+    """What one component is made of, on this machine."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    path: str
-    """File, directory or ``org/repo/path/in/repo.safetensors`` on the Hub."""
-    strength: float = 1.0
-    """Factor on its deltas."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ComponentSource:
-    """Where one component comes from."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    source: str
-    """A directory in diffusers layout, an original single file, or a Hub id."""
-    subfolder: str = ""
-    """Folder of the component below ``source``."""
-    weights: str | None = None
-    """A checkpoint loaded on top of ``source``, such as trained Stage II weights."""
-    loras: tuple[LoraSource, ...] = ()
-    """Merged in this order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelIndex:
-    """What ``model_index.json`` or a YAML preset says: component sources and default settings."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    components: dict[str, ComponentSource]
-    """By name of the fields of ``Components``."""
-    max_text_length: int = 512
-    """Tokens the transformers see."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Defaults, see ``swifti2v.config.GenerationConfig``."""
-
-    def __post_init__(self) -> None:
-        required = {"text_encoder", "tokenizer"}
-        required |= {f"stage{n}_{part}" for n in (1, 2) for part in ("transformer", "vae")}
-        known = required | {"image_encoder", "image_processor"}
-        if missing := sorted(required - self.components.keys()):
-            raise ConfigError(f"components {', '.join(missing)} are missing")
-        if unknown := sorted(self.components.keys() - known):
-            raise ConfigError(f"components {', '.join(unknown)} are unknown")
-
-
-def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
-    """Resolve a model's name to its index and the directory its relative paths start from.
-
-    Args:
-        name: ``"nano"`` or another name that ships with the package, a YAML preset, a directory
-            with ``model_index.json``, or a Hub id of one.
-
-    Raises:
-        ConfigError: No such model, or an index with unknown keys.
-    """
-    shipped = Path(str(resources.files("swifti2v")))
-    path = Path(name)
-    candidates = (path, shipped / str(name), shipped / "presets" / f"{name}.yaml")
-    found = next((p for p in candidates if (p / INDEX_NAME).is_file() or p.is_file()), None)
-    if found is None and str(name).count("/") == 1 and not path.exists():
-        found = download(str(name), patterns=None)
-    if found is None:
-        presets = [p.stem for p in (shipped / "presets").glob("*.yaml")]
-        raise ConfigError(
-            f"unknown model {str(name)!r}: not 'nano', a preset ({', '.join(sorted(presets))}), "
-            f"a YAML file, a directory with {INDEX_NAME} or a Hub id like 'org/repo'"
-        )
-    if found.is_file():
-        return parse_config(ModelIndex, read_yaml(found), str(found)), found.parent
-    index = found / INDEX_NAME
-    try:
-        values = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{index} cannot be read: {error}") from None
-    if values.pop("_class_name", None) != PIPELINE_CLASS:
-        raise ConfigError(
-            f"{index} is not a {PIPELINE_CLASS}; a plain diffusers pipeline holds one stage only: "
-            "name its components in a YAML preset (see 'paper')"
-        )
-    values.pop("_swifti2v_version", None)
-    return parse_config(ModelIndex, values, str(index)), found
+    place: Path
+    weights: Path | None
+    loras: tuple[tuple[Path, float], ...]
 
 
 def load_components(
-    name: str | Path, dtype: torch.dtype, device: torch.device
+    name: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Mapping[str, Sequence[LoraSource]] | None = None,
 ) -> tuple[Components, dict[str, Any]]:
     """Load every component of a model.
 
@@ -156,6 +84,8 @@ def load_components(
         name: See ``find_model``.
         dtype: Of the weights; parts that lose too much in 16 bits stay float32, as in diffusers.
         device: Where they go.
+        loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own; their
+            relative paths start from the current directory.
 
     Returns:
         The components in eval mode, and the model's default settings.
@@ -165,33 +95,60 @@ def load_components(
         LoadingError: A file is missing or damaged, or its weights do not match.
     """
     index, root = find_model(name)
+    files = _find_files(index, root, loras or {})  # all of them, before anything is loaded
     found: dict[str, Any] = {}
-    for role, source in index.components.items():
-        place = resolve(source.source, source.subfolder, root)
-        logger.info("loading %s from %s", role, place)
-        component = LOADERS[role.removeprefix("stage1_")](place, dtype)
+    for role, own in files.items():
+        logger.info("loading %s from %s", role, own.place)
+        component = LOADERS[role](own.place, dtype)
         if isinstance(component, nn.Module):
-            for extra, on_top in ((source.weights, True), *((s, False) for s in source.loras)):
-                if extra is None:
-                    continue
-                if on_top:
-                    file = resolve(str(extra), "", root)
-                    state = originals.convert_transformer(read_state_dict(file))
-                    load_weights(component, state, source=str(file))
-                elif isinstance(extra, LoraSource):
-                    merge_lora(component, resolve(extra.path, "", root), extra.strength)
             component = component.to(device).eval().requires_grad_(False)
+            _add_weights(component, own)
         found[role] = component
     components = Components(**found, max_text_length=index.max_text_length, device=device)
     _require_match(components, str(name))
     return components, index.settings
 
 
+def _find_files(
+    index: ModelIndex, root: Path, loras: Mapping[str, Sequence[LoraSource]]
+) -> dict[str, _Files]:
+    if unknown := sorted(loras.keys() - {*RUN_TIME_STAGES}):
+        raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
+    added = {f"{stage}_transformer": sources for stage, sources in loras.items()}
+    files = {}
+    for role, source in index.components.items():
+        own = [(resolve(lora.path, "", root), lora.strength) for lora in source.loras]
+        own += [(resolve(lora.path, "", Path()), lora.strength) for lora in added.get(role, ())]
+        files[role] = _Files(
+            resolve(source.source, source.subfolder, root),
+            None if source.weights is None else resolve(source.weights, "", root),
+            tuple(own),
+        )
+    return files
+
+
+def _add_weights(component: nn.Module, files: _Files) -> None:
+    """Replace weights by a checkpoint's and merge LoRAs, in place."""
+    if files.weights is not None:
+        state = originals.convert_transformer(read_state_dict(files.weights))
+        load_weights(component, state, source=str(files.weights))
+    for path, strength in files.loras:
+        merge_lora(component, path, strength)
+    if isinstance(component, SegmentTransformer3DModel):
+        reference_half = component.patch_embedding.weight[:, component.config["in_channels"] // 2 :]
+        if not reference_half.any():
+            logger.warning(
+                "%s: the reference half of Stage II is zero, so it does not follow Stage I's motion; "
+                "name trained Stage II weights",
+                files.weights or files.place,
+            )
+
+
 def save_components(components: Components, settings: dict[str, Any], directory: Path) -> None:
     """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index."""
     directory.mkdir(parents=True, exist_ok=True)
     sources = {}
-    for role in LOADERS_BY_ROLE:
+    for role in LOADERS:
         component = getattr(components, role)
         if component is None:
             continue
@@ -208,82 +165,66 @@ def save_components(components: Components, settings: dict[str, Any], directory:
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def resolve(source: str, subfolder: str, root: Path) -> Path:
-    """Local path of a source: below ``root``, absolute, or downloaded from the Hub.
-
-    Raises:
-        LoadingError: It is nowhere.
-    """
-    local = (root / source).expanduser() / subfolder
-    if local.exists():
-        return local
-    parts = source.split("/")
-    if len(parts) == 2 and not source.startswith((".", "/", "~")):
-        pattern = f"{subfolder}/*" if subfolder else None
-        return download(source, pattern) / subfolder
-    if len(parts) > 2 and not source.startswith((".", "/", "~")):
-        inside = "/".join(parts[2:])
-        return download("/".join(parts[:2]), inside) / inside
-    raise LoadingError(f"{local} does not exist; name a directory, a file or a Hub id 'org/repo'")
-
-
-def download(repo_id: str, patterns: str | None) -> Path:
-    """Snapshot of a Hub repository (or of the files that match), from the cache where it is there.
-
-    Raises:
-        LoadingError: The Hub does not have it or cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LoadingError(f"cannot get {repo_id!r} from the Hub: {reason}") from None
-
-
 def build(
-    kind: Any,
-    config: Mapping[str, Any],
-    state: dict[str, torch.Tensor],
-    where: str,
+    make: Callable[[], nn.Module],
+    state: Mapping[str, torch.Tensor],
+    where: Path,
     dtype: torch.dtype,
 ) -> Any:
-    """Make a diffusers model without memory and give it a state dict, strictly.
+    """Make a model without memory and give it a state dict, strictly.
 
     Args:
-        kind: A ``ModelMixin`` class.
-        config: Its configuration.
+        make: Constructs it.
         state: Every weight.
         where: Named in errors.
-        dtype: Of the weights, except those the class keeps in float32.
+        dtype: Of the weights, except those the class keeps in float32: for diffusers always, for
+            transformers in float16 only.
     """
-    with init_empty_weights(include_buffers=False):
-        # SegmentTransformer3DModel's file also holds the (empty) keys of its base class.
-        known = inspect.signature(kind.__init__).parameters
-        model = kind.from_config(
-            {
-                key: value
-                for key, value in config.items()
-                if not key.startswith("_") and (key in known or value is not None)
-            }
-        )
-    keep = getattr(kind, "_keep_in_fp32_modules", None) or ()
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: Any = make()
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, RuntimeError) as error:
+        raise LoadingError(f"the configuration of {where} describes no model: {error}") from error
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if isinstance(model, PreTrainedModel) and dtype != torch.float16:
+        keep = set()
     cast = {
-        key: tensor.to(torch.float32 if any(part in key.split(".") for part in keep) else dtype)
+        key: _align(tensor.to(torch.float32 if keep & set(key.split(".")) else dtype))
+        if tensor.is_floating_point()
+        else tensor
         for key, tensor in state.items()
     }
-    load_weights(model, cast, source=where)
+    load_weights(model, cast, source=str(where))
     return model
 
 
+def _align(tensor: torch.Tensor) -> torch.Tensor:
+    # CPU kernels round differently where memory is not aligned, as in a mapped file: the same
+    # weights shall make the same frames whatever file they come from.
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+def _from_config(kind: Any, config: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """Constructor of a diffusers model; keys that it does not know are left out."""
+    known = inspect.signature(kind.__init__).parameters
+    return lambda: kind(**{key: value for key, value in config.items() if key in known})
+
+
 def _read_config(place: Path) -> dict[str, Any]:
+    file = place / "config.json"
     try:
-        values = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"{place / 'config.json'} cannot be read: {error}") from None
-    return dict(values)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise LoadingError(f"{file} cannot be read: {error}") from None
+
+
+def _read_class(place: Path, *kinds: Any) -> tuple[Any, dict[str, Any]]:
+    """The class, one of ``kinds``, that a diffusers ``config.json`` names, and its values."""
+    config = _read_config(place)
+    by_name = {kind.__name__: kind for kind in kinds}
+    if (name := config.get("_class_name")) not in by_name:
+        raise LoadingError(f"{place} holds a {name}, not a {' or '.join(by_name)}")
+    return by_name[name], config
 
 
 def load_transformer(place: Path, dtype: torch.dtype) -> WanTransformer3DModel:
@@ -291,41 +232,52 @@ def load_transformer(place: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     if place.is_file():
         state = originals.convert_transformer(read_state_dict(place))
         config = originals.transformer_config(state)
-        plain: WanTransformer3DModel = build(
-            WanTransformer3DModel, config, state, str(place), dtype
-        )
-        return plain
-    config = _read_config(place)
-    segmented = config.get("_class_name") == SegmentTransformer3DModel.__name__
-    kind = SegmentTransformer3DModel if segmented else WanTransformer3DModel
-    model: WanTransformer3DModel = build(kind, config, read_state_dict(place), str(place), dtype)
+    else:
+        _, config = _read_class(place, WanTransformer3DModel)
+        state = read_state_dict(place)
+    make = _from_config(WanTransformer3DModel, config)
+    model: WanTransformer3DModel = build(make, state, place, dtype)
     return model
 
 
 def load_segment_transformer(place: Path, dtype: torch.dtype) -> SegmentTransformer3DModel:
-    """Load a Stage II transformer; a plain base model is widened with a zero reference half."""
-    model = load_transformer(place, dtype)
-    if isinstance(model, SegmentTransformer3DModel):
-        segmented: SegmentTransformer3DModel = model
-        return segmented
-    logger.warning("%s is a plain base model: its reference half is zero until trained", place)
-    widened: SegmentTransformer3DModel = SegmentTransformer3DModel.from_base(model)
-    return widened
+    """Load a Stage II transformer; a plain base model is widened with a zero reference half.
+
+    Raises:
+        LoadingError: A base with other inputs than latents, such as an image-to-video one.
+    """
+    kind: Any = WanTransformer3DModel
+    if place.is_file():
+        state = originals.convert_transformer(read_state_dict(place))
+        config = originals.transformer_config(state)
+    else:
+        kind, config = _read_class(place, SegmentTransformer3DModel, WanTransformer3DModel)
+        state = read_state_dict(place)
+    in_channels, out_channels = config.get("in_channels", 16), config.get("out_channels", 16)
+    takes_latents_only = config.get("image_dim") is None
+    if in_channels == 2 * out_channels and takes_latents_only:
+        kind = SegmentTransformer3DModel  # an original file does not tell the two apart
+    elif in_channels != out_channels or not takes_latents_only:
+        raise LoadingError(
+            f"{place} takes {in_channels} channels and gives {out_channels}: Stage II is made from "
+            "a model that takes as many as it gives, such as Wan2.2-TI2V-5B"
+        )
+    model: Any = build(_from_config(kind, config), state, place, dtype)
+    segmented: SegmentTransformer3DModel = (
+        model if kind is SegmentTransformer3DModel else SegmentTransformer3DModel.from_base(model)
+    )
+    return segmented
 
 
 def load_vae(place: Path, dtype: torch.dtype) -> AutoencoderKLWan | BlockCodec:
     """Load a video VAE from a diffusers directory or an original Wan file."""
+    kind: Any = AutoencoderKLWan
     if place.is_file():
         config, state = originals.convert_vae(read_state_dict(place))
-        wan: AutoencoderKLWan = build(AutoencoderKLWan, config, state, str(place), dtype)
-        return wan
-    config = _read_config(place)
-    kinds = {"AutoencoderKLWan": AutoencoderKLWan, "BlockCodec": BlockCodec}
-    if (name := config.get("_class_name")) not in kinds:
-        raise LoadingError(f"{place} holds a {name}; known are {', '.join(kinds)}")
-    vae: AutoencoderKLWan | BlockCodec = build(
-        kinds[name], config, read_state_dict(place), str(place), dtype
-    )
+    else:
+        kind, config = _read_class(place, AutoencoderKLWan, BlockCodec)
+        state = read_state_dict(place)
+    vae: AutoencoderKLWan | BlockCodec = build(_from_config(kind, config), state, place, dtype)
     return vae
 
 
@@ -334,10 +286,9 @@ def load_text_encoder(place: Path, dtype: torch.dtype) -> UMT5EncoderModel:
     if place.is_file():
         config, state = originals.convert_text_encoder(read_state_dict(place))
     else:
-        config, state = UMT5Config(**_read_config(place)), read_state_dict(place)
-    encoder: UMT5EncoderModel = _build_transformers(
-        UMT5EncoderModel, config, state, str(place), dtype
-    )
+        config = _read_transformers_config(place, UMT5Config)
+        state = read_state_dict(place)
+    encoder: UMT5EncoderModel = build(lambda: UMT5EncoderModel(config), state, place, dtype)
     return encoder
 
 
@@ -346,30 +297,28 @@ def load_image_encoder(place: Path, dtype: torch.dtype) -> CLIPVisionModel:
     if place.is_file():
         config, state = originals.convert_image_encoder(read_state_dict(place))
     else:
-        config, state = CLIPVisionConfig(**_read_config(place)), read_state_dict(place)
-    encoder: CLIPVisionModel = _build_transformers(
-        CLIPVisionModel, config, state, str(place), dtype
-    )
+        config = _read_transformers_config(place, CLIPVisionConfig)
+        state = originals.convert_vision_names(read_state_dict(place))
+    encoder: CLIPVisionModel = build(lambda: CLIPVisionModel(config), state, place, dtype)
     return encoder
 
 
-def _build_transformers(
-    kind: Any, config: Any, state: dict[str, torch.Tensor], where: str, dtype: torch.dtype
-) -> Any:
-    with init_empty_weights(include_buffers=False):
-        model = kind(config)
-    known = model.state_dict().keys()
-    # Buffers that older versions of transformers saved, made anew by this one.
-    state = {k: v.to(dtype) for k, v in state.items() if k in known or "position_ids" not in k}
-    load_weights(model, state, source=where)
-    return model
+def _read_transformers_config(place: Path, kind: Any) -> Any:
+    values = _read_config(place)
+    if (name := values.get("model_type", kind.model_type)) != kind.model_type:
+        raise LoadingError(f"{place} holds a {name} model, not a {kind.model_type}")
+    for key in ("dtype", "torch_dtype"):  # how it was stored; the caller decides anew
+        values.pop(key, None)
+    return kind(**values)
 
 
 def load_tokenizer(place: Path, dtype: torch.dtype) -> PreTrainedTokenizerBase:  # noqa: ARG001
     """Load a tokenizer directory."""
+    if not (place / "tokenizer_config.json").is_file():
+        raise LoadingError(f"{place} holds no tokenizer: tokenizer_config.json is missing")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise LoadingError(f"{place} holds no tokenizer: {str(error).splitlines()[0]}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -380,42 +329,33 @@ LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
     "tokenizer": load_tokenizer,
     "image_encoder": load_image_encoder,
     "image_processor": lambda place, _: load_image_processor(place),
-    "transformer": load_transformer,
-    "vae": load_vae,
+    "stage1_transformer": load_transformer,
+    "stage1_vae": load_vae,
     "stage2_transformer": load_segment_transformer,
     "stage2_vae": load_vae,
 }
-LOADERS_BY_ROLE = (
-    "text_encoder",
-    "tokenizer",
-    "image_encoder",
-    "image_processor",
-    "stage1_transformer",
-    "stage1_vae",
-    "stage2_transformer",
-    "stage2_vae",
-)
 
 
-def _require_match(components: Components, name: str) -> None:
+def _require_match(parts: Components, name: str) -> None:
     """Refuse components that do not belong together."""
-    parts = components
+    first, second = parts.stage1_transformer.config, parts.stage2_transformer.config
+    codec, fine = parts.stage1_vae.config, parts.stage2_vae.config
     text_dim = parts.text_encoder.config.d_model
+    encoder = parts.image_encoder
+    image_dim = None if encoder is None else encoder.config.hidden_size
+    if (encoder is None) != (parts.image_processor is None):
+        raise LoadingError(f"{name}: image_encoder and image_processor only work together")
     checks = {
         "stage1_transformer in_channels": (
-            parts.stage1_transformer.config["in_channels"],
-            2 * parts.stage1_vae.config["z_dim"] + parts.stage1_vae.config["scale_factor_temporal"],
+            first["in_channels"],
+            2 * codec["z_dim"] + codec["scale_factor_temporal"],
         ),
-        "stage2_transformer in_channels": (
-            parts.stage2_transformer.config["in_channels"],
-            2 * parts.stage2_vae.config["z_dim"],
-        ),
-        "stage1_transformer text_dim": (parts.stage1_transformer.config["text_dim"], text_dim),
-        "stage2_transformer text_dim": (parts.stage2_transformer.config["text_dim"], text_dim),
-        "image_encoder present": (
-            parts.image_encoder is not None and parts.image_processor is not None,
-            parts.stage1_transformer.config["image_dim"] is not None,
-        ),
+        "stage1_transformer out_channels": (first["out_channels"], codec["z_dim"]),
+        "stage2_transformer in_channels": (second["in_channels"], 2 * fine["z_dim"]),
+        "stage2_transformer out_channels": (second["out_channels"], fine["z_dim"]),
+        "stage1_transformer text_dim": (first["text_dim"], text_dim),
+        "stage2_transformer text_dim": (second["text_dim"], text_dim),
+        "stage1_transformer image_dim (of the image encoder)": (first["image_dim"], image_dim),
     }
     for what, (is_value, wanted) in checks.items():
         if is_value != wanted:

@@ -35,6 +35,12 @@ WAN22_LATENTS_STD = (
 State = Mapping[str, Tensor]
 
 
+def _find(state: State, key: str) -> Tensor:
+    if key not in state:
+        raise LoadingError(f"the file lacks {key}: it is another model or only a part of one")
+    return state[key]
+
+
 def convert_transformer(state: State) -> dict[str, Tensor]:
     """Diffusers names for an original Wan transformer."""
     return wan_transformer_state_dict(state)
@@ -45,6 +51,11 @@ def transformer_config(state: State) -> dict[str, Any]:
     return infer_wan_config(state)
 
 
+def convert_vision_names(state: State) -> dict[str, Tensor]:
+    """Transformers' names of today for a CLIP vision model that any version of it saved."""
+    return {k: v for k, v in clip_state_dict(state).items() if "position_ids" not in k}
+
+
 def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and diffusers names of an original Wan2.1 or Wan2.2 VAE.
 
@@ -52,10 +63,10 @@ def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
         LoadingError: It is neither of the two.
     """
     converted = wan_vae_state_dict(state)
-    z_dim = int(converted["post_quant_conv.weight"].shape[0])
+    z_dim = int(_find(converted, "post_quant_conv.weight").shape[0])
     config: dict[str, Any] = {
         "z_dim": z_dim,
-        "base_dim": int(converted["encoder.conv_in.weight"].shape[0]),
+        "base_dim": int(_find(converted, "encoder.conv_in.weight").shape[0]),
         "dim_mult": [1, 2, 4, 4],
         "num_res_blocks": 2,
         "attn_scales": [],
@@ -64,7 +75,7 @@ def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if z_dim == 16:
         return config, converted
     if z_dim == 48:
-        widest = int(converted["decoder.conv_in.weight"].shape[0])
+        widest = int(_find(converted, "decoder.conv_in.weight").shape[0])
         config |= {
             "decoder_base_dim": widest // config["dim_mult"][-1],
             "is_residual": True,
@@ -83,14 +94,16 @@ def convert_text_encoder(state: State) -> tuple[UMT5Config, dict[str, Tensor]]:
     """Configuration and transformers names of an original UMT5 encoder."""
     converted = umt5_state_dict(state)
     block = "encoder.block.0.layer."
-    vocabulary, width = converted["shared.weight"].shape
-    buckets, heads = converted[f"{block}0.SelfAttention.relative_attention_bias.weight"].shape
-    inner = converted[f"{block}0.SelfAttention.q.weight"].shape[0]
+    vocabulary, width = _find(converted, "shared.weight").shape
+    buckets, heads = _find(
+        converted, f"{block}0.SelfAttention.relative_attention_bias.weight"
+    ).shape
+    inner = _find(converted, f"{block}0.SelfAttention.q.weight").shape[0]
     config = UMT5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=inner // heads,
-        d_ff=converted[f"{block}1.DenseReluDense.wi_0.weight"].shape[0],
+        d_ff=_find(converted, f"{block}1.DenseReluDense.wi_0.weight").shape[0],
         num_layers=len(
             {key.split(".")[2] for key in converted if key.startswith("encoder.block.")}
         ),
@@ -104,13 +117,15 @@ def convert_text_encoder(state: State) -> tuple[UMT5Config, dict[str, Tensor]]:
 def convert_image_encoder(state: State) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
     """Configuration and transformers names of Wan's CLIP image encoder (heads of width 80)."""
     converted = clip_state_dict(state)
-    weight = converted["embeddings.patch_embedding.weight"]
+    weight = _find(converted, "embeddings.patch_embedding.weight")
     width, patch = weight.shape[0], weight.shape[-1]
-    positions = converted["embeddings.position_embedding.weight"].shape[0]
+    if width % 80:
+        raise LoadingError(f"Wan's CLIP has attention heads of width 80; this one is {width} wide")
+    positions = _find(converted, "embeddings.position_embedding.weight").shape[0]
     layers = {key.split(".")[2] for key in converted if key.startswith("encoder.layers.")}
     config = CLIPVisionConfig(
         hidden_size=width,
-        intermediate_size=converted["encoder.layers.0.mlp.fc1.weight"].shape[0],
+        intermediate_size=_find(converted, "encoder.layers.0.mlp.fc1.weight").shape[0],
         num_hidden_layers=len(layers),
         num_attention_heads=width // 80,
         image_size=round((positions - 1) ** 0.5) * patch,

@@ -6,10 +6,49 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import (
+    WanTransformer3DModel,
+    WanTransformerBlock,
+)
 from torch import Tensor
 
 from swifti2v.errors import ShapeError
+
+
+class SegmentTransformerBlock(WanTransformerBlock):
+    """A Wan block with a modulation for each frame instead of each token.
+
+    Weights and names are those of diffusers' ``WanTransformerBlock``.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        tokens: Tensor,
+        text: Tensor,
+        modulation: Tensor,
+        index: Tensor,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Attend within the window and to the prompt.
+
+        Args:
+            tokens: ``[B, L, D]``, ordered frame by frame.
+            text: ``[B, T, D]``.
+            modulation: ``[U, 6, D]`` for the distinct noise levels.
+            index: ``[B, N]`` level of each frame.
+            rotary: Cosines and sines, ``[1, L, 1, head_dim]`` each.
+
+        Returns:
+            ``[B, L, D]``.
+        """
+        table = self.scale_shift_table.float() + modulation.float()  # [U, 6, D]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table[index].unsqueeze(3).unbind(2)
+        hidden = _modulate(self.norm1, tokens, shift, scale)
+        tokens = _add_gated(tokens, self.attn1(hidden, None, None, rotary), gate)
+        hidden = self.norm2(tokens.float()).type_as(tokens)
+        tokens = tokens + self.attn2(hidden, text, None, None)
+        hidden = _modulate(self.norm3, tokens, ffn_shift, ffn_scale)
+        return _add_gated(tokens, self.ffn(hidden), ffn_gate)
 
 
 class SegmentTransformer3DModel(WanTransformer3DModel):
@@ -24,6 +63,9 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         SwiftI2V, arXiv:2605.06356, section 3.1, equation 6 (channel concatenation); a noise level
         for each frame as in Wan2.2-TI2V, where clean frames are given timestep 0.
     """
+
+    _no_split_modules = ["SegmentTransformerBlock"]  # noqa: RUF012 - declared so in diffusers
+    _repeated_blocks = ["SegmentTransformerBlock"]  # noqa: RUF012
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # noqa: PLR0913 - the configuration keys of WanTransformer3DModel
@@ -57,6 +99,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             eps=eps,
             rope_max_seq_len=rope_max_seq_len,
         )
+        for block in self.blocks:
+            block.__class__ = SegmentTransformerBlock  # new blocks would draw their weights again
 
     @classmethod
     def from_base(cls, base: WanTransformer3DModel) -> "SegmentTransformer3DModel":
@@ -124,9 +168,9 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 checkpoint: Any = self._gradient_checkpointing_func
-                tokens = checkpoint(_block_forward, block, tokens, text, modulation, index, rotary)
+                tokens = checkpoint(block, tokens, text, modulation, index, rotary)
             else:
-                tokens = _block_forward(block, tokens, text, modulation, index, rotary)
+                tokens = block(tokens, text, modulation, index, rotary)
 
         table = self.scale_shift_table.float() + embedding.float().unsqueeze(1)  # [U, 2, D]
         shift, scale = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
@@ -196,34 +240,6 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]
 
         return spread(rope.freqs_cos), spread(rope.freqs_sin)
-
-
-def _block_forward(
-    block: Any,
-    tokens: Tensor,
-    text: Tensor,
-    modulation: Tensor,
-    index: Tensor,
-    rotary: tuple[Tensor, Tensor],
-) -> Tensor:
-    """One Wan block with a modulation for each frame instead of each token.
-
-    Args:
-        block: A diffusers ``WanTransformerBlock``.
-        tokens: ``[B, L, D]``, ordered frame by frame.
-        text: ``[B, T, D]``.
-        modulation: ``[U, 6, D]`` for the distinct noise levels.
-        index: ``[B, N]`` level of each frame.
-        rotary: See ``_rotary_embedding``.
-    """
-    table = block.scale_shift_table.float() + modulation.float()  # [U, 6, D]
-    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table[index].unsqueeze(3).unbind(2)
-    hidden = _modulate(block.norm1, tokens, shift, scale)
-    tokens = _add_gated(tokens, block.attn1(hidden, None, None, rotary), gate)
-    hidden = block.norm2(tokens.float()).type_as(tokens)
-    tokens = tokens + block.attn2(hidden, text, None, None)
-    hidden = _modulate(block.norm3, tokens, ffn_shift, ffn_scale)
-    return _add_gated(tokens, block.ffn(hidden), ffn_gate)
 
 
 def _modulate(norm: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

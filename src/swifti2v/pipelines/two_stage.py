@@ -1,6 +1,6 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ShapeError
 from swifti2v.media import image_to_tensor, resize_video, video_to_frames
 from swifti2v.models.loading import Components, load_components, save_components
+from swifti2v.models.placement import Placement, loading_device, place, require_placement
+from swifti2v.models.sources import LoraSource
 from swifti2v.models.vae import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
@@ -78,6 +80,8 @@ class SwiftI2VPipeline:
         *,
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
+        placement: Placement = "resident",
+        loras: Mapping[str, Sequence[LoraSource]] | None = None,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
 
@@ -86,14 +90,20 @@ class SwiftI2VPipeline:
                 a directory written by ``save_pretrained`` or a Hub id of one.
             torch_dtype: Weights' type; by default bfloat16 on a GPU and float32 elsewhere.
             device: By default the first GPU, else the CPU.
+            placement: ``"streamed"`` holds the weights in host memory and brings them to the
+                device when used: slower, for models larger than the device's memory.
+            loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own.
 
         Raises:
             LoadingError: Something is missing, damaged or does not match its configuration.
             ConfigError: An unknown name or setting.
         """
+        require_placement(placement)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
-        components, settings = load_components(name, dtype, target)
+        start = loading_device(target, placement)
+        components, settings = load_components(name, dtype, start, loras)
+        place(components, target, placement)
         return cls(components, parse_config(GenerationConfig, settings, str(name)))
 
     def save_pretrained(self, directory: str | Path) -> None:

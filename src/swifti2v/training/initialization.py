@@ -191,14 +191,15 @@ def fit_output_layer(
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     try:
         for sample in samples:
-            batch, _, window, _, _ = sample.hidden_states.shape
+            batch, _, window, height, columns = sample.hidden_states.shape
             channels, num_targets = sample.residual.shape[1:3]
             text = torch.zeros(batch, 1, int(transformer.config["text_dim"]), device=device)  # type: ignore[index]
             transformer(sample.hidden_states, sample.sigma, text)
-            features = seen.pop().unflatten(1, (window, -1))[:, -num_targets:].flatten(0, 2)
+            features = seen.pop().reshape(batch, window, -1, width)[:, -num_targets:].flatten(0, 2)
             ones = torch.ones(len(features), 1, device=device)
             features = torch.cat([features, ones], dim=1).double()
-            tokens = sample.residual.unflatten(4, (-1, _PATCH)).unflatten(3, (-1, _PATCH))
+            cells = (height // _PATCH, _PATCH, columns // _PATCH, _PATCH)
+            tokens = sample.residual.reshape(batch, channels, num_targets, *cells)
             wanted = tokens.permute(0, 2, 3, 5, 4, 6, 1).reshape(-1, channels * _PATCH**2)
             gram += features.T @ features
             target += features.T @ wanted.double()

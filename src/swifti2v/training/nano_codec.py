@@ -50,7 +50,10 @@ def fit_codec(clips: Sequence[Frames], seed: int = 0) -> BlockCodec:
     divisor = deviation / (0.3 * (deviation / 0.05) ** 0.25)
     kept = torch.zeros(codec.z_dim)
     kept[list(MEAN_CHANNELS)] = 1
-    return BlockCodec(latents_mean=_to_config(mean * kept), latents_std=_to_config(divisor))
+    fitted: BlockCodec = BlockCodec(
+        latents_mean=_to_config(mean * kept), latents_std=_to_config(divisor)
+    )
+    return fitted
 
 
 def _to_config(values: Tensor) -> tuple[float, ...]:

@@ -85,6 +85,10 @@ class StepMetrics:
     """Before clipping."""
 
 
+OnStep = Callable[[StepMetrics], None]
+"""Called after each step; raising in it stops the training, which keeps what it has."""
+
+
 class Randomness:
     """All random sources of a training, on the CPU so that a device does not change them.
 
@@ -128,12 +132,12 @@ def optimize(
     config: OptimizationConfig,
     randomness: Randomness,
     directory: Path,
-    on_step: Callable[[StepMetrics], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
     """Train a model until its budget is used; it ends with the averaged weights, in eval mode.
 
-    A checkpoint in ``directory`` is continued from; with a budget in steps the result is the same
-    as without the stop. The directory then holds ``checkpoint.pt``, replaced in one go every few
+    A checkpoint in ``directory`` is continued from; with a budget in steps the result is that of
+    a run without the stop, up to rounding. The directory then holds ``checkpoint.pt``, replaced in one go every few
     minutes and at the end, and ``metrics.jsonl``, one object a step.
 
     Args:

@@ -1,12 +1,12 @@
 """Training of the nano model's Stage I: camera motions over still pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from swifti2v.models.codec import BlockCodec
@@ -18,7 +18,6 @@ from swifti2v.training.data import Frames, pixel_frames
 from swifti2v.training.initialization import initialize_stage1
 from swifti2v.training.nano_codec import encode_window, weigh_channels
 from swifti2v.training.nano_config import NanoConfig, TransformerSize
-from swifti2v.training.objectives import clip_residual_loss
 from swifti2v.training.optimization import OnStep, Randomness, has_checkpoint, optimize
 from swifti2v.training.text_encoder import make_tokenizer
 
@@ -63,7 +62,10 @@ class Stage1Objective:
         pixels = [p for frame in (0, *frames) for p in pixel_frames(frame)]
         times = [p / (self.config.num_frames - 1) for p in pixels]
         video = torch.stack(
-            [render_motion(self._draw_still(), m, times, draw_view(rng), self.size) for m in motions]
+            [
+                render_motion(self._draw_still(), m, times, draw_view(rng), self.size)
+                for m in motions
+            ]
         )
         latents = encode_window(self.codec, video)
         embeds = encode_prompt(
@@ -124,6 +126,33 @@ class Stage1Objective:
         return encode_window(self.codec, video)[:, :, 1:]
 
 
+def clip_residual_loss(
+    model: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    channel_weight: Tensor,
+) -> Tensor:
+    """Error of the clean latents that a clip's model makes of the photo and its output.
+
+    All noise levels count alike: unlike a velocity's, this error is not divided by sigma squared.
+
+    Args:
+        model: ``(noisy [B, C, F, h, w], sigma [B]) -> output``, the difference to a still clip.
+        latents: ``[B, C, F, h, w]`` ground truth; frame 0 is the photo's.
+        sigma: ``[B]`` noise levels.
+        noise: ``[B, C, F, h, w]`` standard normal.
+        channel_weight: ``[C]``.
+
+    Returns:
+        ``[B]``.
+    """
+    level = sigma[:, None, None, None, None]
+    noisy = (1 - level) * latents + level * noise
+    error = (latents[:, :, :1] + model(noisy, sigma) - latents).float().square()
+    return (error * channel_weight[:, None, None, None]).flatten(1).mean(dim=1)
+
+
 def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
     """A randomly initialised Stage I transformer: 384 latent, 4 mask, 384 condition channels."""
     kind: Any = WanTransformer3DModel
@@ -171,7 +200,7 @@ def train_stage1(
         transformer = make_stage1_transformer(own.size, config.text.width)
         if not has_checkpoint(directory):
             initialize_stage1(transformer, torch.tensor(codec.config["latents_std"]))
-    transformer.to(text_encoder.device)
+    nn.Module.to(transformer, text_encoder.device)
     randomness = Randomness(own.seed)
     objective = Stage1Objective(transformer, codec, text_encoder, stills, config, randomness)
     optimize(transformer, objective, own.optimization, randomness, directory, on_step)

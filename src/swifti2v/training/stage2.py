@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -106,7 +106,8 @@ class Stage2Objective:
 def make_stage2_transformer(config: NanoConfig) -> SegmentTransformer3DModel:
     """A randomly initialised Stage II transformer: 384 latent and 384 reference channels."""
     common = transformer_config(config.stage2.size, config.text.width)
-    return SegmentTransformer3DModel(**common, in_channels=768)
+    model: SegmentTransformer3DModel = SegmentTransformer3DModel(**common, in_channels=768)
+    return model
 
 
 def train_stage2(
@@ -139,7 +140,7 @@ def train_stage2(
         if is_new:
             sigmas = torch.tensor(plan_sigmas(config.num_inference_steps)[:-1])
             initialize_stage2(transformer, measure_residual(clips, config.downscale), sigmas)
-    transformer.to(device)
+    nn.Module.to(transformer, device)
     objective = Stage2Objective(transformer, codec, clips, config, randomness)
     if is_new:
         samples = (objective.draw_fit_sample() for _ in range(own.num_fit_batches))

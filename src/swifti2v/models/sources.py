@@ -1,0 +1,177 @@
+"""Where the components of a model come from: indexes and presets, local folders and the Hub."""
+
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from swifti2v.config import GenerationConfig, parse_config, read_yaml
+from swifti2v.errors import ConfigError, LoadingError
+
+INDEX_NAME = "model_index.json"
+PIPELINE_CLASS = "SwiftI2VPipeline"
+REQUIRED = (
+    "text_encoder",
+    "tokenizer",
+    "stage1_transformer",
+    "stage1_vae",
+    "stage2_transformer",
+    "stage2_vae",
+)
+OPTIONAL = ("image_encoder", "image_processor")
+YAML_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSource:
+    """A LoRA to merge when its component is loaded."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """File, directory or ``org/repo/path/in/repo.safetensors`` on the Hub."""
+    strength: float = 1.0
+    """Factor on its deltas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComponentSource:
+    """Where one component comes from."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    source: str
+    """A directory in diffusers layout, an original single file, or a Hub id."""
+    subfolder: str = ""
+    """Folder of the component below ``source``."""
+    weights: str | None = None
+    """A checkpoint loaded on top of a transformer, such as trained Stage II weights."""
+    loras: tuple[LoraSource, ...] = ()
+    """Merged into a transformer, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelIndex:
+    """What ``model_index.json`` or a YAML preset says: component sources and default settings."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    components: dict[str, ComponentSource]
+    """By name of the fields of ``Components``."""
+    max_text_length: int = 512
+    """Tokens the transformers see."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Defaults, see ``swifti2v.config.GenerationConfig``."""
+
+    def __post_init__(self) -> None:
+        if missing := [role for role in REQUIRED if role not in self.components]:
+            raise ConfigError(f"components {', '.join(missing)} are missing")
+        if unknown := sorted(self.components.keys() - {*REQUIRED, *OPTIONAL}):
+            known = ", ".join((*REQUIRED, *OPTIONAL))
+            raise ConfigError(f"components {', '.join(unknown)} are unknown; known are {known}")
+        for role, source in self.components.items():
+            if (source.weights or source.loras) and not role.endswith("transformer"):
+                raise ConfigError(
+                    f"component {role} has weights or loras; only the transformers take them"
+                )
+        parse_config(GenerationConfig, self.settings, "settings")
+
+
+def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
+    """Resolve a model's name to its index and the directory its relative paths start from.
+
+    Args:
+        name: ``"nano"`` or another name that ships with the package, a YAML preset, a directory
+            with ``model_index.json``, or a Hub id of one.
+
+    Raises:
+        ConfigError: No such model, or an index with unknown keys.
+        LoadingError: The Hub does not have it.
+    """
+    shipped = Path(str(resources.files("swifti2v")))
+    path = Path(name)
+    yamls = (path, shipped / "presets" / f"{name}.yaml")
+    for file in yamls:
+        if file.suffix in YAML_SUFFIXES and file.is_file():
+            return parse_config(ModelIndex, read_yaml(file), str(file)), file.parent
+    for folder in (path, shipped / str(name)):
+        if (folder / INDEX_NAME).is_file():
+            return _read_index(folder / INDEX_NAME), folder
+    is_hub_id = str(name).count("/") == 1 and not path.exists() and _is_remote(str(name))
+    if is_hub_id and path.suffix not in YAML_SUFFIXES:
+        # The index first: another repository is refused before all of it is downloaded.
+        index = download(str(name), INDEX_NAME) / INDEX_NAME
+        if index.is_file():
+            return _read_index(index), download(str(name), None)
+    presets = sorted(file.stem for file in (shipped / "presets").glob("*.yaml"))
+    raise ConfigError(
+        f"unknown model {str(name)!r}: not 'nano', a preset ({', '.join(presets)}), "
+        f"a YAML file, a directory with {INDEX_NAME} or a Hub id like 'org/repo'"
+    )
+
+
+def _read_index(file: Path) -> ModelIndex:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        kind = values.pop("_class_name", None)
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    if kind != PIPELINE_CLASS:
+        raise ConfigError(
+            f"{file} is of a {kind}, not a {PIPELINE_CLASS}; a plain diffusers pipeline holds one "
+            "stage only: name its components in a YAML preset (see 'paper')"
+        )
+    values.pop("_swifti2v_version", None)
+    return parse_config(ModelIndex, values, str(file))
+
+
+def resolve(source: str, subfolder: str, root: Path) -> Path:
+    """Local path of a source: below ``root``, absolute, or downloaded from the Hub.
+
+    Args:
+        source: Path or Hub id; a file in a Hub repository is ``org/repo/path/of/file``.
+        subfolder: Folder below the source.
+        root: What relative paths start from.
+
+    Raises:
+        LoadingError: It is nowhere.
+    """
+    whole = root / Path(source).expanduser()  # an absolute path stays as it is
+    local = whole / subfolder
+    if local.exists():
+        return local
+    parts = source.split("/")
+    if not whole.exists() and len(parts) > 1 and _is_remote(source):
+        inside = "/".join([*parts[2:], *([subfolder] if subfolder else [])])
+        is_file = len(parts) > 2 and not subfolder
+        pattern = inside if is_file else f"{inside}/*" if inside else None
+        found = download("/".join(parts[:2]), pattern) / inside
+        if found.exists():
+            return found
+        raise LoadingError(f"the Hub's {'/'.join(parts[:2])!r} has no {inside}")
+    raise LoadingError(f"{local} does not exist; name a directory, a file or a Hub id 'org/repo'")
+
+
+def _is_remote(source: str) -> bool:
+    return not source.startswith((".", "/", "~"))
+
+
+def download(repo_id: str, pattern: str | None) -> Path:
+    """Snapshot of a Hub repository (or of the files that match), from the cache where it is there.
+
+    Raises:
+        LoadingError: The Hub does not have it or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=pattern))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadingError(
+            f"cannot get {repo_id!r} from the Hub: {reason}; if it is a folder, check its path"
+        ) from None

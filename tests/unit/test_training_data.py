@@ -1,0 +1,168 @@
+"""Reading a data folder, and the windows and crops drawn from its clips."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from swifti2v.errors import InputError, MediaError, ShapeError
+from swifti2v.media import open_writer
+from swifti2v.segments import plan_segments
+from swifti2v.training.data import (
+    Material,
+    degrade,
+    draw_crops,
+    draw_segment,
+    make_procedural_material,
+    pixel_frames,
+    read_material,
+)
+
+HEIGHT, WIDTH = 32, 48
+
+
+def write_clip(path: Path, num_frames: int, fps: int = 16) -> None:
+    frames = np.zeros((num_frames, 64, 64, 3), np.uint8)
+    frames += (np.arange(num_frames) * 5).astype(np.uint8)[:, None, None, None]
+    with open_writer(path, height=64, width=64, fps=fps, codec="ffv1") as writer:
+        writer.write(frames)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "photos").mkdir()
+    write_clip(tmp_path / "clips" / "slow.mkv", 25)
+    write_clip(tmp_path / "clips" / "fast.mkv", 20, fps=32)
+    Image.new("RGB", (100, 50), (250, 10, 10)).save(tmp_path / "photos" / "red.png")
+    (tmp_path / "notes.txt").write_text("not for training")
+    return tmp_path
+
+
+def read(folder: Path, **changes: object) -> Material:
+    options = {"height": HEIGHT, "width": WIDTH, "fps": 16, **changes}
+    return read_material(folder, **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_read_at_one_size_and_rate(folder: Path) -> None:
+    material = read(folder)
+    assert [clip.shape for clip in material.clips] == [
+        (10, HEIGHT, WIDTH, 3),  # fast: every other frame
+        (25, HEIGHT, WIDTH, 3),
+    ]
+    assert {still.shape for still in material.stills} == {(HEIGHT, WIDTH, 3)}
+    # The photo, frame 0 of both clips and frame 20 of the longer one.
+    assert len(material.stills) == 4
+    assert material.stills[0][0, 0].tolist() == [250, 10, 10]
+
+
+def test_held_out_names_are_left_out_and_must_exist(folder: Path) -> None:
+    material = read(folder, held_out=("slow", "red"))
+    assert len(material.clips) == len(material.stills) == 1
+    with pytest.raises(InputError, match="missing_one"):
+        read(folder, held_out=("missing_one",))
+
+
+def test_max_frames_bounds_what_is_read(folder: Path) -> None:
+    assert max(len(clip) for clip in read(folder, max_frames=9).clips) == 9
+
+
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        read(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds no clip"):
+        read(tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    with pytest.raises(MediaError, match=r"broken\.mp4"):
+        read(tmp_path)
+
+
+def test_too_short_clips_are_named(folder: Path) -> None:
+    material = read(folder)
+    material.require_clips(25)
+    with pytest.raises(InputError, match="has 25 frames; at least one must have 33"):
+        material.require_clips(33)
+
+
+def test_procedural_material_is_repeatable_and_moves() -> None:
+    sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": 9, "num_clips": 7}
+    first, again = (make_procedural_material(**sizes, seed=3) for _ in range(2))
+    other = make_procedural_material(**sizes, seed=4)
+    assert [clip.shape for clip in first.clips] == [(9, HEIGHT, WIDTH, 3)] * 7
+    for a, b, c in zip(first.clips, again.clips, other.clips, strict=True):
+        assert np.array_equal(a, b)
+        assert not np.array_equal(a, c)
+    is_moving = [not np.array_equal(clip[0], clip[-1]) for clip in first.clips]
+    assert is_moving == [True] * 6 + [False]  # the last motion is "static"
+    assert all(still.std() > 5 for still in first.stills)
+
+
+@given(st.integers(1, 30))
+def test_latent_frames_partition_the_pixel_frames(num_latent_frames: int) -> None:
+    frames = [p for latent in range(num_latent_frames) for p in pixel_frames(latent)]
+    assert frames == list(range(4 * (num_latent_frames - 1) + 1))
+
+
+def test_segments_are_drawn_from_plans_of_the_given_lengths() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_segment((9, 21), (0.5, 0.5), rng) for _ in range(200)]
+    assert {length for _, length in drawn} == {9, 21}
+    assert all(segment in plan_segments(length) for segment, length in drawn)
+    assert {draw_segment((9, 21), (1, 0), rng)[1] for _ in range(50)} == {9}
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), index=st.integers(0, 2))
+def test_crops_hold_the_window_of_one_clip(seed: int, index: int) -> None:
+    # Every pixel tells its clip (blue), frame (green), and column (red).
+    clip = np.zeros((40, 64, 64, 3), np.uint8)
+    clip[..., 1] = np.arange(40)[:, None, None]
+    clip[..., 0] = 2 * np.arange(64)
+    clips = [clip, clip.copy(), clip[:20]]
+    for number, each in enumerate(clips[:2]):
+        each[..., 2] = number
+    clips[2] = clips[2] + np.array([0, 0, 7], np.uint8)
+    segment = plan_segments(9)[index]
+    crops = draw_crops(clips, segment, 33, 16, 6, np.random.default_rng(seed))
+    offsets = [p for latent in segment.window for p in pixel_frames(latent)]
+    assert crops.shape == (6, 3, len(offsets), 16, 16)
+    levels = (crops + 1) * 127.5
+    for sample in levels:
+        assert sample[2].unique().numel() == 1
+        assert sample[2].max() < 1.5  # never the clip that is too short
+        start = sample[1, :, 0, 0] - torch.tensor(offsets)
+        torch.testing.assert_close(start, start[:1].expand_as(start), atol=1e-3, rtol=0)
+        assert 0 <= round(float(start[0])) <= 7
+        steps = sample[0].diff(dim=-1)  # 2 a pixel, 4 where two are averaged, negative mirrored
+        assert round(abs(float(steps[0, 0, 0]))) in (2, 4)
+        torch.testing.assert_close(steps, steps[:1, :1, :1].expand_as(steps), atol=1e-3, rtol=0)
+
+
+def test_all_kinds_of_crops_occur() -> None:
+    clip = np.zeros((9, 64, 64, 3), np.uint8)
+    clip[..., 0] = 2 * np.arange(64)
+    crops = draw_crops([clip], plan_segments(3)[0], 9, 16, 64, np.random.default_rng(0))
+    steps = {round(float(crop[0, 0, 0, :2].diff()) * 127.5) for crop in crops}
+    assert steps == {-4, -2, 2, 4}
+
+
+def test_crops_that_cannot_be_are_refused() -> None:
+    clip = np.zeros((9, 32, 32, 3), np.uint8)
+    segment, rng = plan_segments(3)[0], np.random.default_rng(0)
+    with pytest.raises(ShapeError, match="crop 48"):
+        draw_crops([clip], segment, 9, 48, 1, rng)
+    with pytest.raises(InputError, match="33 frames"):
+        draw_crops([clip], segment, 33, 16, 1, rng)
+
+
+def test_degraded_video_keeps_the_photo_and_loses_detail() -> None:
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    reference = degrade(video, 4)
+    assert torch.equal(reference[:, :, 0], video[:, :, 0])
+    assert reference[:, :, 1:].std() < 0.5 * video[:, :, 1:].std()
+    flat = torch.full((1, 3, 5, 32, 32), 127 / 127.5 - 1)  # a whole 8-bit level
+    torch.testing.assert_close(degrade(flat, 4), flat, atol=1e-5, rtol=0)
