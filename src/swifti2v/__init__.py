@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 from swifti2v import errors
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import PixelShape
+from swifti2v.version import __version__
 
 if TYPE_CHECKING:
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
-__version__ = "0.1.0"
 __all__ = [
     "PixelShape",
     "Segment",

@@ -9,149 +9,45 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tests.hub import (
+    CLIP,
+    STAGE1,
+    TEXT,
+    WAN21_VAE,
+    WAN22_VAE,
+    State,
+    assert_equal,
+    load,
+    make,
+    make_hub,
+    photo,
+    save,
+    stage1,
+    stage2_base,
+    state_of,
+    widened_file,
+    write_preset,
+)
 from tests.tiny import SIZE, tiny_pipeline
 from tests.unit import test_conversion as wan_files
 from tests.unit import test_lora as lora_files
 from transformers import (
-    ByT5Tokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
-    T5Tokenizer,
-    UMT5Config,
     UMT5EncoderModel,
 )
 
 from swifti2v import errors
-from swifti2v.models.loading import LOADERS, load_components
+from swifti2v.models.loading import LOADERS
 from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
-CPU = torch.device("cpu")
-State = dict[str, torch.Tensor]
-SIZES: dict[str, Any] = {
-    "num_attention_heads": 1, "attention_head_dim": 128, "text_dim": 16, "freq_dim": 16,
-    "ffn_dim": 32, "num_layers": 2, "rope_max_seq_len": 1024,
-}  # fmt: skip
-WAN21_VAE: dict[str, Any] = {"base_dim": 4}
-WAN22_VAE: dict[str, Any] = {
-    "base_dim": 4, "decoder_base_dim": 4, "z_dim": 48, "is_residual": True, "patch_size": 2,
-    "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
-    "latents_mean": [0.1] * 48, "latents_std": [1.5] * 48,
-}  # fmt: skip
-TEXT = UMT5Config(
-    vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2,
-    feed_forward_proj="gated-gelu",
-)  # fmt: skip
-CLIP = CLIPVisionConfig(
-    hidden_size=80, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1,
-    image_size=8, patch_size=4, projection_dim=8,
-)  # fmt: skip
-STAGE1 = SIZES | {"in_channels": 36, "out_channels": 16, "image_dim": 80, "added_kv_proj_dim": 128}
-STAGE2 = SIZES | {"in_channels": 48, "out_channels": 48}
-SETTINGS: dict[str, Any] = {
-    "num_frames": 17, "height": 64, "width": 64,
-    "stage1": {"downscale": 2, "sampling": {"num_inference_steps": 1}},
-    "stage2": {"segment_size": 2, "sampling": {"num_inference_steps": 1}},
-}  # fmt: skip
-
-
-def make(kind: Any, *args: Any, seed: int = 0, **config: Any) -> Any:
-    torch.manual_seed(seed)
-    return wan_files.randomized(kind(*args, **config)).train(False).requires_grad_(False)
-
-
-def stage1(seed: int = 0) -> Any:
-    return make(diffusers.WanTransformer3DModel, seed=seed, **STAGE1)
-
-
-def stage2_base(seed: int = 0) -> Any:
-    return make(diffusers.WanTransformer3DModel, seed=seed, **STAGE2)
-
-
-def state_of(model: Any) -> State:
-    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
-
-
-def assert_equal(found: Any, expected: State) -> None:
-    state = found.state_dict()
-    assert state.keys() == expected.keys()
-    assert [key for key in state if not torch.equal(state[key], expected[key])] == []
-
-
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wan2.1-I2V and Wan2.2-TI2V as they lie on the Hub."""
-    root: Path = tmp_path_factory.mktemp("hub")
-    first, second = root / "Wan2.1-I2V", root / "Wan2.2-TI2V"
-    vocabulary = [
-        (text, -1.0) for text in ("<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz")
-    ]
-    T5Tokenizer(vocab=vocabulary, extra_ids=0).save_pretrained(first / "tokenizer")
-    make(UMT5EncoderModel, TEXT).save_pretrained(first / "text_encoder")
-    edit(first / "text_encoder/config.json", torch_dtype="bfloat16")
-    make(CLIPVisionModelWithProjection, CLIP).save_pretrained(first / "image_encoder")
-    old = {  # as the version of transformers wrote it that made the files on the Hub
-        f"vision_model.{key.removeprefix('vision_model.')}" if "visual" not in key else key: tensor
-        for key, tensor in load_file(first / "image_encoder/model.safetensors").items()
-    }
-    old["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
-    save_file(old, first / "image_encoder/model.safetensors", {"format": "pt"})
-    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8).save_pretrained(
-        first / "image_processor"
-    )
-    stage1().save_pretrained(first / "transformer", max_shard_size="400KB")
-    assert len(list((first / "transformer").glob("*-of-*.safetensors"))) > 2
-    make(diffusers.AutoencoderKLWan, **WAN21_VAE).save_pretrained(first / "vae")
-    stage2_base().save_pretrained(second / "transformer")
-    make(diffusers.AutoencoderKLWan, **WAN22_VAE).save_pretrained(second / "vae")
-    edit(second / "vae/config.json", clip_output=False)  # a key this version does not know
-    for folder in (first, second):
-        (folder / "model_index.json").write_text('{"_class_name": "WanImageToVideoPipeline"}')
-    return root
-
-
-def preset(hub: Path) -> dict[str, Any]:
-    first = ("text_encoder", "tokenizer", "image_encoder", "image_processor")
-    components: dict[str, Any] = {
-        name: {"source": "Wan2.1-I2V", "subfolder": name} for name in first
-    }
-    for stage, source in (("stage1", "Wan2.1-I2V"), ("stage2", "Wan2.2-TI2V")):
-        for part in ("transformer", "vae"):
-            components[f"{stage}_{part}"] = {"source": source, "subfolder": part}
-    return {"components": components, "max_text_length": 24, "settings": SETTINGS}
-
-
-def write_preset(hub: Path, tmp_path: Path, **changes: Any) -> Path:
-    """A preset beside the Hub folders; ``changes`` go into its components."""
-    values = preset(hub)
-    for role, change in changes.items():
-        if change is None:
-            del values["components"][role]
-        else:
-            values["components"].setdefault(role, {})
-            values["components"][role] |= change
-    path = hub / f"{tmp_path.name}.yaml"  # relative paths start from the preset
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def load(name: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    return load_components(name, dtype, CPU, **options)[0]
-
-
-def photo() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return make_hub(tmp_path_factory.mktemp("hub"))
 
 
 def lightx2v_file(model: Any, path: Path) -> State:
@@ -178,14 +74,6 @@ def peft_file(model: Any, path: Path) -> State:
     pairs = {k: v for k, v in lora_files.make_pairs(model, seed=5).items() if ".attn" in k}
     save_file(lora_files.pair_file("peft", pairs), path)
     return {f"{name}.weight": lora_files.delta(*pair) for name, pair in pairs.items()}
-
-
-def widened_file(path: Path) -> State:
-    """Trained Stage II weights."""
-    torch.manual_seed(9)
-    trained = wan_files.randomized(SegmentTransformer3DModel.from_base(stage2_base(3)))
-    save_file(state_of(trained), path)
-    return state_of(trained)
 
 
 def test_a_saved_directory_loads_bit_equal(tmp_path):
@@ -241,10 +129,9 @@ def test_a_preset_of_hub_folders_loras_and_weights_loads_and_generates(hub, tmp_
         pipe.components.stage2_vae, state_of(make(diffusers.AutoencoderKLWan, **WAN22_VAE))
     )
     clip: Any = CLIPVisionModelWithProjection.from_pretrained(hub / "Wan2.1-I2V/image_encoder")
+    own: Any = pipe.components.image_encoder
     pixels = torch.randn(1, 3, 8, 8)
-    assert torch.equal(
-        pipe.components.image_encoder(pixels).last_hidden_state, clip(pixels).last_hidden_state
-    )
+    assert torch.equal(own(pixels).last_hidden_state, clip(pixels).last_hidden_state)
     frames = pipe(photo(), "pan left", generator=1).frames
     assert frames.shape == (17, SIZE, SIZE, 3)
     assert frames.std() > 1
@@ -280,14 +167,6 @@ def test_loras_of_the_caller_come_on_top_of_the_models_own(hub, tmp_path, monkey
     missing = {"stage2": [LoraSource(path="none.safetensors")]}
     with pytest.raises(errors.LoadingError, match=r"none\.safetensors does not exist"):
         load(name, loras=missing)
-
-
-def save(state: State, path: Path, wrapper: str | None = None) -> Path:
-    if path.suffix == ".safetensors":
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
-    else:
-        torch.save({wrapper: state} if wrapper else state, path)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -423,172 +302,3 @@ def test_the_nano_model_ships_and_generates(capfd):
     frames = pipe(photo(), "zoom in", num_frames=5, height=64, width=64, generator=1).frames
     assert frames.shape == (5, 64, 64, 3)
     assert frames.std() > 1
-
-
-def test_what_is_no_model_is_refused(hub, tmp_path):
-    with pytest.raises(
-        errors.ConfigError, match=r"unknown model 'nono': .*paper.*model_index\.json"
-    ):
-        load("nono")
-    with pytest.raises(errors.ConfigError, match=r"unknown model '.*config\.py'"):
-        load("config.py")
-    with pytest.raises(errors.ConfigError, match=r"WanImageToVideoPipeline.*YAML preset"):
-        load(hub / "Wan2.1-I2V")
-    for content in ("", "[]", "{"):
-        (tmp_path / "model_index.json").write_text(content)
-        with pytest.raises(errors.ConfigError, match=r"model_index\.json cannot be read"):
-            load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"stage2_vae": None}, "components stage2_vae are missing"),
-        ({"stage3_vae": {"source": "x"}}, "components stage3_vae are unknown; known are text_enc"),
-        (
-            {"stage1_vae": {"subfolders": "vae"}},
-            r"components\.stage1_vae\.subfolders: Unexpected keyword",
-        ),
-        ({"stage1_vae": {"weights": "x.pth"}}, "stage1_vae has weights or loras"),
-        ({"stage1_transformer": {"loras": [{"file": "x"}]}}, r"loras\.0\.path: Field required"),
-    ],
-)
-def test_a_preset_with_unknown_or_missing_keys_is_refused(hub, tmp_path, changes, message):
-    name = write_preset(hub, tmp_path, **changes)
-    with pytest.raises(errors.ConfigError, match=rf"{name.name}.*{message}"):
-        load(name)
-
-
-def test_settings_are_checked_before_anything_is_loaded(hub, tmp_path):
-    values = preset(hub) | {"settings": {"stage2": {"segments": 3}}}
-    for source in values["components"].values():
-        source["source"] = "./nowhere"
-    path = tmp_path / "preset.yaml"
-    path.write_text(yaml.safe_dump(values))
-    with pytest.raises(errors.ConfigError, match=r"preset\.yaml.*stage2\.segments"):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    ("role", "change", "message"),
-    [
-        ("text_encoder", {"subfolder": "none"}, r"Wan2\.1-I2V/none does not exist"),
-        ("text_encoder", {"subfolder": "tokenizer"}, r"tokenizer/config\.json cannot be read"),
-        ("text_encoder", {"subfolder": "image_encoder"}, "holds a clip_vision_model model, not a umt5"),
-        ("tokenizer", {"subfolder": "vae"}, r"vae holds no tokenizer"),
-        ("image_processor", {"subfolder": "vae"}, r"no preprocessor_config\.json"),
-        ("stage1_vae", {"subfolder": "transformer"}, "WanTransformer3DModel, not a AutoencoderKLWan or"),
-        ("stage1_transformer", {"subfolder": "vae"}, "AutoencoderKLWan, not a WanTransformer3DModel"),
-        ("stage2_transformer", {"source": "Wan2.1-I2V"}, "takes 36 channels and gives 16.*TI2V-5B"),
-        ("stage2_vae", {"source": "Wan2.1-I2V"}, "stage2_transformer in_channels is 96, .* need 32"),
-        ("stage1_transformer", {"source": "Wan2.2-TI2V"}, "stage1_transformer in_channels is 48.*36"),
-        ("image_encoder", None, "image_encoder and image_processor only work together"),
-    ],
-)  # fmt: skip
-def test_components_that_are_missing_or_do_not_belong_are_refused(
-    hub, tmp_path, role, change, message
-):
-    with pytest.raises(errors.LoadingError, match=message):
-        load(write_preset(hub, tmp_path, **{role: change}))
-
-
-def test_another_text_encoder_and_another_image_encoder_are_refused(hub, tmp_path):
-    wide = UMT5Config(**TEXT.to_dict() | {"d_model": 24})
-    make(UMT5EncoderModel, wide).save_pretrained(tmp_path / "text")
-    change = {"source": str(tmp_path), "subfolder": "text"}
-    with pytest.raises(
-        errors.LoadingError, match="text_dim is 16, but the other components need 24"
-    ):
-        load(write_preset(hub, tmp_path, text_encoder=change))
-    with pytest.raises(errors.LoadingError, match=r"image_dim .* is 80, .* need None"):
-        load(write_preset(hub, tmp_path, image_encoder=None, image_processor=None))
-
-
-def test_a_hub_id_that_cannot_be_reached_says_so(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    change = {"source": "Wan-AI/Wan9.9", "subfolder": "vae"}
-    with pytest.raises(errors.LoadingError, match=r"cannot get 'Wan-AI/Wan9\.9' from the Hub"):
-        load(write_preset(hub, tmp_path, stage2_vae=change))
-    with pytest.raises(errors.LoadingError, match=r"cannot get 'Wan-AI/Wan9\.9' from the Hub"):
-        load("Wan-AI/Wan9.9")
-
-
-class Payload:
-    """Unpickling it would run code."""
-
-    def __reduce__(self) -> Any:
-        return print, ("ran",)
-
-
-def damage(kind: str, state: State, folder: Path) -> Path:
-    folder.mkdir()
-    if kind == "pickle":
-        torch.save({"a": Payload()}, folder / "w.pth")
-        return folder / "w.pth"
-    if kind == "shape":
-        state["proj_out.weight"] = torch.zeros(3, 3)
-    elif kind == "missing":
-        del state["proj_out.weight"]
-    elif kind == "plain base":
-        state["patch_embedding.weight"] = state["patch_embedding.weight"][:, :48].contiguous()
-    save_file(state, folder / "w.safetensors")
-    if kind == "truncated":
-        content = (folder / "w.safetensors").read_bytes()
-        (folder / "w.safetensors").write_bytes(content[: len(content) // 2])
-    return folder / "w.safetensors"
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("truncated", r"w\.safetensors is damaged or cut short"),
-        ("shape", r"w\.safetensors does not fit .*proj_out\.weight \(checkpoint \(3, 3\).* model \(192, 128\)"),
-        ("missing", r"1 missing: proj_out\.weight \(192, 128\)"),
-        ("plain base", r"patch_embedding\.weight \(checkpoint \(128, 48, .* model \(128, 96,"),
-        ("pickle", "asks for Python code, which is not run"),
-    ],
-)  # fmt: skip
-def test_damaged_weights_are_refused(hub, tmp_path, capfd, kind, message):
-    state = widened_file(tmp_path / "good.safetensors")
-    file = damage(kind, state, tmp_path / "bad")
-    with pytest.raises(errors.LoadingError, match=message):
-        load(write_preset(hub, tmp_path, stage2_transformer={"weights": str(file)}))
-    assert "ran" not in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("damaged", "message"),
-    [("truncate", "damaged or cut short"), ("delete", "shards that are not there")],
-)
-def test_a_shard_that_is_cut_or_missing_is_refused(hub, tmp_path, damaged, message):
-    folder = tmp_path / "transformer"
-    stage1().save_pretrained(folder, max_shard_size="400KB")
-    shard = sorted(folder.glob("*-of-*.safetensors"))[1]
-    content = shard.read_bytes()
-    shard.unlink()
-    if damaged == "truncate":
-        shard.write_bytes(content[:-1000])
-    change = {"source": str(tmp_path)}
-    with pytest.raises(errors.LoadingError, match=message):
-        load(write_preset(hub, tmp_path, stage1_transformer=change))
-
-
-def test_an_original_file_of_another_model_is_refused(hub, tmp_path):
-    text = save(
-        wan_files.original_umt5(state_of(make(UMT5EncoderModel, TEXT))), tmp_path / "t5.pth"
-    )
-    clip = save({"visual.pos_embedding": torch.zeros(1, 5, 80)}, tmp_path / "clip.pth")
-    part = save({"shared.weight": torch.zeros(3, 4)}, tmp_path / "part.pth")
-    byt5 = tmp_path / "byt5"
-    ByT5Tokenizer(extra_ids=0).save_pretrained(byt5)
-    for role, file, message in (
-        ("stage1_transformer", text, "not a Wan transformer checkpoint"),
-        ("stage1_vae", text, "not a Wan VAE checkpoint"),
-        ("image_encoder", text, "no image encoder"),
-        ("image_encoder", clip, "lacks embeddings.patch_embedding.weight"),
-        ("text_encoder", part, "lacks encoder.block.0.*part of one"),
-        ("tokenizer", byt5 / "tokenizer_config.json", "holds no tokenizer"),
-    ):
-        with pytest.raises(errors.LoadingError, match=message):
-            load(write_preset(hub, tmp_path, **{role: {"source": str(file), "subfolder": ""}}))

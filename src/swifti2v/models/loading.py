@@ -24,7 +24,6 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from swifti2v import __version__
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models import originals
 from swifti2v.models.checkpoints import load_weights, read_state_dict
@@ -40,6 +39,7 @@ from swifti2v.models.sources import (
     resolve,
 )
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.version import __version__
 
 logger = logging.getLogger(__name__)
 
