@@ -124,7 +124,7 @@ def test_a_bad_photo_is_one_error_before_the_model_is_loaded(tmp_path, kind):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (("--height", 65), "nearest are 64 and 80"),
+        (("--height", 65), "nearest are 64 and 128"),
         (("--width", 96), "nearest are 64 and 128"),
         (("--num-frames", 16), "nearest are 13 and 17"),
         (("--num-frames", 1), "num_frames is 1"),

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.tiny import SIZE, tiny_pipeline
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from swifti2v import errors
-from swifti2v.config import SamplingConfig, Stage1Config, Stage2Config, merge, parse_config, to_dict
+from swifti2v.config import (
+    GenerationConfig,
+    SamplingConfig,
+    Stage1Config,
+    Stage2Config,
+    merge,
+    parse_config,
+    to_dict,
+)
 from swifti2v.media import frames_to_video, image_to_tensor, resize_video
 from swifti2v.models.image_encoder import encode_image
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -22,7 +31,6 @@ from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
-from tests.tiny import SIZE, tiny_pipeline
 
 TINY_WAN: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 32,
@@ -52,8 +60,8 @@ def image() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def change(pipe: SwiftI2VPipeline, **changes: Any):
-    return parse_config(type(pipe.config), merge(to_dict(pipe.config), changes), "test")
+def change(pipe: SwiftI2VPipeline, **changes: Any) -> GenerationConfig:
+    return parse_config(GenerationConfig, merge(to_dict(pipe.config), changes), "test")
 
 
 def test_a_call_equals_its_stream_and_repeats_itself(pipe, image):
@@ -163,7 +171,8 @@ class Recorder(torch.nn.Module):
 
     def __init__(self, model: SegmentTransformer3DModel) -> None:
         super().__init__()
-        self.model, self.calls = model, []
+        self.model = model
+        self.calls: list[Any] = []
         self.config, self.dtype = model.config, model.dtype
 
     def forward(self, hidden, sigma, embeds, temporal_positions):
@@ -171,7 +180,7 @@ class Recorder(torch.nn.Module):
         return self.model(hidden, sigma, embeds, temporal_positions)
 
 
-def run_recorded(pipe, image, **settings):
+def run_recorded(pipe: Any, image: Any, **settings: Any) -> tuple[Any, Any, Any, Any]:
     config = dataclasses.replace(
         pipe.config.stage2, sampling=SamplingConfig(num_inference_steps=3), **settings
     )
@@ -339,7 +348,7 @@ def test_progress_names_every_model_call_and_may_stop_the_run(pipe, image):
     finished = []
     with pytest.raises(errors.CancelledError):
         for segment in pipe.stream(image, "p", on_progress=stop):
-            finished.append(segment.index)  # noqa: PERF402
+            finished.append(segment.index)
     assert finished == [0]
 
 
@@ -348,7 +357,7 @@ def test_nan_in_a_model_names_stage_segment_and_step(image):
     stream = pipe.stream(image, "p")
     assert next(stream).index == 0
     pipe.components.stage2_transformer.proj_out.weight.fill_(float("nan"))
-    with pytest.raises(errors.NumericalError, match="Stage II, segment 1 .* step 1"):
+    with pytest.raises(errors.NumericalError, match=r"Stage II, segment 1 .* step 1"):
         next(stream)
 
 

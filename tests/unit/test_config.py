@@ -45,7 +45,7 @@ def test_bad_values_name_file_and_key(values, message):
 @pytest.mark.parametrize("field", ["num_inference_steps", "shift", "guidance_scale"])
 def test_sampling_values_out_of_range_are_named(field):
     with pytest.raises(ConfigError, match=field):
-        SamplingConfig(**{field: -1})
+        parse_config(SamplingConfig, {field: -1}, "x")
 
 
 def test_overrides_nest_and_are_typed_as_yaml():
