@@ -345,11 +345,10 @@ def test_progress_names_every_model_call_and_may_stop_the_run(pipe, image):
         if (event.segment, event.step) == (1, 1):
             raise errors.CancelledError("enough")
 
-    finished = []
-    with pytest.raises(errors.CancelledError):
-        for segment in pipe.stream(image, "p", on_progress=stop):
-            finished.append(segment.index)
-    assert finished == [0]
+    stream = pipe.stream(image, "p", on_progress=stop)
+    assert next(stream).index == 0
+    with pytest.raises(errors.CancelledError, match="enough"):
+        next(stream)
 
 
 def test_nan_in_a_model_names_stage_segment_and_step(image):
