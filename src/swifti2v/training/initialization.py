@@ -1,28 +1,28 @@
 """Structured starts of the nano model's transformers: what is known need not be learned.
 
 A latent cell of ``BlockCodec`` is a block of cosine coefficients, so the photo's (or reference's)
-content of a place can be copied by an attention head that looks at the same place. Both starts
-write such a head into block 0 and leave random weights elsewhere.
+content of a place can be copied by an attention head that looks at the same place. The start of
+Stage II writes such heads into block 0 and leaves random weights elsewhere; that of Stage I is in
+``swifti2v.training.motion_phases``.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError
 
-LOW_CHANNELS = (0, 1, 8, 9, 2, 16, 256, 257, 260, 320, 321, 324)
+LOW_CHANNELS = (0, 1, 8, 9, 2, 16, 256, 257, 260, 320)
 """Latent channels of the lowest spatial frequencies at temporal frequency 0: luma, Cb, Cr."""
 MIN_WIDTH = 128
 HEAD_DIM = 64
-_MEAN_CHANNELS = (0, 256, 320)  # block averages of luma, Cb and Cr
-_SAME_PLACE = (1.0, 0.8, 0.5)  # weights of the three fastest rotary frequencies of an axis
+SAME_PLACE = (1.0, 0.8, 0.5)
+"""Weights of the three fastest rotary frequencies of an axis in a head that looks at a place."""
 _PATCH = 2
 
 
@@ -30,10 +30,8 @@ _PATCH = 2
 class FitSample:
     """A batch to fit an output layer to."""
 
-    hidden_states: Tensor
-    """``[B, 2C, N, h, w]``, input of the segment transformer."""
-    sigma: Tensor
-    """``[B, N]``."""
+    forward: Callable[[], object]
+    """Runs the transformer."""
     residual: Tensor
     """``[B, C, k, h, w]``, what it should return for the last k frames."""
 
@@ -58,59 +56,6 @@ def require_structured(transformer: WanTransformer3DModel) -> int:
 
 
 @torch.no_grad()
-def initialize_stage1(transformer: WanTransformer3DModel, latents_std: Tensor) -> None:
-    """Start of Stage I: block 0 fetches the photo's content at the same place.
-
-    Token features, of width D: the D - 48 first hold the photo's coefficients, the next 44 random
-    mixtures of the chart's colours (place and time), the last tells the photo from the rest.
-
-    Args:
-        transformer: 384 latent channels, 4 mask channels, 384 condition channels; changed.
-        latents_std: ``[384]`` of the codec.
-
-    Raises:
-        ConfigError: See ``require_structured``.
-    """
-    width = require_structured(transformer)
-    model: Any = transformer
-    num_content = width - 48
-    num_high = num_content // _PATCH**2 - len(LOW_CHANNELS)
-    chosen = [*LOW_CHANNELS, *_diagonal_channels()[:num_high]]
-    _silence_output(model)
-    weight = _randomize_embedding(model)
-    weight[:num_content] = 0
-    condition = 388  # latents, then four mask channels
-    for patch in range(_PATCH**2):
-        for index, channel in enumerate(chosen):
-            gain = 0.7 if channel in LOW_CHANNELS else 1.5
-            row = patch * len(chosen) + index
-            weight[row, condition + channel, 0, patch // _PATCH, patch % _PATCH] = gain
-    weight[num_content:] = 0
-    flags = slice(num_content, num_content + 44)
-    mixture = torch.randn(44, 3)
-    for index, (channel, gain) in enumerate(zip(_MEAN_CHANNELS, (1, 2, 2), strict=True)):
-        # Back to the block's mean: its coefficient was divided by the codec's deviation and is
-        # 16 times the mean for 4x8x8 values of luma, 8 times for 4x4x4 of chroma.
-        scaled = mixture[:, index] * latents_std[channel].cpu() / 16 * gain
-        weight[flags, condition + channel] = scaled.to(weight)[:, None, None, None]
-    model.patch_embedding.bias[flags].normal_(std=0.3)
-    weight[-1, 384:388] = 0.5  # the mask channels
-    model.patch_embedding.bias[-1] = -4.0
-    copied = torch.zeros(width)
-    copied[:num_content] = 1
-    for index, block in enumerate(model.blocks):
-        _start_block(block, is_first=index == 0)
-        if index == 0:
-            _look_at_same_place(block.attn1, model.rope, qk_scale=0.05)
-            block.attn1.to_v.weight.mul_(0.3).add_(copied.diag().to(weight))
-            block.attn1.to_out[0].weight.mul_(0.3).add_(copied.diag().to(weight))
-        else:
-            _look_at_neighbours(block.attn1, model.rope)
-            for layer, gain in ((block.attn1.to_v, 1.0), (block.attn1.to_out[0], 0.5)):
-                layer.weight.add_((torch.randn(width, width) * gain / width**0.5).to(weight))
-
-
-@torch.no_grad()
 def initialize_stage2(
     transformer: WanTransformer3DModel, residual_energy: Tensor, sigmas: Tensor
 ) -> None:
@@ -130,19 +75,18 @@ def initialize_stage2(
     """
     width = require_structured(transformer)
     model: Any = transformer
-    low = LOW_CHANNELS[:10]
-    num_low = _PATCH**2 * len(low)
+    num_low = _PATCH**2 * len(LOW_CHANNELS)
     first_high, end = 2 * num_low, width - 4
     num_high = (end - first_high) // _PATCH**2
     by_energy = residual_energy[:64].argsort(descending=True).tolist()
     high = [channel for channel in by_energy if channel not in (0, 1, 8)][:num_high]
-    _silence_output(model)
+    silence_output(model)
     weight = _randomize_embedding(model)
     weight[end:] = 0
     weight[num_low:first_high] = 0
     for patch in range(_PATCH**2):
         place = (0, patch // _PATCH, patch % _PATCH)
-        for start, channels, gain in ((0, low, 0.7), (first_high, high, 2.0)):
+        for start, channels, gain in ((0, LOW_CHANNELS, 0.7), (first_high, high, 2.0)):
             for index, channel in enumerate(channels):
                 row = start + patch * len(channels) + index
                 weight[row] = 0
@@ -173,17 +117,17 @@ def initialize_stage2(
 
 @torch.no_grad()
 def fit_output_layer(
-    transformer: nn.Module, samples: Iterable[FitSample], damping: float = 1e-3
+    transformer: WanTransformer3DModel, samples: Iterable[FitSample], damping: float = 1e-3
 ) -> None:
     """Solve ``proj_out`` by ridge regression from the features that the other layers make.
 
     Args:
-        transformer: A segment transformer; only its ``proj_out`` is changed.
-        samples: Batches with what the model should return.
+        transformer: Only its ``proj_out`` is changed.
+        samples: Runs of it with what it should return.
         damping: Added to the diagonal of the normal equations, relative to its mean.
     """
     layer: Any = transformer.proj_out
-    width = layer.in_features
+    width, patch = layer.in_features, int(transformer.config["patch_size"][1])
     device = layer.weight.device
     gram = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
     target = torch.zeros(width + 1, layer.out_features, dtype=torch.float64, device=device)
@@ -191,16 +135,15 @@ def fit_output_layer(
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     try:
         for sample in samples:
-            batch, _, window, height, columns = sample.hidden_states.shape
-            channels, num_targets = sample.residual.shape[1:3]
-            text = torch.zeros(batch, 1, int(transformer.config["text_dim"]), device=device)  # type: ignore[index]
-            transformer(sample.hidden_states, sample.sigma, text)
-            features = seen.pop().reshape(batch, window, -1, width)[:, -num_targets:].flatten(0, 2)
+            sample.forward()
+            batch, channels, num_frames, height, columns = sample.residual.shape
+            num_tokens = num_frames * (height // patch) * (columns // patch)
+            features = seen.pop().reshape(batch, -1, width)[:, -num_tokens:].flatten(0, 1)
             ones = torch.ones(len(features), 1, device=device)
             features = torch.cat([features, ones], dim=1).double()
-            cells = (height // _PATCH, _PATCH, columns // _PATCH, _PATCH)
-            tokens = sample.residual.reshape(batch, channels, num_targets, *cells)
-            wanted = tokens.permute(0, 2, 3, 5, 4, 6, 1).reshape(-1, channels * _PATCH**2)
+            cells = (height // patch, patch, columns // patch, patch)
+            tokens = sample.residual.reshape(batch, channels, num_frames, *cells)
+            wanted = tokens.permute(0, 2, 3, 5, 4, 6, 1).reshape(-1, channels * patch**2)
             gram += features.T @ features
             target += features.T @ wanted.double()
     finally:
@@ -211,16 +154,27 @@ def fit_output_layer(
     layer.bias.copy_(solution[-1])
 
 
-def _diagonal_channels() -> list[int]:
-    """Luma channels at temporal frequency 0, from low to high, without the low ones."""
-    places = [(y, x) for y in range(8) for x in range(8)]
-    order = sorted(places, key=lambda place: (sum(place), place[0]))
-    return [8 * y + x for y, x in order if 8 * y + x not in LOW_CHANNELS]
-
-
-def _silence_output(model: Any) -> None:
+def silence_output(model: Any) -> None:
+    """Make a transformer return zero."""
     model.proj_out.weight.zero_()
     model.proj_out.bias.zero_()
+
+
+def randomize_attention(attention: Any) -> None:
+    """Give a layer of attention small random weights without biases."""
+    for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]):
+        layer.weight.normal_(std=0.02)
+        layer.bias.zero_()
+
+
+def order_frequencies(side: int) -> list[int]:
+    """Channels of a plane's ``side`` x ``side`` spatial frequencies that do not change in time.
+
+    Returns:
+        All of them, along the diagonals from the mean to the highest.
+    """
+    places = [(row, column) for row in range(side) for column in range(side)]
+    return [side * row + column for row, column in sorted(places, key=lambda at: (sum(at), at[0]))]
 
 
 def _randomize_embedding(model: Any) -> Tensor:
@@ -253,17 +207,14 @@ def _start_block(block: Any, *, is_first: bool) -> None:
     block.scale_shift_table.normal_(std=0.01)
     block.scale_shift_table[:, 2] += 1.0 if is_first else 0.5  # gate of the attention
     block.scale_shift_table[:, 5] += 0.5  # gate of the feed-forward layer
-    attention = block.attn1
-    for layer in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]):
-        layer.weight.normal_(std=0.02)
-        layer.bias.zero_()
+    randomize_attention(block.attn1)
 
 
 def _same_place(rope: Any) -> Tensor:
     """``[64]`` query and key whose product, once rotated, peaks where both places are the same."""
     pattern = torch.zeros(HEAD_DIM)
     for start in (rope.t_dim, rope.t_dim + rope.h_dim):
-        for index, value in enumerate(_SAME_PLACE):
+        for index, value in enumerate(SAME_PLACE):
             pattern[start + 2 * index] = value
     return pattern
 
@@ -281,22 +232,3 @@ def _look_at_same_place(attention: Any, rope: Any, qk_scale: float) -> None:
     attention.to_k.weight[slow::HEAD_DIM, -1] = 0.4
     attention.norm_q.weight.fill_(4.5)
     attention.norm_k.weight.fill_(4.5)
-
-
-def _look_at_neighbours(attention: Any, rope: Any) -> None:
-    """Heads look one token to one side, in turn left, right, up and down."""
-    same = 0.7 * _same_place(rope)
-    base_frequency = 10000.0  # of the rotary embedding (diffusers' ``WanRotaryPosEmbed``)
-    for head in range(attention.to_q.out_features // HEAD_DIM):
-        step = 1 if head % 2 else -1
-        start = rope.t_dim + rope.h_dim if head % 4 < 2 else rope.t_dim
-        query = same.clone()
-        for index in range(len(_SAME_PLACE)):
-            angle = step * base_frequency ** (-2 * index / rope.h_dim)
-            query[start + 2 * index] = same[start + 2 * index] * math.cos(angle)
-            query[start + 2 * index + 1] = same[start + 2 * index] * math.sin(angle)
-        rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
-        attention.to_q.bias[rows] = query.to(attention.to_q.bias)
-        attention.to_k.bias[rows] = same.to(attention.to_k.bias)
-    attention.norm_q.weight.fill_(3.0)
-    attention.norm_k.weight.fill_(3.0)

@@ -31,10 +31,11 @@ from swifti2v.training.text_encoder import make_tokenizer, train_text_encoder
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
-Part = Literal["text", "stage1", "stage2"]
+Part = Literal["text", "phases", "stage1", "stage2"]
+"""What is trained one after the other; the phases are Stage I's first part."""
 OnPartStep = Callable[[Part, StepMetrics], None]
 """Called after each step of a part."""
-MINUTES_SHARE: dict[Part, float] = {"text": 0.05, "stage1": 0.45, "stage2": 0.5}
+MINUTES_SHARE: dict[Part, float] = {"text": 0.05, "phases": 0.1, "stage1": 0.35, "stage2": 0.5}
 """How ``limit_minutes`` divides a budget."""
 
 
@@ -53,7 +54,8 @@ def train_nano(
         config: Settings.
         output_dir: Made if it is not there. In the end it holds ``model/``, which
             ``SwiftI2VPipeline.from_pretrained`` loads, ``config.yaml``, and for each part
-            ``training/PART/`` with its checkpoint and metrics.
+            ``training/PART/`` with its checkpoint and metrics (``training/stage1/phases/`` for
+            the phases).
         data_dir: Folder of clips and photos; None trains on procedural material.
         device: Where to train.
         resume: Continue what is in ``output_dir``.
@@ -82,7 +84,13 @@ def train_nano(
     codec = fit_codec(material.clips)
     text_encoder = train_text_encoder(config.text, work / "text", place, step_of("text"))
     stage1 = train_stage1(
-        config, material.stills, codec, text_encoder, work / "stage1", step_of("stage1")
+        config,
+        material.stills,
+        codec,
+        text_encoder,
+        work / "stage1",
+        step_of("phases"),
+        step_of("stage1"),
     )
     stage2 = train_stage2(config, material.clips, codec, work / "stage2", place, step_of("stage2"))
     model_dir = output_dir / "model"
@@ -185,7 +193,11 @@ def _with_budgets(
     return replace(
         config,
         text=replace(text, optimization=change("text", text.optimization)),
-        stage1=replace(stage1, optimization=change("stage1", stage1.optimization)),
+        stage1=replace(
+            stage1,
+            phases=change("phases", stage1.phases),
+            optimization=change("stage1", stage1.optimization),
+        ),
         stage2=replace(stage2, optimization=change("stage2", stage2.optimization)),
     )
 

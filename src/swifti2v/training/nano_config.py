@@ -10,15 +10,28 @@ from swifti2v.shapes import PixelShape, ScaleFactors
 from swifti2v.training.optimization import OptimizationConfig
 
 NANO_SCALE = ScaleFactors(time=4, space=8, patch=2)
-"""Of ``BlockCodec`` and a Wan transformer's patches."""
+"""Of ``BlockCodec`` and Stage II's patches."""
+STAGE1_PATCH = 1
+"""Side of Stage I's patches: its tokens are single latent cells."""
+
+
+def _phases_optimization() -> OptimizationConfig:
+    return OptimizationConfig(
+        steps=300,
+        learning_rate=2e-3,
+        warmup_steps=30,
+        decay="cosine",
+        weight_decay=0.0,
+        ema_decay=None,
+    )
 
 
 def _stage1_optimization() -> OptimizationConfig:
-    return OptimizationConfig(minutes=62, learning_rate=1.2e-3)
+    return OptimizationConfig(minutes=24, learning_rate=4e-4)
 
 
 def _stage2_optimization() -> OptimizationConfig:
-    return OptimizationConfig(minutes=68, learning_rate=1e-3)
+    return OptimizationConfig(minutes=66, learning_rate=5e-4)
 
 
 def _text_optimization() -> OptimizationConfig:
@@ -71,24 +84,39 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1TrainingConfig:
-    """Stage I: camera motions over still pictures, from a prompt."""
+    """Stage I: camera motions over still pictures, from a prompt.
+
+    A step takes one view of a picture and all seven motions over it.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     size: TransformerSize = field(default_factory=TransformerSize)
-    batch_size: int = 12
-    """Clips a step where only ``num_drawn_frames`` of a clip are trained on."""
-    whole_batch_size: int = 4
-    """Clips a step where all frames are."""
     num_drawn_frames: int = 2
     """Latent frames drawn from a clip, besides the photo's; the chart tells their time."""
     drawn_share: float = 0.75
     """Part of the steps that draw frames; the others take whole clips."""
     channel_weight_limit: float = 8.0
-    """Most that a channel counts, see ``swifti2v.training.nano.weigh_channels``."""
+    """Most that a channel counts, see ``swifti2v.training.nano_codec.weigh_channels``."""
+    num_fit_batches: int = 6
+    """Batches for the ridge regression of the output layer before training."""
     seed: int = 1
     """Of weights and batches."""
+    phases: OptimizationConfig = field(default_factory=_phases_optimization)
+    """Block 0 learns the phases of the camera's motion, before the rest."""
     optimization: OptimizationConfig = field(default_factory=_stage1_optimization)
+
+    def __post_init__(self) -> None:
+        if self.size.num_layers < 2:
+            raise ConfigError(
+                f"stage1.size.num_layers is {self.size.num_layers}; the motion's phases need at "
+                "least 2"
+            )
+        if not 0 <= self.drawn_share <= 1 or self.num_fit_batches < 1:
+            raise ConfigError(
+                f"stage1.drawn_share {self.drawn_share} must be in [0, 1] and num_fit_batches "
+                f"{self.num_fit_batches} at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,9 +183,11 @@ class NanoConfig:
     stage2: Stage2TrainingConfig = field(default_factory=Stage2TrainingConfig)
 
     def __post_init__(self) -> None:
-        # The output's own rules (its Stage I has whole tokens too).
-        low = NANO_SCALE._replace(space=NANO_SCALE.space * self.downscale)
-        PixelShape(self.num_frames, self.height, self.width).require_fit(low)
+        # Whole tokens of either stage; Stage I's cover more of the output.
+        low = NANO_SCALE._replace(space=NANO_SCALE.space * self.downscale, patch=STAGE1_PATCH)
+        pixels = PixelShape(self.num_frames, self.height, self.width)
+        pixels.require_fit(low)
+        pixels.require_fit(NANO_SCALE)
         if self.num_latent_frames <= self.stage1.num_drawn_frames:
             raise ConfigError(
                 f"stage1.num_drawn_frames {self.stage1.num_drawn_frames} must be below the "

@@ -39,8 +39,9 @@ class OptimizationConfig:
     """Peak, reached after ``warmup_steps``."""
     warmup_steps: int = 50
     """Steps of linear rise."""
-    decay: Literal["cosine_tail", "linear"] = "cosine_tail"
-    """Constant for the first half of the budget, then a cosine down to 3%; or linear to 0."""
+    decay: Literal["cosine_tail", "cosine", "linear"] = "cosine_tail"
+    """Constant for the first half of the budget, then a cosine down to 3%; the same cosine over the
+    whole budget; or linear to 0."""
     weight_decay: float = 0.01
     """On matrices and kernels; none on biases, norms and modulation tables."""
     betas: tuple[float, float] = (0.9, 0.97)
@@ -188,9 +189,10 @@ def scale_learning_rate(config: OptimizationConfig, step: int, progress: float) 
     warmup = min(1.0, (step + 1) / config.warmup_steps)
     if config.decay == "linear":
         return config.learning_rate * warmup * (1 - progress)
-    if progress < 0.5:
+    start = 0.5 if config.decay == "cosine_tail" else 0.0
+    if progress < start:
         return config.learning_rate * warmup
-    cosine = 0.5 * (1 + math.cos(math.pi * (progress - 0.5) / 0.5))
+    cosine = 0.5 * (1 + math.cos(math.pi * (progress - start) / (1 - start)))
     return config.learning_rate * warmup * (0.03 + 0.97 * cosine)
 
 

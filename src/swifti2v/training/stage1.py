@@ -1,6 +1,7 @@
 """Training of the nano model's Stage I: camera motions over still pictures."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,41 @@ from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
 from swifti2v.models.codec import BlockCodec
-from swifti2v.models.text import encode_prompt
-from swifti2v.pipelines.stage1 import draw_chart
-from swifti2v.sampling import plan_sigmas
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
-from swifti2v.training.data import Frames, pixel_frames
-from swifti2v.training.initialization import initialize_stage1
-from swifti2v.training.nano_codec import encode_window, weigh_channels
-from swifti2v.training.nano_config import NanoConfig, TransformerSize
+from swifti2v.training.data import Frames
+from swifti2v.training.initialization import FitSample, fit_output_layer
+from swifti2v.training.motion_phases import FeatureLayout, initialize_stage1
+from swifti2v.training.nano_codec import weigh_channels
+from swifti2v.training.nano_config import STAGE1_PATCH, NanoConfig, TransformerSize
 from swifti2v.training.optimization import OnStep, Randomness, has_checkpoint, optimize
-from swifti2v.training.text_encoder import make_tokenizer
+from swifti2v.training.stage1_batches import Stage1Batch, Stage1Batches
+
+
+class PhasesObjective:
+    """Draws a batch and gives the error of the phases that a transformer's block 0 writes.
+
+    Args:
+        transformer: To train; what follows block 0 does not count.
+        layout: Tells the features that hold the phases.
+        batches: What to draw from.
+    """
+
+    def __init__(
+        self, transformer: WanTransformer3DModel, layout: FeatureLayout, batches: Stage1Batches
+    ) -> None:
+        self.transformer, self.layout, self.batches = transformer, layout, batches
+
+    def __call__(self) -> Tensor:
+        """Mean squared error of a batch drawn anew; its latents are pure noise."""
+        batch = self.batches.draw(self.batches.draw_frames())
+        tokens: list[Tensor] = []
+        block: Any = self.transformer.blocks[0]
+        hook = block.register_forward_hook(lambda _, __, output: tokens.append(output))
+        try:
+            predict(self.transformer, batch.noise, batch)
+        finally:
+            hook.remove()
+        error = tokens[0][..., self.layout.phases] - self.batches.phases(batch.frames)
+        return error.float().square().mean()
 
 
 class Stage1Objective:
@@ -27,136 +53,60 @@ class Stage1Objective:
 
     Args:
         transformer: To train.
-        codec: With statistics.
-        text_encoder: Frozen.
-        stills: ``[H, W, 3]`` uint8 pictures.
-        config: Settings.
-        randomness: Source of all draws.
+        batches: What to draw from.
     """
 
-    def __init__(
-        self,
-        transformer: WanTransformer3DModel,
-        codec: BlockCodec,
-        text_encoder: UMT5EncoderModel,
-        stills: Sequence[Frames],
-        config: NanoConfig,
-        randomness: Randomness,
-    ) -> None:
-        self.transformer: Any = transformer
-        self.codec, self.text_encoder, self.stills = codec, text_encoder, stills
-        self.config, self.randomness = config, randomness
-        self.tokenizer = make_tokenizer()
-        self.device = transformer.device
-        self.size = (config.height // config.downscale, config.width // config.downscale)
-        self.sigmas = torch.tensor(plan_sigmas(config.num_inference_steps)[:-1], device=self.device)
-        limit = config.stage1.channel_weight_limit
-        self.channel_weight = weigh_channels(codec, limit).to(self.device)
-        self.chart = self._encode_chart()
+    def __init__(self, transformer: WanTransformer3DModel, batches: Stage1Batches) -> None:
+        self.transformer, self.batches = transformer, batches
+        limit = batches.config.stage1.channel_weight_limit
+        self.channel_weight = weigh_channels(batches.codec, limit).to(batches.device)
 
     def __call__(self) -> Tensor:
-        """Mean loss of a batch drawn anew."""
-        frames, batch_size = self.draw_frames()
-        rng = self.randomness.numpy
-        motions = [CAMERA_MOTIONS[i] for i in rng.integers(len(CAMERA_MOTIONS), size=batch_size)]
-        pixels = [p for frame in (0, *frames) for p in pixel_frames(frame)]
-        times = [p / (self.config.num_frames - 1) for p in pixels]
-        video = torch.stack(
-            [
-                render_motion(self._draw_still(), m, times, draw_view(rng), self.size)
-                for m in motions
-            ]
-        )
-        latents = encode_window(self.codec, video)
-        embeds = encode_prompt(
-            self.text_encoder,
-            self.tokenizer,
-            [draw_prompt(motion, rng) for motion in motions],
-            self.config.max_text_length,
-            truncate=True,
-        )
-        sigma = self.randomness.choose(self.sigmas, batch_size)
-        noise = self.randomness.normal_like(latents)
+        """Mean loss of a batch drawn anew.
 
-        def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
-            condition = self.prepare_condition(latents[:, :, :1], frames)
-            inputs = torch.cat([noisy, condition], dim=1)
-            output: Tensor = self.transformer(inputs, sigma * 1000, embeds, return_dict=False)[0]
-            return output
-
-        return clip_residual_loss(predict, latents, sigma, noise, self.channel_weight).mean()
-
-    def draw_frames(self) -> tuple[tuple[int, ...], int]:
-        """Latent frames to train on besides the photo's, in order, and how many clips fit a step."""
-        config, rng = self.config.stage1, self.randomness.numpy
-        later = range(1, self.config.num_latent_frames)
-        if rng.random() >= config.drawn_share:
-            return tuple(later), config.whole_batch_size
-        drawn = rng.permutation(later)[: config.num_drawn_frames]
-        return tuple(sorted(drawn.tolist())), config.batch_size
-
-    def prepare_condition(self, photo: Tensor, frames: Sequence[int]) -> Tensor:
-        """Mask, photo and chart, as ``Stage1Pipeline.prepare_condition`` lays out a whole clip.
-
-        Args:
-            photo: ``[B, C, 1, h, w]`` latents.
-            frames: Latent frames after the photo.
-
-        Returns:
-            ``[B, 4 + C, 1 + len(frames), h, w]``.
+        It is that of the clean latents, so unlike a velocity's it is not divided by sigma squared:
+        all noise levels count alike.
         """
-        chart = self.chart[:, :, [frame - 1 for frame in frames]]
-        condition = torch.cat([photo, chart.expand(len(photo), -1, -1, -1, -1)], dim=2)
-        mask = torch.zeros_like(condition[:, :4])
-        mask[:, :, 0] = 1
-        return torch.cat([mask, condition], dim=1)
+        batches = self.batches
+        is_drawn = batches.randomness.numpy.random() < batches.config.stage1.drawn_share
+        batch = batches.draw(batches.draw_frames() if is_drawn else batches.all_frames())
+        output = predict(self.transformer, batch.noisy_latents, batch)
+        error = (output - _residual(batch)).float().square()
+        return (error * self.channel_weight[:, None, None, None]).mean()
 
-    def _draw_still(self) -> Tensor:
-        rng = self.randomness.numpy
-        still = torch.tensor(self.stills[int(rng.integers(len(self.stills)))], device=self.device)
-        picture = still.permute(2, 0, 1).float() / 127.5 - 1
-        return picture.flip(-1) if rng.random() < 0.5 else picture
-
-    def _encode_chart(self) -> Tensor:
-        """Latents ``[1, C, F - 1, h, w]`` of what follows the photo."""
-        blank = torch.zeros(1, 3, 1, *self.size, device=self.device)
-        last = self.config.num_latent_frames - 1
-        charts = [draw_chart(blank, frame / last) for frame in range(1, last + 1)]
-        video = torch.cat([blank, *(c.expand(-1, -1, 4, -1, -1) for c in charts)], dim=2)
-        return encode_window(self.codec, video)[:, :, 1:]
+    def draw_fit_sample(self) -> FitSample:
+        """Whole clips for the ridge regression of the output layer, unweighted."""
+        batch = self.batches.draw(self.batches.all_frames())
+        return FitSample(
+            forward=lambda: predict(self.transformer, batch.noisy_latents, batch),
+            residual=_residual(batch),
+        )
 
 
-def clip_residual_loss(
-    model: Callable[[Tensor, Tensor], Tensor],
-    latents: Tensor,
-    sigma: Tensor,
-    noise: Tensor,
-    channel_weight: Tensor,
-) -> Tensor:
-    """Error of the clean latents that a clip's model makes of the photo and its output.
-
-    All noise levels count alike: unlike a velocity's, this error is not divided by sigma squared.
+def predict(transformer: WanTransformer3DModel, latents: Tensor, batch: Stage1Batch) -> Tensor:
+    """Run a Stage I transformer.
 
     Args:
-        model: ``(noisy [B, C, F, h, w], sigma [B]) -> output``, the difference to a still clip.
-        latents: ``[B, C, F, h, w]`` ground truth; frame 0 is the photo's.
-        sigma: ``[B]`` noise levels.
-        noise: ``[B, C, F, h, w]`` standard normal.
-        channel_weight: ``[C]``.
+        transformer: Whose output is the difference of a clip to its photo.
+        latents: ``[7, C, 1 + k, h, w]`` at the noise levels of ``batch``.
+        batch: Condition, prompts and noise levels.
 
     Returns:
-        ``[B]``.
+        ``[7, C, 1 + k, h, w]``.
     """
-    level = sigma[:, None, None, None, None]
-    noisy = (1 - level) * latents + level * noise
-    error = (latents[:, :, :1] + model(noisy, sigma) - latents).float().square()
-    return (error * channel_weight[:, None, None, None]).flatten(1).mean(dim=1)
+    run: Callable[..., tuple[Tensor]] = transformer
+    inputs = torch.cat([latents, batch.condition], dim=1)
+    return run(inputs, batch.sigma * 1000, batch.prompt_embeds, return_dict=False)[0]
 
 
 def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
     """A randomly initialised Stage I transformer: 384 latent, 4 mask, 384 condition channels."""
     kind: Any = WanTransformer3DModel
-    model: WanTransformer3DModel = kind(**transformer_config(size, text_dim), in_channels=772)
+    model: WanTransformer3DModel = kind(
+        **transformer_config(size, text_dim),
+        in_channels=772,
+        patch_size=(1, STAGE1_PATCH, STAGE1_PATCH),
+    )
     return model
 
 
@@ -179,29 +129,75 @@ def train_stage1(
     codec: BlockCodec,
     text_encoder: UMT5EncoderModel,
     directory: Path,
+    on_phases_step: OnStep | None = None,
     on_step: OnStep | None = None,
 ) -> WanTransformer3DModel:
     """Train Stage I, on the device of ``text_encoder``.
+
+    Block 0 learns the phases first, a ridge regression then sets the output layer, and last all
+    weights are trained.
 
     Args:
         config: Settings.
         stills: ``[H, W, 3]`` uint8 pictures of the output's size.
         codec: With statistics.
         text_encoder: Frozen; not changed.
-        directory: For checkpoint and metrics, see ``optimize``; a checkpoint is continued.
-        on_step: Called after each step.
+        directory: For checkpoint and metrics, see ``optimize``, with those of the phases in
+            ``phases/``; checkpoints are continued.
+        on_phases_step: Called after each step of the phases.
+        on_step: Called after each step of the whole.
 
     Returns:
         The transformer with averaged weights, in eval mode.
     """
     own = config.stage1
+    randomness = Randomness(own.seed)
+    batches = Stage1Batches(codec, text_encoder, stills, config, randomness)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(own.seed)
         transformer = make_stage1_transformer(own.size, config.text.width)
-        if not has_checkpoint(directory):
-            initialize_stage1(transformer, torch.tensor(codec.config["latents_std"]))
+        layout = initialize_stage1(transformer)
     nn.Module.to(transformer, text_encoder.device)
-    randomness = Randomness(own.seed)
-    objective = Stage1Objective(transformer, codec, text_encoder, stills, config, randomness)
+    objective = Stage1Objective(transformer, batches)
+    if not has_checkpoint(directory):
+        train_phases(transformer, layout, batches, directory / "phases", on_phases_step)
+        fit_output_layer(
+            transformer, (objective.draw_fit_sample() for _ in range(own.num_fit_batches))
+        )
     optimize(transformer, objective, own.optimization, randomness, directory, on_step)
     return transformer
+
+
+def train_phases(
+    transformer: WanTransformer3DModel,
+    layout: FeatureLayout,
+    batches: Stage1Batches,
+    directory: Path,
+    on_step: OnStep | None = None,
+) -> None:
+    """Teach block 0 to turn prompt, place and time into the phases of the camera's motion.
+
+    Args:
+        transformer: With the structured start; only its block 0 and text embedding are changed.
+        layout: Of its features.
+        batches: What to draw from.
+        directory: For checkpoint and metrics, see ``optimize``; a checkpoint is continued.
+        on_step: Called after each step.
+    """
+    config = batches.config
+    # A transformer of this block alone spares the others' work.
+    first = make_stage1_transformer(replace(config.stage1.size, num_layers=1), config.text.width)
+    nn.Module.to(first, batches.device)
+    state = transformer.state_dict()
+    first.load_state_dict({name: state[name] for name in first.state_dict()})
+    first.requires_grad_(False)
+    for part in (first.blocks[0], first.condition_embedder.text_embedder):
+        part.requires_grad_(True)
+    objective = PhasesObjective(first, layout, batches)
+    optimize(first, objective, config.stage1.phases, batches.randomness, directory, on_step)
+    transformer.load_state_dict(first.state_dict(), strict=False)
+
+
+def _residual(batch: Stage1Batch) -> Tensor:
+    """What the transformer should return: the difference of the clip to its photo."""
+    return batch.latents - batch.latents[:, :, :1]

@@ -100,7 +100,8 @@ class Stage2Objective:
         level = sigma_per_frame[:, None, :, None, None]
         noisy = (1 - level) * latents + level * noise
         residual = (latents - reference)[:, :, target]
-        return FitSample(torch.cat([noisy, reference], dim=1), sigma_per_frame, residual)
+        inputs = torch.cat([noisy, reference], dim=1)
+        return FitSample(lambda: self.predict(inputs, sigma_per_frame), residual)
 
 
 def make_stage2_transformer(config: NanoConfig) -> SegmentTransformer3DModel:
