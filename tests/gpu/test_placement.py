@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import SIZE, TRANSFORMER, tiny_pipeline
 
 from swifti2v.models.placement import Placement, place
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from tests.tiny import SIZE, TRANSFORMER, tiny_pipeline
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

@@ -1,4 +1,5 @@
 import pytest
+
 from tests.command_line import save_photo
 from tests.tiny import SIZE, tiny_pipeline
 

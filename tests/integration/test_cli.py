@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from swifti2v import __version__
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -16,8 +18,6 @@ from tests.command_line import (
     swifti2v,
 )
 from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
-
-from swifti2v import __version__
 
 
 def test_generate_writes_the_clip_and_says_where(model, photo, tmp_path):

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,

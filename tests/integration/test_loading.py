@@ -10,6 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import (
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    UMT5EncoderModel,
+)
+
+from swifti2v import errors
+from swifti2v.models.loading import LOADERS
+from swifti2v.models.sources import LoraSource, find_model
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.hub import (
     CLIP,
     STAGE1,
@@ -32,17 +43,6 @@ from tests.hub import (
 from tests.tiny import SIZE, tiny_pipeline
 from tests.unit import test_conversion as wan_files
 from tests.unit import test_lora as lora_files
-from transformers import (
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    UMT5EncoderModel,
-)
-
-from swifti2v import errors
-from swifti2v.models.loading import LOADERS
-from swifti2v.models.sources import LoraSource, find_model
-from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from transformers import (
+    ByT5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from swifti2v import errors
 from tests.hub import (
     TEXT,
     State,
@@ -21,13 +28,6 @@ from tests.hub import (
     write_preset,
 )
 from tests.unit import test_conversion as wan_files
-from transformers import (
-    ByT5Tokenizer,
-    UMT5Config,
-    UMT5EncoderModel,
-)
-
-from swifti2v import errors
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import SIZE, tiny_pipeline
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from swifti2v import errors
@@ -31,6 +30,7 @@ from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
+from tests.tiny import SIZE, tiny_pipeline
 
 TINY_WAN: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 32,

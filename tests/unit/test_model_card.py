@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli import app
@@ -42,6 +41,7 @@ from swifti2v.evaluation.model_card import (
     stage2_methods,
 )
 from swifti2v.media import open_writer
+from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
 

@@ -6,10 +6,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,8 +26,15 @@ from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import plan_sigmas
 from swifti2v.shapes import LatentShape
+from swifti2v.training.camera_motion import CAMERA_MOTIONS, CameraMotion, View, render_motion
 from swifti2v.training.data import make_procedural_material
 from swifti2v.training.initialization import fit_output_layer, initialize_stage2
+from swifti2v.training.motion_phases import (
+    FeatureLayout,
+    initialize_stage1,
+    make_phases,
+    measure_displacement,
+)
 from swifti2v.training.nano import limit_minutes, limit_steps, round_weights, train_nano
 from swifti2v.training.nano_codec import encode_window, fit_codec, measure_residual, weigh_channels
 from swifti2v.training.nano_config import NanoConfig
@@ -35,7 +46,13 @@ from swifti2v.training.optimization import (
     optimize,
     scale_learning_rate,
 )
-from swifti2v.training.stage1 import Stage1Objective, make_stage1_transformer
+from swifti2v.training.stage1 import (
+    PhasesObjective,
+    Stage1Objective,
+    make_stage1_transformer,
+    train_phases,
+)
+from swifti2v.training.stage1_batches import Stage1Batches
 from swifti2v.training.stage2 import Stage2Objective, make_stage2_transformer, train_stage2
 from swifti2v.training.text_encoder import MotionClassifier, make_tokenizer
 
@@ -50,8 +67,7 @@ TINY = parse_config(
         "text": {"width": 32, "num_layers": 1, "batch_size": 2},
         "stage1": {
             "size": {"num_heads": 2, "num_layers": 2},
-            "batch_size": 2,
-            "whole_batch_size": 1,
+            "num_fit_batches": 2,
         },
         "stage2": {
             "size": {"num_heads": 2, "num_layers": 2},
@@ -75,8 +91,8 @@ def test_every_part_trains_and_the_model_generates(tmp_path: Path) -> None:
     config = limit_steps(TINY, 3)
     output = tmp_path / "out"
     model_dir = train_nano(config, output, on_step=lambda part, _: seen.append(part))
-    assert seen == ["text"] * 3 + ["stage1"] * 3 + ["stage2"] * 3
-    for part in ("text", "stage1", "stage2"):
+    assert seen == ["text"] * 3 + ["phases"] * 3 + ["stage1"] * 3 + ["stage2"] * 3
+    for part in ("text", "stage1/phases", "stage1", "stage2"):
         lines = (output / "training" / part / "metrics.jsonl").read_text().splitlines()
         metrics = [json.loads(line) for line in lines]
         assert [line["step"] for line in metrics] == [1, 2, 3]
@@ -90,7 +106,7 @@ def test_every_part_trains_and_the_model_generates(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stage2"):
         train_nano(replace(config, stage2=replace(config.stage2, seed=9)), output, resume=True)
     again = train_nano(config, output, resume=True, on_step=lambda part, _: seen.append(part))
-    assert len(seen) == 9  # nothing left to train
+    assert len(seen) == 12  # nothing left to train
     assert again == model_dir
 
 
@@ -144,31 +160,180 @@ def test_small_versions_lose_high_frequencies() -> None:
     assert energy[0, 0] < energy[1:3, 1:3].max()
 
 
-def test_stage1_is_trained_on_the_condition_the_pipeline_gives(codec: BlockCodec) -> None:
-    classifier = MotionClassifier(TINY.text)
+@pytest.fixture
+def batches(codec: BlockCodec) -> Stage1Batches:
+    torch.manual_seed(0)
+    encoder = MotionClassifier(TINY.text).encoder
+    return Stage1Batches(codec, encoder, MATERIAL.stills, TINY, Randomness(0))
+
+
+def make_started_stage1() -> tuple[WanTransformer3DModel, FeatureLayout]:
+    torch.manual_seed(0)
     transformer = make_stage1_transformer(TINY.stage1.size, TINY.text.width)
-    objective = Stage1Objective(
-        transformer, codec, classifier.encoder, MATERIAL.stills, TINY, Randomness(0)
-    )
-    pipeline = Stage1Pipeline(transformer, codec)
+    return transformer, initialize_stage1(transformer)
+
+
+def test_stage1_is_trained_on_the_condition_the_pipeline_gives(
+    batches: Stage1Batches, codec: BlockCodec
+) -> None:
+    pipeline = Stage1Pipeline(make_started_stage1()[0], codec)
     photo = torch.rand(1, 3, 1, 16, 16) * 2 - 1
     config = TINY.to_generation_config().stage1
     whole = pipeline.prepare_condition(photo, LatentShape(384, 5, 2, 2), config)
     latents = encode_window(codec, photo)
-    torch.testing.assert_close(objective.prepare_condition(latents, (1, 2, 3, 4)), whole)
-    torch.testing.assert_close(objective.prepare_condition(latents, (2, 4)), whole[:, :, [0, 2, 4]])
+    torch.testing.assert_close(batches.prepare_condition(latents, (1, 2, 3, 4)), whole)
+    torch.testing.assert_close(batches.prepare_condition(latents, (2, 4)), whole[:, :, [0, 2, 4]])
 
 
-def test_stage1_draws_frames_and_whole_clips(codec: BlockCodec) -> None:
-    transformer = make_stage1_transformer(TINY.stage1.size, TINY.text.width)
-    encoder = MotionClassifier(TINY.text).encoder
-    objective = Stage1Objective(transformer, codec, encoder, MATERIAL.stills, TINY, Randomness(0))
-    drawn = [objective.draw_frames() for _ in range(100)]
-    whole = [batch for frames, batch in drawn if frames == (1, 2, 3, 4)]
-    assert 10 < len(whole) < 45  # a quarter
-    assert set(whole) == {TINY.stage1.whole_batch_size}
-    pairs = [frames for frames, batch in drawn if batch == TINY.stage1.batch_size]
-    assert all(len(frames) == 2 and frames[0] < frames[1] for frames in pairs)
+def test_a_batch_moves_over_one_view_in_all_ways(batches: Stage1Batches) -> None:
+    batch = batches.draw((1, 4))
+    assert batch.latents.shape == batch.noise.shape == (7, 384, 3, 2, 2)
+    photos = batch.latents[:, :, 0]
+    torch.testing.assert_close(photos, photos[:1].expand_as(photos))
+    last = batch.latents[:, :, 2]
+    different = (last[:, None] - last[None]).abs().amax(dim=(2, 3, 4)) > 1e-3
+    assert torch.equal(different, ~torch.eye(7, dtype=torch.bool))
+    still = CAMERA_MOTIONS.index("static")
+    torch.testing.assert_close(  # coefficients of a plane that does not change in time
+        batch.latents[still, 0, 1], batch.latents[still, 0, 2]
+    )
+    drawn = [batches.draw_frames() for _ in range(50)]
+    assert all(len(frames) == 2 and frames[0] < frames[1] for frames in drawn)
+    assert {frame for frames in drawn for frame in frames} == set(batches.all_frames())
+
+
+def test_stage1_trains_on_frames_and_whole_clips(batches: Stage1Batches) -> None:
+    seen: list[int] = []
+    transformer = make_started_stage1()[0]
+    transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    objective = Stage1Objective(transformer, batches)
+    with torch.no_grad():
+        losses = [objective().item() for _ in range(40)]
+    assert set(seen) == {3, 5}
+    assert 2 <= seen.count(5) <= 20  # a quarter
+    assert min(losses) > 0
+
+
+@pytest.mark.parametrize("motion", CAMERA_MOTIONS)
+@settings(max_examples=20)
+@given(time=st.floats(0, 1))
+def test_displacement_tells_where_a_place_was(motion: CameraMotion, time: float) -> None:
+    # A picture whose values are its coordinates: red the row, green the column.
+    side = torch.linspace(-1, 1, 256, dtype=torch.float64)
+    row, column = torch.meshgrid(side, side, indexing="ij")
+    picture = torch.stack([row, column, row])
+    view = View(size=0.5, center=(0.1, -0.1))
+    frames = render_motion(picture, motion, [0.0, time], view, (64, 96))
+    tokens = torch.nn.functional.avg_pool2d(frames[:2].transpose(0, 1), 8)  # [2, 2, 8, 12]
+    step = tokens[0, :, 1, 1] - tokens[0, :, 0, 0]
+    away = (tokens[1] - tokens[0]) / step[:, None, None]
+    expected = measure_displacement(motion, time, (8, 12)).double()
+    torch.testing.assert_close(away, expected, atol=1e-5, rtol=0)
+
+
+def test_phases_are_those_of_the_rotary_embedding() -> None:
+    """A query with the phases, rotated, is the query without them rotated at the other place."""
+    rope = make_started_stage1()[0].rope
+    cosines, sines = (table[0, :, 0] for table in rope(torch.zeros(1, 1, 1, 12, 20)))  # [L, 64]
+    phases = make_phases("pan right", [1.0], (12, 20))  # 2.4 columns
+    for axis, start in enumerate((rope.t_dim, rope.t_dim + rope.h_dim)):
+        for index in range(3):
+            feature, phase = start + 2 * index, 6 * axis + 2 * index
+            here = torch.complex(cosines[:, feature], sines[:, feature])
+            turned = here * torch.complex(phases[:, phase], phases[:, phase + 1])
+            turn = 10000 ** (-2 * index / 20) * (2.4 if axis else 0.0)
+            torch.testing.assert_close(
+                turned, here * torch.polar(torch.ones(()), torch.tensor(turn)), atol=1e-4, rtol=0
+            )
+
+
+def test_attention_with_phases_fetches_the_displaced_content() -> None:
+    transformer, layout = make_started_stage1()
+    rows, columns = grid = (6, 10)
+    num_places = rows * columns
+    content = torch.randn(num_places, layout.num_content)
+    tokens = torch.zeros(2, num_places, layout.width)  # the photo and one later frame
+    tokens[0, :, : layout.num_content] = content
+    tokens[..., layout.constants] = torch.tensor([5.0, -5, -5, 5])
+    tokens[0, :, layout.constants] = torch.tensor([5.0, -5, 5, -5])
+    rotary = transformer.rope(torch.zeros(1, 1, 2, rows, columns))
+    block: Any = transformer.blocks[1]
+    # 0.12 of the size: 1.2 columns, 0.72 rows; both round to one token.
+    for motion, shift in (("pan right", 1), ("tilt down", columns), ("pan left", -1)):
+        tokens[..., layout.phases] = make_phases(motion, [0.0, 1.0], grid).reshape(2, -1, 12)
+        with torch.no_grad():
+            normed = block.norm1(tokens.reshape(1, -1, layout.width))
+            fetched = block.attn1(normed, None, None, rotary)[0, num_places:]
+        places = torch.arange(num_places).reshape(grid)[2:4, 3:7].flatten()
+        for features, expected in ((layout.moved, places + shift), (layout.still, places)):
+            found = (fetched[places, features] @ content.T).argmax(dim=1)
+            assert torch.equal(found, expected)
+
+
+def test_features_of_a_token_do_not_overlap() -> None:
+    for width, num_content in ((128, 29), (192, 50), (256, 72), (512, 72)):
+        layout = FeatureLayout(width)
+        parts = (layout.moved, layout.still, layout.phases, layout.chart, layout.constants)
+        used = [*range(layout.moved.start), *(i for part in parts for i in range(width)[part])]
+        assert layout.num_content == num_content
+        assert len(set(used)) == len(used)
+        assert max(used) == width - 1
+        assert len(set(layout.channels)) == num_content
+
+
+def test_other_shapes_have_no_structured_start() -> None:
+    flat = make_stage1_transformer(replace(TINY.stage1.size, num_layers=1), TINY.text.width)
+    with pytest.raises(ConfigError, match="at least 2 blocks"):
+        initialize_stage1(flat)
+
+
+def test_training_lowers_the_error_of_the_phases(batches: Stage1Batches, tmp_path: Path) -> None:
+    transformer, layout = make_started_stage1()
+    before = {name: value.clone() for name, value in transformer.state_dict().items()}
+    config = limit_steps(TINY, 30)
+    batches.config = config
+    steps: list[StepMetrics] = []
+    train_phases(transformer, layout, batches, tmp_path, steps.append)
+    assert steps[-1].loss < 0.25 * steps[0].loss
+    objective = PhasesObjective(transformer, layout, batches)
+    assert objective().item() < 0.25 * steps[0].loss  # what was learnt is in the whole model
+    changed = {
+        name for name, value in transformer.state_dict().items() if not value.equal(before[name])
+    }
+    assert changed
+    learnt = ("blocks.0.", "condition_embedder.text_embedder.")
+    assert all(name.startswith(learnt) for name in changed)
+
+
+def test_ridge_fit_explains_part_of_the_motion(codec: BlockCodec) -> None:
+    """With the true phases in block 0's output it beats a still clip, and a fit without them."""
+    config = replace(TINY, height=64, width=320)  # 2 x 10 tokens
+    errors = []
+    for has_phases in (True, False):
+        torch.manual_seed(0)
+        encoder = MotionClassifier(TINY.text).encoder
+        batches = Stage1Batches(codec, encoder, MATERIAL.stills, config, Randomness(0))
+        transformer, layout = make_started_stage1()
+        objective = Stage1Objective(transformer, batches)
+        phases = batches.phases(batches.all_frames()) * has_phases
+
+        def write_phases(
+            _: nn.Module,
+            __: object,
+            tokens: Tensor,
+            phases: Tensor = phases,
+            layout: FeatureLayout = layout,
+        ) -> Tensor:
+            tokens[..., layout.phases] = phases
+            return tokens
+
+        transformer.blocks[0].register_forward_hook(write_phases)
+        fit_output_layer(transformer, (objective.draw_fit_sample() for _ in range(16)))
+        with torch.no_grad():
+            samples = [objective.draw_fit_sample() for _ in range(4)]
+            error = sum((s.forward() - s.residual).square().mean() for s in samples)
+            errors.append(float(error / sum(s.residual.square().mean() for s in samples)))
+    assert errors[0] < min(0.97, errors[1])
 
 
 def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
@@ -312,6 +477,8 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert set(rates[49:500]) == {2.0}
     assert all(a >= b for a, b in pairwise(rates[500:]))
     assert rates[-1] == pytest.approx(0.06)
+    cosine = replace(config, decay="cosine")
+    assert scale_learning_rate(cosine, 500, 0.5) == pytest.approx(2 * (0.03 + 0.97 / 2))
     linear = replace(config, decay="linear")
     assert scale_learning_rate(linear, 750, 0.75) == pytest.approx(0.5)
 
@@ -324,6 +491,8 @@ def test_impossible_settings_are_refused() -> None:
         ({"stage2": {"crop": 100}}, "multiple of 16"),
         ({"stage2": {"crop": 512}}, "larger than the clips"),
         ({"stage1": {"size": {"num_heads": 1}}}, "1 heads"),
+        ({"stage1": {"size": {"num_layers": 1}}}, "at least 2"),
+        ({"stage1": {"drawn_share": 1.5}}, "drawn_share 1.5"),
         ({"text": {"width": 33}}, "multiple of 32"),
         ({"text": {"optimization": {"steps": 1, "minutes": 1}}}, "minutes or steps"),
         ({"stage1": {"optimization": {"steps": 0}}}, "above 0"),
@@ -335,9 +504,10 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_budgets_are_shared_out() -> None:
     config = limit_minutes(NanoConfig(), 100)
-    parts = (config.text, config.stage1, config.stage2)
-    assert [part.optimization.minutes for part in parts] == [5.0, 45.0, 50.0]
-    assert all(part.optimization.steps is None for part in parts)
+    budgets = [part.optimization for part in (config.text, config.stage1, config.stage2)]
+    budgets.insert(1, config.stage1.phases)
+    assert [budget.minutes for budget in budgets] == [5.0, 10.0, 35.0, 50.0]
+    assert all(budget.steps is None for budget in budgets)
     assert limit_steps(config, 7).stage2.optimization.steps == 7
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import SETTINGS, SIZE, TRANSFORMER, tiny_components, tiny_pipeline
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from swifti2v.config import GenerationConfig, parse_config
@@ -15,6 +14,7 @@ from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from tests.tiny import SETTINGS, SIZE, TRANSFORMER, tiny_components, tiny_pipeline
 
 CPU = torch.device("cpu")
 WAN_VAE: dict[str, Any] = {

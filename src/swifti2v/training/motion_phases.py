@@ -36,7 +36,7 @@ FIRST_CONDITION = 388
 _ROTARY_BASE = 10000.0  # diffusers' ``WanRotaryPosEmbed``
 _AXIS_DIM = 2 * (HEAD_DIM // 6)  # features of a head that turn with the row, and with the column
 _CONSTANT = 5.0
-_SHARPNESS = 1.75  # of queries and keys of the displaced place
+_SHARPNESS = 2.3  # of queries and keys of the displaced place
 _SAME_PLACE_SHARPNESS = 4.5
 
 
@@ -157,14 +157,14 @@ def initialize_stage1(transformer: WanTransformer3DModel) -> FeatureLayout:
         randomize_attention(block.attn1)
         block.scale_shift_table.normal_(std=0.01)
         block.scale_shift_table[:, 2] += 1.0 if index == 1 else 0.3  # gate of the attention
-        block.scale_shift_table[:, 5] += (
-            1.0 if index == 0 else 0.3
-        )  # gate of the feed-forward layer
+        # gate of the feed-forward layer
+        block.scale_shift_table[:, 5] += 1.0 if index == 0 else 0.3
         if index == 0:
             block.attn1.to_out[0].weight.mul_(0.05)  # its work is done by text and feed-forward
         else:
-            block.ffn.net[2].weight.mul_(0.2)
-            block.attn2.to_out[0].weight.mul_(0.2)
+            share = 0.2 if index == 1 else 0.02  # later blocks start almost silent
+            block.ffn.net[2].weight.mul_(share)
+            block.attn2.to_out[0].weight.mul_(share)
     _look_along_phases(model.blocks[1].attn1, model.rope, layout)
     return layout
 

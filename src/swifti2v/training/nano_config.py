@@ -17,7 +17,7 @@ STAGE1_PATCH = 1
 
 def _phases_optimization() -> OptimizationConfig:
     return OptimizationConfig(
-        steps=300,
+        steps=400,
         learning_rate=2e-3,
         warmup_steps=30,
         decay="cosine",
@@ -27,7 +27,7 @@ def _phases_optimization() -> OptimizationConfig:
 
 
 def _stage1_optimization() -> OptimizationConfig:
-    return OptimizationConfig(minutes=24, learning_rate=4e-4)
+    return OptimizationConfig(minutes=24, learning_rate=5e-4, ema_decay=0.99)
 
 
 def _stage2_optimization() -> OptimizationConfig:
@@ -94,11 +94,11 @@ class Stage1TrainingConfig:
     size: TransformerSize = field(default_factory=TransformerSize)
     num_drawn_frames: int = 2
     """Latent frames drawn from a clip, besides the photo's; the chart tells their time."""
-    drawn_share: float = 0.75
+    drawn_share: float = 0.95
     """Part of the steps that draw frames; the others take whole clips."""
     channel_weight_limit: float = 8.0
     """Most that a channel counts, see ``swifti2v.training.nano_codec.weigh_channels``."""
-    num_fit_batches: int = 6
+    num_fit_batches: int = 10
     """Batches for the ridge regression of the output layer before training."""
     seed: int = 1
     """Of weights and batches."""

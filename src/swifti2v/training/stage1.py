@@ -186,7 +186,10 @@ def train_phases(
     """
     config = batches.config
     # A transformer of this block alone spares the others' work.
-    first = make_stage1_transformer(replace(config.stage1.size, num_layers=1), config.text.width)
+    with torch.random.fork_rng(devices=[]):
+        first = make_stage1_transformer(
+            replace(config.stage1.size, num_layers=1), config.text.width
+        )
     nn.Module.to(first, batches.device)
     state = transformer.state_dict()
     first.load_state_dict({name: state[name] for name in first.state_dict()})
