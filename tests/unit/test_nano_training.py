@@ -259,7 +259,8 @@ def test_attention_with_phases_fetches_the_displaced_content() -> None:
     rotary = transformer.rope(torch.zeros(1, 1, 2, rows, columns))
     block: Any = transformer.blocks[1]
     # 0.12 of the size: 1.2 columns, 0.72 rows; both round to one token.
-    for motion, shift in (("pan right", 1), ("tilt down", columns), ("pan left", -1)):
+    shifts: dict[CameraMotion, int] = {"pan right": 1, "tilt down": columns, "pan left": -1}
+    for motion, shift in shifts.items():
         tokens[..., layout.phases] = make_phases(motion, [0.0, 1.0], grid).reshape(2, -1, 12)
         with torch.no_grad():
             normed = block.norm1(tokens.reshape(1, -1, layout.width))
@@ -331,8 +332,8 @@ def test_ridge_fit_explains_part_of_the_motion(codec: BlockCodec) -> None:
         fit_output_layer(transformer, (objective.draw_fit_sample() for _ in range(16)))
         with torch.no_grad():
             samples = [objective.draw_fit_sample() for _ in range(4)]
-            error = sum((s.forward() - s.residual).square().mean() for s in samples)
-            errors.append(float(error / sum(s.residual.square().mean() for s in samples)))
+            left = [(s.forward() - s.residual).square().mean().item() for s in samples]
+            errors.append(sum(left) / sum(s.residual.square().mean().item() for s in samples))
     assert errors[0] < min(0.97, errors[1])
 
 
