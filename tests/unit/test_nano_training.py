@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -332,7 +332,9 @@ def test_ridge_fit_explains_part_of_the_motion(codec: BlockCodec) -> None:
         fit_output_layer(transformer, (objective.draw_fit_sample() for _ in range(16)))
         with torch.no_grad():
             samples = [objective.draw_fit_sample() for _ in range(4)]
-            left = [(s.forward() - s.residual).square().mean().item() for s in samples]
+            left = [
+                (cast(Tensor, s.forward()) - s.residual).square().mean().item() for s in samples
+            ]
             errors.append(sum(left) / sum(s.residual.square().mean().item() for s in samples))
     assert errors[0] < min(0.97, errors[1])
 
