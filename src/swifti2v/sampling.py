@@ -85,6 +85,36 @@ def to_velocity(
     )
 
 
+def guide(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    prompt_embeds: Tensor,
+    negative_prompt_embeds: Tensor | None,
+    guidance_scale: float,
+) -> Velocity:
+    """Bind the prompt to a model, with classifier-free guidance where it is asked for.
+
+    Args:
+        predict: ``(latents, sigma, embeds) -> velocity``, shapes as in ``Velocity``.
+        prompt_embeds: ``[1, L, D]``.
+        negative_prompt_embeds: ``[1, L, D]``; needed only where guidance is above 1.
+        guidance_scale: 1 or less means one model call without guidance.
+
+    Raises:
+        ConfigError: Guidance is asked for without negative prompt embeddings.
+    """
+    if guidance_scale <= 1:
+        return lambda latents, sigma: predict(latents, sigma, prompt_embeds)
+    if negative_prompt_embeds is None:
+        raise ConfigError(f"guidance_scale {guidance_scale:g} needs negative prompt embeddings")
+
+    def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+        positive = predict(latents, sigma, prompt_embeds)
+        negative = predict(latents, sigma, negative_prompt_embeds)
+        return negative + guidance_scale * (positive - negative)
+
+    return velocity
+
+
 def denoise(
     velocity: Velocity,
     latents: Tensor,

@@ -28,6 +28,7 @@ from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models import originals
 from swifti2v.models.checkpoints import load_weights, read_state_dict
 from swifti2v.models.codec import BlockCodec
+from swifti2v.models.conversion import infer_wan_config, wan_transformer_state_dict
 from swifti2v.models.image_encoder import load_image_processor
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.sources import (
@@ -130,7 +131,7 @@ def _find_files(
 def _add_weights(component: nn.Module, files: _Files) -> None:
     """Replace weights by a checkpoint's and merge LoRAs, in place."""
     if files.weights is not None:
-        state = originals.convert_transformer(read_state_dict(files.weights))
+        state = wan_transformer_state_dict(read_state_dict(files.weights))
         load_weights(component, state, source=str(files.weights))
     for path, strength in files.loras:
         merge_lora(component, path, strength)
@@ -230,8 +231,8 @@ def _read_class(place: Path, *kinds: Any) -> tuple[Any, dict[str, Any]]:
 def load_transformer(place: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """Load a plain Wan transformer from a diffusers directory or an original file."""
     if place.is_file():
-        state = originals.convert_transformer(read_state_dict(place))
-        config = originals.transformer_config(state)
+        state = wan_transformer_state_dict(read_state_dict(place))
+        config = infer_wan_config(state)
     else:
         _, config = _read_class(place, WanTransformer3DModel)
         state = read_state_dict(place)
@@ -248,8 +249,8 @@ def load_segment_transformer(place: Path, dtype: torch.dtype) -> SegmentTransfor
     """
     kind: Any = WanTransformer3DModel
     if place.is_file():
-        state = originals.convert_transformer(read_state_dict(place))
-        config = originals.transformer_config(state)
+        state = wan_transformer_state_dict(read_state_dict(place))
+        config = infer_wan_config(state)
     else:
         kind, config = _read_class(place, SegmentTransformer3DModel, WanTransformer3DModel)
         state = read_state_dict(place)

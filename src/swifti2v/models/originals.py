@@ -9,9 +9,7 @@ from transformers import CLIPVisionConfig, UMT5Config
 from swifti2v.errors import LoadingError
 from swifti2v.models.conversion import (
     clip_state_dict,
-    infer_wan_config,
     umt5_state_dict,
-    wan_transformer_state_dict,
     wan_vae_state_dict,
 )
 
@@ -39,16 +37,6 @@ def _find(state: State, key: str) -> Tensor:
     if key not in state:
         raise LoadingError(f"the file lacks {key}: it is another model or only a part of one")
     return state[key]
-
-
-def convert_transformer(state: State) -> dict[str, Tensor]:
-    """Diffusers names for an original Wan transformer."""
-    return wan_transformer_state_dict(state)
-
-
-def transformer_config(state: State) -> dict[str, Any]:
-    """Configuration of a Wan transformer from its weights under diffusers names."""
-    return infer_wan_config(state)
 
 
 def convert_vision_names(state: State) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from swifti2v.config import Stage1Config
-from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress
@@ -17,6 +16,7 @@ from swifti2v.sampling import (
     add_noise,
     denoise,
     draw_noise,
+    guide,
     plan_sigmas,
     to_velocity,
 )
@@ -144,9 +144,6 @@ class Stage1Pipeline:
             config: Settings.
         """
         dtype = self.transformer.dtype
-        guidance = config.sampling.guidance_scale
-        if guidance > 1 and conditions.negative_prompt_embeds is None:
-            raise ConfigError(f"guidance_scale {guidance:g} needs negative prompt embeddings")
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             image_embeds = conditions.image_embeds
@@ -163,14 +160,12 @@ class Stage1Pipeline:
                 output.float(), latents, still, sigma, config.sampling.parameterization
             )
 
-        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-            positive = predict(latents, sigma, conditions.prompt_embeds)
-            if guidance <= 1 or conditions.negative_prompt_embeds is None:
-                return positive
-            negative = predict(latents, sigma, conditions.negative_prompt_embeds)
-            return negative + guidance * (positive - negative)
-
-        return velocity
+        return guide(
+            predict,
+            conditions.prompt_embeds,
+            conditions.negative_prompt_embeds,
+            config.sampling.guidance_scale,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""

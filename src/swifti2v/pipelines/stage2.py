@@ -8,14 +8,22 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 from swifti2v.config import Stage2Config
-from swifti2v.errors import ConfigError, ShapeError
+from swifti2v.errors import ShapeError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import HybridReference
-from swifti2v.sampling import Velocity, add_noise, denoise, draw_noise, plan_sigmas, to_velocity
+from swifti2v.sampling import (
+    Velocity,
+    add_noise,
+    denoise,
+    draw_noise,
+    guide,
+    plan_sigmas,
+    to_velocity,
+)
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import ScaleFactors
 
@@ -178,9 +186,6 @@ class Stage2Pipeline:
             config: Settings.
         """
         dtype = self.transformer.dtype
-        guidance = config.sampling.guidance_scale
-        if guidance > 1 and conditions.negative_prompt_embeds is None:
-            raise ConfigError(f"guidance_scale {guidance:g} needs negative prompt embeddings")
         absolute = config.temporal_positions == "absolute"
         positions = segment.window if absolute else range(len(segment.window))
 
@@ -196,14 +201,12 @@ class Stage2Pipeline:
                 output.float(), latents, condition, sigma, config.sampling.parameterization
             )
 
-        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-            positive = predict(latents, sigma, conditions.prompt_embeds)
-            if guidance <= 1 or conditions.negative_prompt_embeds is None:
-                return positive
-            negative = predict(latents, sigma, conditions.negative_prompt_embeds)
-            return negative + guidance * (positive - negative)
-
-        return velocity
+        return guide(
+            predict,
+            conditions.prompt_embeds,
+            conditions.negative_prompt_embeds,
+            config.sampling.guidance_scale,
+        )
 
     @staticmethod
     def _require_shape(latents: Tensor, segment: Segment, anchor: Tensor) -> None:
