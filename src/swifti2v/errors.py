@@ -9,6 +9,8 @@
     │   └── PromptError       a prompt the text encoder cannot take
     ├── ConfigError           an unknown key, a value out of range, an unknown preset
     ├── LoadingError          a checkpoint or LoRA that does not match the model
+    ├── StorageError          a checkpoint that cannot be written
+    ├── OutOfMemoryError      a training step that does not fit into the device's memory
     ├── NumericalError        a model produced NaN or infinity
     └── CancelledError        the caller asked to stop
 """
@@ -40,6 +42,14 @@ class ConfigError(SwiftI2VError):
 
 class LoadingError(SwiftI2VError):
     """A checkpoint or a LoRA that does not match the model it is meant for."""
+
+
+class StorageError(SwiftI2VError):
+    """A checkpoint that cannot be written, for lack of space or of permission."""
+
+
+class OutOfMemoryError(SwiftI2VError):
+    """A training step does not fit into the device's memory."""
 
 
 class NumericalError(SwiftI2VError):

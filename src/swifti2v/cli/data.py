@@ -1,0 +1,343 @@
+"""``swifti2v data``: what a training set holds, before anything is trained on it."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swifti2v.cli.failures import exit_codes
+from swifti2v.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from swifti2v.training.buckets import Assignment, BucketRules, Placement
+    from swifti2v.training.manifest import Reject, Sample
+
+REPORT_SECONDS = 10.0
+"""Between two lines on stderr."""
+FIRST_IDS = 5
+"""Rejects named for each cause."""
+SHEET_SAMPLES, SHEET_FRAMES = 3, 4
+"""Rows for each bucket and frames of each row of a contact sheet."""
+CELL_HEIGHT, CELL_WIDTH = 180, 320
+"""Pixels of a picture on a contact sheet; frames are shown whole within it."""
+
+data_app = typer.Typer(no_args_is_help=True, help="Training data: look into it.")
+
+
+@data_app.callback()
+def data() -> None:
+    """Training data: look into it."""
+
+
+@data_app.command()
+def inspect(
+    manifest: Annotated[
+        Path,
+        typer.Argument(help="CSV, JSONL, Parquet, webdataset .tar, folder or saved HF dataset."),
+    ],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder with the media; the manifest's if not given.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only samples of this split.")] = None,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TxHxW", help="Frames x height x width. May be given more than once."),
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second to resample clips to.")] = 16.0,
+    max_crop: Annotated[
+        float | None, typer.Option(help="Most of a side that may be cut off; 0.25 if not given.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG to show a few samples of each bucket in.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Files to look into at a time.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Say what can be trained on, in which bucket, and what cannot, and why.
+
+    Every file is looked into. It is an error if no sample fits any bucket.
+    """
+    with exit_codes(debug=debug):
+        if sheet is not None:
+            _require_sheet(sheet)
+        from swifti2v.training.buckets import assign_buckets
+        from swifti2v.training.manifest_readers import read_manifest
+
+        rules = _find_rules(bucket or [], fps, max_crop)
+        listed = read_manifest(manifest, root=root, split=split)
+        if sheet is not None:
+            _require_no_input(sheet, listed.samples)
+        progress = _Progress(len(listed.samples))
+        assigned = assign_buckets(listed.samples, rules, num_threads=threads, on_progress=progress)
+        rejects = [*listed.rejects, *assigned.rejects]
+        shown: list[str] = []
+        if sheet is not None:
+            assigned, shown, unreadable = _save_sheet(assigned, sheet)
+            rejects += unreadable
+        report = _make_report(listed.samples, assigned, rejects, shown)
+        typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else _render(report))
+        if not assigned.placements:
+            raise InputError(f"no sample of {manifest} fits a bucket; see the reasons above")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketReport:
+    """What one bucket holds."""
+
+    bucket: str
+    """``FRAMESxHEIGHTxWIDTH``."""
+    samples: int
+    """How many."""
+    weight: float
+    """Sum of their weights."""
+    seconds: float
+    """Of video to choose pieces from; 0 for images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RejectReport:
+    """What was refused for one cause."""
+
+    cause: str
+    """The same for all."""
+    samples: int
+    """How many."""
+    ids: list[str]
+    """The first of them."""
+    example: str
+    """Reason in full of the first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """What ``swifti2v data inspect`` prints."""
+
+    videos: int
+    """Listed with a caption and a file."""
+    images: int
+    """Listed with a caption and a file."""
+    fps: float
+    """Rate that clips are resampled to."""
+    buckets: list[BucketReport]
+    """In the order asked for."""
+    references: int
+    """Placed samples with a reference clip."""
+    captions: dict[str, dict[str, float]]
+    """Minimum, median, 95th percentile and maximum of characters and words."""
+    rejects: list[RejectReport]
+    """Most frequent cause first."""
+    shown: list[str]
+    """Ids of the samples on the contact sheet, by row."""
+
+
+class _Progress:
+    """A line on stderr every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._said_at = time.monotonic()
+
+    def __call__(self, num_done: int) -> None:
+        if time.monotonic() - self._said_at >= REPORT_SECONDS:
+            self._said_at = time.monotonic()
+            typer.echo(f"looked into {num_done} of {self._total} samples", err=True)
+
+
+def _find_rules(buckets: Sequence[str], fps: float, max_crop: float | None) -> "BucketRules":
+    from swifti2v.training.buckets import BucketRules, parse_bucket
+
+    options: dict[str, Any] = {"fps": fps}
+    if buckets:
+        options["buckets"] = tuple(parse_bucket(text) for text in buckets)
+    if max_crop is not None:
+        options["max_crop_share"] = max_crop
+    return BucketRules(**options)
+
+
+def _require_sheet(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise InputError(f"contact sheet {path} must end in .png")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
+        raise InputError(f"folder {path.parent} is not there or not writable; choose another one")
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise InputError(f"{path} cannot be replaced; choose another name")
+
+
+def _require_no_input(path: Path, samples: "Sequence[Sample]") -> None:
+    from swifti2v.training.manifest import MediaFile
+
+    if not path.exists():
+        return
+    for sample in samples:
+        media = sample.media
+        if not isinstance(media, MediaFile) or media.path.name != path.name:
+            continue
+        if media.path.samefile(path):
+            raise InputError(f"contact sheet {path} is a sample; choose another name")
+
+
+def _make_report(
+    samples: "Sequence[Sample]",
+    assigned: "Assignment",
+    rejects: "Sequence[Reject]",
+    shown: list[str],
+) -> DataReport:
+    from swifti2v.training.buckets import format_bucket
+
+    num_videos = sum(sample.kind == "video" for sample in samples)
+    placements = assigned.placements
+    return DataReport(
+        videos=num_videos,
+        images=len(samples) - num_videos,
+        fps=assigned.rules.fps,
+        buckets=[
+            BucketReport(
+                bucket=format_bucket(shape),
+                samples=len(group),
+                weight=sum(placement.sample.weight for placement in group),
+                seconds=sum(_seconds(placement, assigned.rules.fps) for placement in group),
+            )
+            for shape, group in assigned.by_bucket().items()
+        ],
+        references=sum(placement.sample.reference is not None for placement in placements),
+        captions=_measure_captions([placement.sample.prompt for placement in placements]),
+        rejects=_group_rejects(rejects),
+        shown=shown,
+    )
+
+
+def _seconds(placement: "Placement", fps: float) -> float:
+    return placement.num_frames / fps if placement.sample.kind == "video" else 0.0
+
+
+def _measure_captions(prompts: Sequence[str]) -> dict[str, dict[str, float]]:
+    import numpy as np
+
+    if not prompts:
+        return {}
+    lengths = {
+        "characters": [len(prompt) for prompt in prompts],
+        "words": [len(prompt.split()) for prompt in prompts],
+    }
+    names = ("min", "median", "p95", "max")
+    return {
+        unit: dict(zip(names, np.percentile(values, (0, 50, 95, 100)).tolist(), strict=True))
+        for unit, values in lengths.items()
+    }
+
+
+def _group_rejects(rejects: "Sequence[Reject]") -> list[RejectReport]:
+    groups: dict[str, list[Reject]] = {}
+    for reject in rejects:
+        groups.setdefault(reject.cause, []).append(reject)
+    return [
+        RejectReport(
+            cause=cause,
+            samples=len(group),
+            ids=[reject.id for reject in group[:FIRST_IDS]],
+            example=group[0].reason,
+        )
+        for cause, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _render(report: DataReport) -> str:
+    num_placed = sum(bucket.samples for bucket in report.buckets)
+    num_rejects = sum(group.samples for group in report.rejects)
+    seconds = sum(bucket.seconds for bucket in report.buckets)
+    lines = [
+        f"{num_placed} samples can be trained on ({seconds:.1f} s of video at {report.fps:g} fps, "
+        f"{report.references} with a reference), {num_rejects} cannot"
+    ]
+    for bucket in report.buckets:
+        lines.append(
+            f"bucket {bucket.bucket}: {bucket.samples} samples, weight {bucket.weight:g}, "
+            f"{bucket.seconds:.1f} s"
+        )
+    for unit, values in report.captions.items():
+        stated = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        lines.append(f"captions, {unit}: {stated}")
+    for group in report.rejects:
+        more = ", ..." if group.samples > len(group.ids) else ""
+        lines.append(f"rejected, {group.cause}: {group.samples} ({', '.join(group.ids)}{more})")
+        lines.append(f"  the first: {group.example}")
+    if report.shown:
+        lines.append(f"contact sheet, by row: {', '.join(report.shown)}")
+    return "\n".join(lines)
+
+
+def _save_sheet(assigned: "Assignment", path: Path) -> "tuple[Assignment, list[str], list[Reject]]":
+    """Show the first samples of each bucket; those that turn out damaged become rejects.
+
+    Returns:
+        The assignment without the damaged ones, the ids shown, and the rejects.
+    """
+    import numpy as np
+
+    from swifti2v.errors import MediaError
+    from swifti2v.media import contact_sheet
+    from swifti2v.training.manifest import Reject
+
+    cells: list[npt.NDArray[np.uint8]] = []
+    shown: list[str] = []
+    damaged: dict[str, Reject] = {}
+    for group in assigned.by_bucket().values():
+        num_shown = 0
+        for placement in group:
+            if num_shown == SHEET_SAMPLES:
+                break
+            try:
+                cells += _make_row(placement, assigned.rules.fps)
+            except MediaError as error:
+                id_ = placement.sample.id
+                damaged[id_] = Reject(id_, f"cannot be read: {error}")
+                continue
+            shown.append(placement.sample.id)
+            num_shown += 1
+    if cells:
+        contact_sheet(
+            np.stack(cells), path, SHEET_FRAMES, len(shown), max_width=SHEET_FRAMES * CELL_WIDTH
+        )
+    kept = tuple(p for p in assigned.placements if p.sample.id not in damaged)
+    return dataclasses.replace(assigned, placements=kept), shown, list(damaged.values())
+
+
+def _make_row(placement: "Placement", fps: float) -> "list[npt.NDArray[np.uint8]]":
+    """Evenly spaced frames of a piece as it would be trained on, the first one named."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from swifti2v.media import fit_image
+    from swifti2v.training.buckets import format_bucket
+    from swifti2v.training.decoding import decode_clip
+
+    frames = decode_clip(
+        placement.sample,
+        placement.bucket,
+        fps,
+        np.random.default_rng(0),
+        facts=placement.facts,
+    )
+    places = np.unique(np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int))
+    pictures = [
+        fit_image(Image.fromarray(frames[place]), CELL_HEIGHT, CELL_WIDTH, "pad").image
+        for place in places
+    ]
+    label = f"{format_bucket(placement.bucket)} {placement.sample.id}"
+    draw = ImageDraw.Draw(pictures[0])
+    text = label.encode("ascii", errors="replace").decode()  # the built-in font has little more
+    draw.rectangle((0, 0, draw.textlength(text) + 4, 13), fill=(0, 0, 0))
+    draw.text((2, 1), text, fill=(255, 255, 255))
+    blank = Image.new("RGB", (CELL_WIDTH, CELL_HEIGHT))
+    pictures += [blank] * (SHEET_FRAMES - len(pictures))
+    return [np.asarray(picture) for picture in pictures]

@@ -1,0 +1,146 @@
+"""From a sample to the frames that are trained on: resampled, cut out in time, fitted to a bucket."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from swifti2v.errors import MediaError
+from swifti2v.media import fit_image, iter_frames, load_image
+from swifti2v.shapes import PixelShape
+from swifti2v.training.buckets import MediaFacts, format_bucket, plan_usable, probe
+from swifti2v.training.manifest import MediaFile, Sample, local_media
+
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
+
+
+class ClipPair(NamedTuple):
+    """The same moments of a clip and of its reference."""
+
+    frames: Frames
+    """``[T, H, W, 3]``, of the bucket's shape."""
+    reference: Frames
+    """``[T, h, w, 3]``, of the reference's own size."""
+
+
+def decode_clip(
+    sample: Sample,
+    bucket: PixelShape,
+    fps: float,
+    rng: np.random.Generator,
+    *,
+    facts: MediaFacts | None = None,
+) -> Frames:
+    """Read a piece of a sample that fills its bucket, beginning at a random frame.
+
+    The clip is resampled to ``fps`` by its frames' own times (the last frame that has started is
+    shown); frames are scaled down to cover the bucket and cropped at the centre. Where a file holds
+    fewer frames than its header says, as with frames of uneven length, a piece at the end begins
+    so much earlier.
+
+    Args:
+        sample: A clip; an image where the bucket has one frame.
+        bucket: The shape to fill, from ``swifti2v.training.buckets.plan_bucket``.
+        fps: Frames a second of the result.
+        rng: Draws the first frame; called once for a clip, never for an image.
+        facts: From ``swifti2v.training.buckets.probe``; looked up if not given.
+
+    Returns:
+        ``[T, H, W, 3]`` uint8 of the bucket's shape.
+
+    Raises:
+        MediaError: The file is missing or damaged (which may show only in its midst), or smaller or
+            shorter than the bucket, or image and clip are mixed up; the message names the sample.
+    """
+    if (sample.kind == "image") != (bucket.num_frames == 1):
+        kind = "picture" if sample.kind == "image" else "video"
+        raise MediaError(
+            f"sample {sample.id} is a {kind}; bucket {format_bucket(bucket)} is not for it"
+        )
+    if sample.kind == "image":
+        with local_media(sample) as path:
+            return _fit(np.asarray(load_image(path)), bucket)[None]
+    return _decode_piece(sample, bucket, fps, rng, facts or probe(sample))[0]
+
+
+def decode_pair(
+    sample: Sample,
+    bucket: PixelShape,
+    fps: float,
+    rng: np.random.Generator,
+    *,
+    facts: MediaFacts | None = None,
+) -> ClipPair:
+    """Read the same piece of a stage-transition sample and of its reference.
+
+    The reference's first frame belongs to the sample's ``start``. Arguments and errors are those
+    of ``decode_clip``.
+
+    Raises:
+        MediaError: Also if the sample has no reference, or that cannot be read.
+    """
+    if sample.reference is None:
+        raise MediaError(f"sample {sample.id} has no reference; add one to the manifest")
+    frames, offset = _decode_piece(sample, bucket, fps, rng, facts or probe(sample))
+    reference = Sample(
+        id=f"{sample.id} (reference)",
+        media=MediaFile(sample.reference),
+        kind="video",
+        prompt=sample.prompt,
+    )
+    with local_media(reference) as path:
+        piece, num_seen = _read(path, fps, offset, bucket.num_frames, np.asarray)
+        _require_length(num_seen - offset, bucket)
+    return ClipPair(frames, np.stack(piece))
+
+
+def _decode_piece(
+    sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
+) -> tuple[Frames, int]:
+    """The piece, and how many frames after the sample's start it begins."""
+    usable = plan_usable(sample, facts, fps)
+    length = bucket.num_frames
+    fit = partial(_fit, bucket=bucket)
+    with local_media(sample) as path:
+        _require_length(len(usable), bucket)
+        first = usable.start + int(rng.integers(len(usable) - length + 1))
+        frames, num_seen = _read(path, fps, first, length, fit)
+        if len(frames) < length:
+            _require_length(num_seen - usable.start, bucket)
+            first = num_seen - length
+            frames, _ = _read(path, fps, first, length, fit)
+    return np.stack(frames), first - usable.start
+
+
+def _read(
+    path: Path, fps: float, first: int, length: int, fit: Callable[[Frames], Frames]
+) -> tuple[list[Frames], int]:
+    """Frames ``first`` to ``first + length``, fewer at the end; and how many there were till then."""
+    frames, num_seen = [], 0
+    for frame in iter_frames(path, fps, max_frames=first + length, min_frames=1):
+        if num_seen >= first:
+            frames.append(fit(frame))
+        num_seen += 1
+    return frames, num_seen
+
+
+def _require_length(num_frames: int, bucket: PixelShape) -> None:
+    if num_frames < bucket.num_frames:
+        raise MediaError(
+            f"it has {max(0, num_frames)} frames to use; bucket {format_bucket(bucket)} needs "
+            f"{bucket.num_frames}"
+        )
+
+
+def _fit(frame: Frames, bucket: PixelShape) -> Frames:
+    height, width, _ = frame.shape
+    if height < bucket.height or width < bucket.width:
+        raise MediaError(
+            f"it is {width}x{height} px; bucket {format_bucket(bucket)} would enlarge it"
+        )
+    return np.asarray(fit_image(Image.fromarray(frame), bucket.height, bucket.width).image)
