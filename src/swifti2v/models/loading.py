@@ -78,6 +78,8 @@ def load_components(
     dtype: torch.dtype,
     device: torch.device,
     loras: Mapping[str, Sequence[LoraSource]] | None = None,
+    *,
+    merges_own_loras: bool = True,
 ) -> tuple[Components, dict[str, Any]]:
     """Load every component of a model.
 
@@ -87,6 +89,8 @@ def load_components(
         device: Where they go.
         loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own; their
             relative paths start from the current directory.
+        merges_own_loras: False leaves the model's own out: a LoRA is trained on the many-step
+            base, never on the step-distilled one.
 
     Returns:
         The components in eval mode, and the model's default settings.
@@ -96,6 +100,8 @@ def load_components(
         LoadingError: A file is missing or damaged, or its weights do not match.
     """
     index, root = find_model(name)
+    if not merges_own_loras:
+        index = index.without_loras()
     files = _find_files(index, root, loras or {})  # all of them, before anything is loaded
     found: dict[str, Any] = {}
     for role, own in files.items():

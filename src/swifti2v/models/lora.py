@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,7 +64,7 @@ class _Change(NamedTuple):
     scale: float
 
 
-class _Part(NamedTuple):
+class LoraPart(NamedTuple):
     """One tensor of the file and the key it came under."""
 
     key: str
@@ -107,10 +107,9 @@ def merge_lora(
     if not math.isfinite(strength):
         raise InputError(f"LoRA strength {strength} is not a finite number; 1.0 is the usual one")
     name, tensors, metadata, file = _open(source)
-    if bad := [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]:
-        raise LoadingError(f"{name} holds NaN or infinity in {shorten(bad)}; download it again")
-    format_name = _find_format(tensors)
-    config = _read_config(metadata, file) if format_name == "peft" else {}
+    require_finite(tensors, name)
+    format_name = find_format(tensors)
+    config = read_adapter_config(metadata, file) if format_name == "peft" else {}
     parameters = dict(model.named_parameters())
     changes, problems = _plan(tensors, parameters, format_name, config)
     skipped = tuple(f"{k} {tuple(tensors[k].shape)}: {why}" for k, why in problems.items())
@@ -170,7 +169,18 @@ def _open(
     return str(path), tensors, metadata, path
 
 
-def _find_format(keys: Mapping[str, Tensor]) -> str:
+def require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        LoadingError: Naming the file ``name`` and the keys.
+    """
+    if bad := [key for key, tensor in tensors.items() if not tensor.float().isfinite().all()]:
+        raise LoadingError(f"{name} holds NaN or infinity in {shorten(bad)}; download it again")
+
+
+def find_format(keys: Collection[str]) -> str:
+    """Format of a LoRA by its keys: ``peft``, ``original``, ``diffsynth`` or ``kohya``."""
     if any(key.startswith(KOHYA_PREFIX) for key in keys):
         return "kohya"
     if any(key.removeprefix("model.").startswith("diffusion_model.") for key in keys):
@@ -181,8 +191,12 @@ def _find_format(keys: Mapping[str, Tensor]) -> str:
     return "peft" if any(diffusers.match(key) for key in keys) else "diffsynth"
 
 
-def _read_config(metadata: Mapping[str, str], file: Path | None) -> dict[str, Any]:
-    """The PEFT config stored with a LoRA, or an empty dict."""
+def read_adapter_config(metadata: Mapping[str, str], file: Path | None) -> dict[str, Any]:
+    """The PEFT config in a LoRA's metadata, else the one beside its file, else an empty dict.
+
+    Raises:
+        LoadingError: It cannot be read, or describes a DoRA adapter.
+    """
     place = str(file)
     try:
         if text := metadata.get("lora_adapter_metadata"):
@@ -207,25 +221,8 @@ def _plan(
     config: Mapping[str, Any],
 ) -> tuple[list[_Change], dict[str, str]]:
     """Changes to make, and the reason for each key that has no place in them."""
-    places = _index_places(parameters)
-    problems: dict[str, str] = {}
-    layers: dict[str, dict[str, _Part]] = {}
-    for key, tensor in tensors.items():
-        match = KEY.fullmatch(_strip(key))
-        if match is None:
-            problems[key] = "not a known kind of LoRA key"
-            continue
-        kind = next(kind for kind, text in match.groupdict().items() if kind != "module" and text)
-        module = match["module"] + (".modulation" if kind == "diff_m" else "")
-        place = places.get(module.replace(".", "_"))
-        if place is None:
-            problems[key] = "no such layer in the model"
-        elif kind == "alpha" and tensor.numel() != 1:
-            problems[key] = "alpha is not one number"
-        elif kind in layers.setdefault(place, {}):
-            problems[key] = f"the same as {layers[place][kind].key}"
-        else:
-            layers[place][kind] = _Part(key, tensor)
+    own = set(parameters) | {name.rpartition(".")[0] for name in parameters}
+    layers, problems = group_by_layer(tensors, own)
     changes: list[_Change] = []
     for place, parts in layers.items():
         found = _low_rank_changes(place, parts, format_name, config)
@@ -245,6 +242,41 @@ def _plan(
     return changes, problems
 
 
+def group_by_layer(
+    tensors: Mapping[str, Tensor], names: Collection[str]
+) -> tuple[dict[str, dict[str, LoraPart]], dict[str, str]]:
+    """Sort the tensors of a LoRA of any format by layer.
+
+    Args:
+        tensors: By key.
+        names: Layers and bare parameters of the model, under diffusers names.
+
+    Returns:
+        Layer to kind (``down``, ``up``, ``up_bias``, ``alpha``, ``diff``, ``diff_b`` or
+        ``diff_m``) to tensor, and the reason for each key that has no place in it.
+    """
+    places = _index_places(names)
+    problems: dict[str, str] = {}
+    layers: dict[str, dict[str, LoraPart]] = {}
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(_strip(key))
+        if match is None:
+            problems[key] = "not a known kind of LoRA key"
+            continue
+        kind = next(kind for kind, text in match.groupdict().items() if kind != "module" and text)
+        module = match["module"] + (".modulation" if kind == "diff_m" else "")
+        place = places.get(module.replace(".", "_"))
+        if place is None:
+            problems[key] = "no such layer in the model"
+        elif kind == "alpha" and tensor.numel() != 1:
+            problems[key] = "alpha is not one number"
+        elif kind in layers.setdefault(place, {}):
+            problems[key] = f"the same as {layers[place][kind].key}"
+        else:
+            layers[place][kind] = LoraPart(key, tensor)
+    return layers, problems
+
+
 def _strip(key: str) -> str:
     if key.startswith(KOHYA_PREFIX):
         return key.removeprefix(KOHYA_PREFIX).removeprefix("_")
@@ -253,33 +285,42 @@ def _strip(key: str) -> str:
     return key
 
 
-def _index_places(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+def _index_places(names: Collection[str]) -> dict[str, str]:
     """Every name a layer goes by, with ``_`` for ``.`` as kohya writes it -> its own name."""
-    own = set(parameters) | {name.rpartition(".")[0] for name in parameters}
-    blocks = [int(name.split(".")[1]) for name in own if re.match(r"blocks\.\d+\.", name)]
+    blocks = [int(name.split(".")[1]) for name in names if re.match(r"blocks\.\d+\.", name)]
     original = {
-        old: new for old, new in wan_names(max(blocks, default=-1) + 1).items() if new in own
+        old: new for old, new in wan_names(max(blocks, default=-1) + 1).items() if new in names
     }
-    return {old.replace(".", "_"): new for old, new in (original | {n: n for n in own}).items()}
+    return {old.replace(".", "_"): new for old, new in (original | {n: n for n in names}).items()}
 
 
 def _low_rank_changes(
-    place: str, parts: Mapping[str, _Part], format_name: str, config: Mapping[str, Any]
+    place: str, parts: Mapping[str, LoraPart], format_name: str, config: Mapping[str, Any]
 ) -> list[_Change]:
     if "down" not in parts or "up" not in parts:
         return []
     down, up = parts["down"], parts["up"]
-    rank = down.tensor.shape[0] if down.tensor.ndim and down.tensor.numel() else 1
-    pair = [down.key, up.key]
-    if "alpha" in parts:
-        pair.append(parts["alpha"].key)
-        scale = float(parts["alpha"].tensor.flatten()[0]) / rank
-    else:
-        scale = 1 / rank if format_name == "kohya" else _configured_scale(place, rank, config)
-    changes = [_Change(f"{place}.weight", tuple(pair), up.tensor, down.tensor, scale)]
+    scale = find_scale(place, parts, format_name, config)
+    pair = tuple(parts[kind].key for kind in ("down", "up", "alpha") if kind in parts)
+    changes = [_Change(f"{place}.weight", pair, up.tensor, down.tensor, scale)]
     if bias := parts.get("up_bias"):
         changes.append(_Change(f"{place}.bias", (bias.key,), bias.tensor, None, scale))
     return changes
+
+
+def find_scale(
+    place: str, parts: Mapping[str, LoraPart], format_name: str, config: Mapping[str, Any]
+) -> float:
+    """Factor on the product of the low-rank pair of the layer ``place``, ``alpha / rank``.
+
+    Raises:
+        LoadingError: The config tells another rank than the weights.
+    """
+    down = parts["down"].tensor
+    rank = down.shape[0] if down.ndim and down.numel() else 1
+    if "alpha" in parts:
+        return float(parts["alpha"].tensor.flatten()[0]) / rank
+    return 1 / rank if format_name == "kohya" else _configured_scale(place, rank, config)
 
 
 def _configured_scale(place: str, rank: int, config: Mapping[str, Any]) -> float:
@@ -302,7 +343,7 @@ def _configured_scale(place: str, rank: int, config: Mapping[str, Any]) -> float
 
 
 def _full_changes(
-    place: str, parts: Mapping[str, _Part], parameters: Mapping[str, nn.Parameter]
+    place: str, parts: Mapping[str, LoraPart], parameters: Mapping[str, nn.Parameter]
 ) -> list[_Change]:
     targets = {
         "diff": place if place in parameters else f"{place}.weight",

@@ -1,7 +1,7 @@
 """Where the components of a model come from: indexes and presets, local folders and the Hub."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,11 @@ class ModelIndex:
                     f"component {role} has weights or loras; only the transformers take them"
                 )
         parse_config(GenerationConfig, self.settings, "settings")
+
+    def without_loras(self) -> "ModelIndex":
+        """The same model without its LoRAs."""
+        plain = {role: replace(source, loras=()) for role, source in self.components.items()}
+        return replace(self, components=plain)
 
 
 def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
