@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.config import GenerationConfig, parse_config
@@ -60,6 +61,15 @@ def tiny_components(seed: int = 0) -> Components:
     for model in models:
         model.eval().requires_grad_(False)
     return parts
+
+
+def tiny_vae(seed: int = 0) -> AutoencoderKLWan:
+    """A causal VAE of 16 latent channels."""
+    torch.manual_seed(seed)
+    vae: AutoencoderKLWan = AutoencoderKLWan(
+        base_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, z_dim=16
+    )
+    return vae.eval().requires_grad_(False)
 
 
 def tiny_pipeline(seed: int = 0) -> SwiftI2VPipeline:

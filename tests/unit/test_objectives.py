@@ -1,7 +1,7 @@
-"""The segment loss: targets only, clean frames untouched, parameterizations agree."""
+"""Training losses: targets only, clean frames untouched, parameterizations agree."""
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
-from swifti2v.training.objectives import segment_flow_loss
+from swifti2v.training.objectives import flow_loss, segment_flow_loss
 
 PARAMETERIZATIONS: tuple[Parameterization, ...] = get_args(Parameterization)
 CHANNELS, SIDE, FRAMES, BATCH = 3, 2, 9, 2
@@ -145,3 +145,72 @@ def test_a_perfect_model_has_no_loss_and_its_samples_are_independent(
         fixed(wrong), latents, reference, segment, sigma, noise, parameterization=name
     )
     assert loss[0] < 1e-8 < loss[1]
+
+
+@pytest.mark.parametrize("error_of", ["velocity", "clean"])
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_the_loss_of_whole_clips_by_hand(
+    name: Parameterization, error_of: Literal["velocity", "clean"]
+) -> None:
+    latents, reference, noise, sigma = draw(1)
+    output, weight = torch.randn(latents.shape), torch.tensor([0.5, 1.0, 1.5])
+    seen = []
+
+    def model(hidden_states: Tensor, levels: Tensor) -> Tensor:
+        seen.append((hidden_states, levels))
+        return output
+
+    loss = flow_loss(
+        model, latents, reference, sigma, noise,
+        parameterization=name, error_of=error_of, channel_weight=weight,
+    )  # fmt: skip
+    ((noisy, levels),) = seen
+    assert torch.equal(levels, sigma[:, None].expand(-1, FRAMES))
+    for sample in range(BATCH):
+        level = sigma[sample]
+        expected = (1 - level) * latents[sample] + level * noise[sample]
+        torch.testing.assert_close(noisy[sample], expected)
+        clean = expected - level * output[sample]
+        if name == "reference_residual":
+            clean = reference[sample] + output[sample]
+        error = clean - latents[sample]
+        if error_of == "velocity":
+            error = error / level
+        by_hand = (weight[:, None, None, None] * error**2).mean()
+        torch.testing.assert_close(loss[sample], by_hand, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_the_loss_of_a_whole_clip_is_that_of_a_segment_where_they_meet(seed: int) -> None:
+    """A segment of all frames but the first, and a first frame that is right, differ by its share."""
+    latents, reference, noise, sigma = draw(seed)
+    (segment,) = plan_segments(FRAMES, FRAMES, 0)
+    velocity = noise - latents
+    velocity[:, :, 1:] += torch.randn(BATCH, CHANNELS, FRAMES - 1, SIDE, SIDE)
+    whole = flow_loss(fixed(velocity), latents, reference, sigma, noise)
+    part = segment_flow_loss(fixed(velocity), latents, reference, segment, sigma, noise)
+    torch.testing.assert_close(whole * FRAMES / (FRAMES - 1), part)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_a_perfect_model_has_no_loss_on_whole_clips(name: Parameterization) -> None:
+    latents, reference, noise, sigma = draw(0)
+    perfect = noise - latents if name == "velocity" else latents - reference
+    loss = flow_loss(fixed(perfect), latents, reference, sigma, noise, parameterization=name)
+    torch.testing.assert_close(loss, torch.zeros(BATCH), atol=1e-8, rtol=0)
+    wrong = perfect.clone()
+    wrong[1] += 1
+    loss = flow_loss(fixed(wrong), latents, reference, sigma, noise, parameterization=name)
+    assert loss[0] < 1e-8 < loss[1]
+
+
+def test_bfloat16_outputs_are_compared_in_float32() -> None:
+    latents, reference, noise, sigma = draw(2)
+    output = torch.randn(latents.shape).bfloat16()
+    (segment,) = plan_segments(FRAMES, FRAMES, 0)
+    for loss in (
+        flow_loss(fixed(output), latents, reference, sigma, noise),
+        segment_flow_loss(fixed(output), latents, reference, segment, sigma, noise),
+    ):
+        assert loss.dtype == torch.float32

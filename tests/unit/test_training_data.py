@@ -1,22 +1,19 @@
-"""Reading a data folder, and the windows and crops drawn from its clips."""
+"""Reading a data folder, procedural material, and the small version of a clip."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from swifti2v.errors import InputError, MediaError, ShapeError
+from swifti2v.errors import InputError, MediaError
 from swifti2v.media import open_writer
-from swifti2v.segments import plan_segments
 from swifti2v.training.data import (
     Material,
     degrade,
-    draw_crops,
-    draw_segment,
     make_procedural_material,
     pixel_frames,
     read_material,
@@ -107,56 +104,16 @@ def test_latent_frames_partition_the_pixel_frames(num_latent_frames: int) -> Non
     assert frames == list(range(4 * (num_latent_frames - 1) + 1))
 
 
-def test_segments_are_drawn_from_plans_of_the_given_lengths() -> None:
-    rng = np.random.default_rng(0)
-    drawn = [draw_segment((9, 21), (0.5, 0.5), rng) for _ in range(200)]
-    assert {length for _, length in drawn} == {9, 21}
-    assert all(segment in plan_segments(length) for segment, length in drawn)
-    assert {draw_segment((9, 21), (1, 0), rng)[1] for _ in range(50)} == {9}
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 1000), index=st.integers(0, 2))
-def test_crops_hold_the_window_of_one_clip(seed: int, index: int) -> None:
-    # Every pixel tells its clip (blue), frame (green), and column (red).
-    clip = np.zeros((40, 64, 64, 3), np.uint8)
-    clip[..., 1] = np.arange(40)[:, None, None]
-    clip[..., 0] = 2 * np.arange(64)
-    clips = [clip, clip.copy(), clip[:20]]
-    for number, each in enumerate(clips[:2]):
-        each[..., 2] = number
-    clips[2] = clips[2] + np.array([0, 0, 7], np.uint8)
-    segment = plan_segments(9)[index]
-    crops = draw_crops(clips, segment, 33, 16, 6, np.random.default_rng(seed))
-    offsets = [p for latent in segment.window for p in pixel_frames(latent)]
-    assert crops.shape == (6, 3, len(offsets), 16, 16)
-    levels = (crops + 1) * 127.5
-    for sample in levels:
-        assert sample[2].unique().numel() == 1
-        assert sample[2].max() < 1.5  # never the clip that is too short
-        start = sample[1, :, 0, 0] - torch.tensor(offsets)
-        torch.testing.assert_close(start, start[:1].expand_as(start), atol=1e-3, rtol=0)
-        assert 0 <= round(float(start[0])) <= 7
-        steps = sample[0].diff(dim=-1)  # 2 a pixel, 4 where two are averaged, negative mirrored
-        assert round(abs(float(steps[0, 0, 0]))) in (2, 4)
-        torch.testing.assert_close(steps, steps[:1, :1, :1].expand_as(steps), atol=1e-3, rtol=0)
-
-
-def test_all_kinds_of_crops_occur() -> None:
-    clip = np.zeros((9, 64, 64, 3), np.uint8)
-    clip[..., 0] = 2 * np.arange(64)
-    crops = draw_crops([clip], plan_segments(3)[0], 9, 16, 64, np.random.default_rng(0))
-    steps = {round(float(crop[0, 0, 0, :2].diff()) * 127.5) for crop in crops}
-    assert steps == {-4, -2, 2, 4}
-
-
-def test_crops_that_cannot_be_are_refused() -> None:
-    clip = np.zeros((9, 32, 32, 3), np.uint8)
-    segment, rng = plan_segments(3)[0], np.random.default_rng(0)
-    with pytest.raises(ShapeError, match="crop 48"):
-        draw_crops([clip], segment, 9, 48, 1, rng)
-    with pytest.raises(InputError, match="33 frames"):
-        draw_crops([clip], segment, 33, 16, 1, rng)
+def test_pictures_keep_their_size(folder: Path) -> None:
+    material = read(folder)
+    # The photo, and frame 0 of both clips before they are cropped.
+    assert [picture.shape for picture in material.pictures] == [(50, 100, 3), *[(64, 64, 3)] * 2]
+    assert material.size == (HEIGHT, WIDTH)
+    long = read(folder, fps=64)  # the slow clip has 100 frames then, the fast one 40
+    assert len(long.pictures) == 1 + 4 + 2
+    made = make_procedural_material(height=HEIGHT, width=WIDTH, num_frames=5, num_clips=2, seed=0)
+    assert [picture.shape for picture in made.pictures] == [(2 * HEIGHT, 2 * WIDTH, 3)] * 2
+    assert len(made.stills) == 4
 
 
 def test_degraded_video_keeps_the_photo_and_loses_detail() -> None:

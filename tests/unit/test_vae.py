@@ -21,7 +21,7 @@ from swifti2v.models.vae import (
     scale_factors,
 )
 
-NAMES = ["wan21", "wan22", "block"]
+NAMES = ["wan21", "wan22", "block", "block4"]
 NUM_FRAMES = 13
 NUM_LATENT_FRAMES = 4
 # Latent cells of a test frame. At 2 x 2 the CPU takes another kernel for the 1x1x1 quant_conv over
@@ -29,9 +29,8 @@ NUM_LATENT_FRAMES = 4
 HEIGHT, WIDTH = 4, 7
 
 per_vae = pytest.mark.parametrize("name", NAMES)
-per_vae_and_tile = pytest.mark.parametrize(
-    ("name", "tile"), [*((name, None) for name in NAMES), ("wan22", 4), ("block", 4)]
-)
+CASES = [*((name, None) for name in NAMES), ("wan22", 4), ("block", 4)]
+per_vae_and_tile = pytest.mark.parametrize(("name", "tile"), CASES)
 few = settings(max_examples=5, deadline=None)
 
 
@@ -59,9 +58,9 @@ def vae_of(name: str) -> VideoVAE:
             latents_mean=torch.randn(48, generator=generator).tolist(),
             latents_std=(torch.rand(48, generator=generator) + 0.5).tolist(),
         )
-    mean, std = torch.randn(384, generator=generator), torch.rand(384, generator=generator) + 0.5
-    codec: BlockCodec = BlockCodec(latents_mean=mean.tolist(), latents_std=std.tolist())
-    return codec
+    side, size = (4, 96) if name == "block4" else (8, 384)
+    mean, std = torch.randn(size, generator=generator), torch.rand(size, generator=generator) + 0.5
+    return BlockCodec(mean.tolist(), std.tolist(), size, 4, side)  # type: ignore[no-any-return]
 
 
 @cache
@@ -99,7 +98,7 @@ def pieces(draw: st.DrawFn, length: int) -> list[slice]:
 def test_scale_factors_come_from_the_configuration(name):
     scale = scale_factors(vae_of(name), patch=2)
 
-    assert scale == (4, 16 if name == "wan22" else 8, 2)
+    assert scale == (4, {"wan22": 16, "block4": 4}.get(name, 8), 2)
 
 
 @per_vae
@@ -137,8 +136,9 @@ def test_whole_clip_of_the_block_codec_is_its_closed_form():
     torch.testing.assert_close(encoded("block"), normalize_latents(codec, own), atol=1e-5, rtol=0)
 
 
-def test_block_codec_restores_luma():
-    codec, video = vae_of("block"), video_of("block") / 3  # so that nothing is clamped
+@pytest.mark.parametrize("name", ["block", "block4"])
+def test_block_codec_restores_luma(name):
+    codec, video = vae_of(name), video_of(name) / 3  # so that nothing is clamped
     restored = StreamingDecoder(codec).decode(StreamingEncoder(codec).encode(video))
     luma = torch.tensor([0.2126, 0.7152, 0.0722])[:, None, None, None]  # BT.709
 

@@ -5,12 +5,15 @@ from typing import Annotated
 import typer
 
 from swifti2v import __version__
+from swifti2v.cli.data import data_app
 from swifti2v.cli.doctor import doctor
+from swifti2v.cli.export import convert_lora, export, export_stage2
 from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
 from swifti2v.cli.model_card import models
 from swifti2v.cli.refine import refine
 from swifti2v.cli.train import train_app
+from swifti2v.cli.transition import transition
 
 app = typer.Typer(
     name="swifti2v",
@@ -20,7 +23,11 @@ app = typer.Typer(
 )
 for command in (generate, refine, info, doctor):
     app.command()(command)
+for command in (export, export_stage2, convert_lora):
+    models.command()(command)
+data_app.command()(transition)
 app.add_typer(models, name="models")
+app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 
 

@@ -150,7 +150,8 @@ class PieceEncoder:
 
     def _muxer_options(self) -> dict[str, str]:
         if self._format == "matroska":
-            return {"live": "1"}  # sizes stay open, so clusters can be appended
+            # Sizes stay open, so that clusters can be appended; equal frames give equal bytes.
+            return {"live": "1", "fflags": "+bitexact"}
         flags = "frag_keyframe+empty_moov+default_base_moof+skip_trailer+use_metadata_tags"
         if self._num_pieces:
             flags += "+frag_discont"  # times go on from the pieces before

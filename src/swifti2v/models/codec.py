@@ -1,8 +1,9 @@
 """A closed-form video codec with the interface of a causal video VAE, for the shipped nano model.
 
 The first frame stands alone; every further latent frame holds four pixel frames. A latent cell
-is an orthonormal cosine transform of 8x8 pixels of luma and 4x4 pixels of chroma over those four
-frames. There is nothing to train, luma is kept exactly, chroma as 4:2:0 video keeps it.
+is an orthonormal cosine transform of n x n pixels of luma and n/2 x n/2 pixels of chroma over those
+four frames; n is 8, or 4 for small videos. There is nothing to train, luma is kept exactly, chroma
+as 4:2:0 video keeps it.
 """
 
 import math
@@ -26,6 +27,15 @@ _RGB_TO_YCC = (
 )
 
 
+TIME_FACTOR = 4
+"""Pixel frames of a latent frame."""
+
+
+def count_channels(space_factor: int) -> int:
+    """Channels of a cell of ``space_factor`` squared pixels: luma and two halved chroma planes."""
+    return space_factor**2 * TIME_FACTOR * 3 // 2
+
+
 def cosine_basis(size: int) -> Tensor:
     """Orthonormal DCT-II matrix ``[size, size]`` in float32; row k is frequency k."""
     k = torch.arange(size, dtype=torch.float64)
@@ -45,12 +55,13 @@ class _Constants(NamedTuple):
 
 
 @cache
-def _constants(device: torch.device) -> _Constants:
+def _constants(space_factor: int, device: torch.device) -> _Constants:
     # Not buffers of the model: those would be rounded with it when it is cast to bfloat16.
     # Made outside inference mode, so that they can take part in a training graph as well.
     with torch.inference_mode(False), torch.no_grad():
         rgb_to_ycc = torch.tensor(_RGB_TO_YCC, dtype=torch.float32)
-        own = (*map(cosine_basis, (4, 8, 4)), rgb_to_ycc, rgb_to_ycc.inverse())
+        sizes = (TIME_FACTOR, space_factor, space_factor // 2)
+        own = (*map(cosine_basis, sizes), rgb_to_ycc, rgb_to_ycc.inverse())
         return _Constants(*(constant.to(device) for constant in own))
 
 
@@ -62,43 +73,46 @@ class BlockCodec(ModelMixin, ConfigMixin):
     It computes in float32 whatever its dtype.
 
     Args:
-        latents_mean: Mean of each of the 384 channels over natural video; latents are centred on it.
-        latents_std: Divisor of each channel after centring; positive.
-        z_dim: 384; written into the configuration for readers of ``AutoencoderKLWan`` files.
+        latents_mean: Mean of each channel over natural video, on which latents are centred; 0 if
+            not given.
+        latents_std: Divisor of each channel after centring, positive; 1 if not given.
+        z_dim: Channels, ``count_channels(scale_factor_spatial)``; in the configuration for readers
+            of ``AutoencoderKLWan`` files.
         scale_factor_temporal: 4, likewise.
-        scale_factor_spatial: 8, likewise.
+        scale_factor_spatial: n, side of a cell in pixels; 8 or 4.
 
     Raises:
-        LoadingError: A configuration of another codec, or statistics that do not fit 384 channels.
+        LoadingError: A configuration of another codec, or statistics that do not fit the channels.
     """
-
-    time_factor = 4
-    space_factor = 8
-    z_dim = space_factor**2 * time_factor * 3 // 2
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
-        latents_mean: tuple[float, ...] = (0.0,) * z_dim,
-        latents_std: tuple[float, ...] = (1.0,) * z_dim,
-        z_dim: int = z_dim,
-        scale_factor_temporal: int = time_factor,
-        scale_factor_spatial: int = space_factor,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        z_dim: int = count_channels(8),
+        scale_factor_temporal: int = TIME_FACTOR,
+        scale_factor_spatial: int = 8,
     ) -> None:
-        fixed = (self.z_dim, self.time_factor, self.space_factor)
-        given = (z_dim, scale_factor_temporal, scale_factor_spatial)
-        if given != fixed:
+        sides = {side: count_channels(side) for side in (4, 8)}
+        if scale_factor_temporal != TIME_FACTOR or sides.get(scale_factor_spatial) != z_dim:
             raise LoadingError(
-                f"a BlockCodec has (z_dim, scale_factor_temporal, scale_factor_spatial) {fixed}, not "
-                f"{given}: the configuration is not one of this codec"
+                "a BlockCodec has (z_dim, scale_factor_temporal, scale_factor_spatial) (96, 4, 4) or "
+                f"(384, 4, 8), not {(z_dim, scale_factor_temporal, scale_factor_spatial)}: the "
+                "configuration is not one of this codec"
             )
-        if not len(latents_mean) == len(latents_std) == z_dim or min(latents_std) <= 0:
+        mean = (0.0,) * z_dim if latents_mean is None else latents_mean
+        deviation = (1.0,) * z_dim if latents_std is None else latents_std
+        if not len(mean) == len(deviation) == z_dim or min(deviation) <= 0:
             raise LoadingError(
-                f"latents_mean has {len(latents_mean)} and latents_std {len(latents_std)} values, the "
-                f"smallest of latents_std is {min(latents_std, default=None)}: give {z_dim} of each, "
+                f"latents_mean has {len(mean)} and latents_std {len(deviation)} values, the smallest "
+                f"of latents_std is {min(deviation, default=None)}: give {z_dim} of each, "
                 "latents_std above 0"
             )
+        statistics = {"latents_mean": tuple(mean), "latents_std": tuple(deviation)}
+        self.register_to_config(**statistics)  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
+        self.space_factor = scale_factor_spatial
         # A model without parameters has no dtype of its own; this one carries it.
         self.register_buffer("one", torch.ones(1))
 
@@ -107,15 +121,15 @@ class BlockCodec(ModelMixin, ConfigMixin):
 
         Args:
             frames: ``[B, 3, T, H, W]`` in [-1, 1]; T is 1 (a frame that stands alone) or a multiple
-                of 4; H and W are multiples of 8.
+                of 4; H and W are multiples of n.
 
         Returns:
-            ``[B, 384, F, H/8, W/8]`` float32, unscaled latents; F is 1 or T / 4.
+            ``[B, C, F, H/n, W/n]`` float32, unscaled latents; F is 1 or T / 4.
         """
-        constants = _constants(frames.device)
+        constants = _constants(self.space_factor, frames.device)
         frames = frames.float()
         if frames.shape[2] == 1:
-            frames = frames.expand(-1, -1, self.time_factor, -1, -1)
+            frames = frames.expand(-1, -1, TIME_FACTOR, -1, -1)
         ycc = torch.einsum("kc,bcthw->bkthw", constants.rgb_to_ycc, frames)
         luma = _forward_plane(ycc[:, 0], constants.luma, constants.time)
         halved = F.avg_pool3d(ycc[:, 1:], (1, 2, 2))
@@ -128,15 +142,15 @@ class BlockCodec(ModelMixin, ConfigMixin):
         """Inverse of ``encode_frames``.
 
         Args:
-            latents: ``[B, 384, F, h, w]`` unscaled latents.
+            latents: ``[B, C, F, h, w]`` unscaled latents.
             first: The latents are the first of a clip (F = 1): one frame, the mean of its four.
 
         Returns:
-            ``[B, 3, T, 8h, 8w]`` float32; T is 1 or 4F; not clamped.
+            ``[B, 3, T, n h, n w]`` float32; T is 1 or 4F; not clamped.
         """
-        constants = _constants(latents.device)
+        constants = _constants(self.space_factor, latents.device)
         latents = latents.float()
-        num_luma, num_chroma = self.z_dim * 2 // 3, self.z_dim // 6
+        num_luma, num_chroma = latents.shape[1] * 2 // 3, latents.shape[1] // 6
         luma, *chroma = torch.split(latents, [num_luma, num_chroma, num_chroma], dim=1)
         planes = [_inverse_plane(luma, constants.luma, constants.time)]
         for plane in chroma:

@@ -1,5 +1,6 @@
 """Stage I: a low-resolution video of the photo, the motion reference of Stage II."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from swifti2v.config import Stage1Config
+from swifti2v.config import SamplingConfig, Stage1Config
+from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress
@@ -80,32 +82,89 @@ class Stage1Pipeline:
             ShapeError: The size or the frame count does not fit the model.
             NumericalError: The model returned NaN or infinity.
         """
-        pixels = PixelShape(num_frames, image.shape[3], image.shape[4])
-        channels = int(self.vae.config["z_dim"])
-        shape = LatentShape.from_pixel_shape(pixels, self.scale, channels)
+        shape = self._latent_shape(PixelShape(num_frames, image.shape[3], image.shape[4]))
         condition = self.prepare_condition(image, shape, config)
-        sigmas = plan_sigmas(
-            config.sampling.num_inference_steps, config.sampling.shift, config.sampling.strength
-        )
-        noise = draw_noise(
-            (channels, shape.height, shape.width), range(shape.num_frames), seed, image.device
-        )
-        still = condition[:, 4:, :1].expand(-1, -1, shape.num_frames, -1, -1)
-        latents = noise if sigmas[0] >= 1 else add_noise(still, noise, sigmas[0])
+        sampling = config.sampling
+        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
+        still = self._still(condition)
+        return self._sample(still, condition, conditions, seed, config, sigmas, on_progress)
+
+    def redraw(
+        self,
+        video: Tensor,
+        conditions: Conditions,
+        seed: int,
+        config: Stage1Config,
+        sigma: float,
+        on_progress: OnProgress | None = None,
+    ) -> Tensor:
+        """Noise a clip to a level and denoise it again: its motion, seen through this model.
+
+        At ``sigma`` 1 nothing but the first frame is left of the clip, so the result is that of a
+        call with this frame; near 0 it is the clip after encoding and decoding.
+
+        Args:
+            video: ``[1, 3, T, H, W]`` in [-1, 1] at Stage I's size; its first frame is the photo.
+            conditions: Text and image embeddings.
+            seed: Of the noise.
+            config: Settings; ``sigma`` takes the place of ``sampling.strength``.
+            sigma: Noise level to start from, in (0, 1].
+            on_progress: Called after each step.
+
+        Returns:
+            ``[1, 3, T, H, W]`` float32 in [-1, 1].
+
+        Raises:
+            ShapeError: The size or the frame count does not fit the model.
+            ConfigError: ``sigma`` is out of range.
+            NumericalError: The model returned NaN or infinity.
+
+        Source:
+            SwiftI2V, arXiv:2605.06356 (stage-transition samples).
+        """
+        sigmas = plan_redraw_sigmas(config.sampling, sigma)
+        shape = self._latent_shape(PixelShape(*video.shape[2:]))
+        condition = self.prepare_condition(video[:, :, :1], shape, config)
+        clean = StreamingEncoder(self.vae).encode(video)
+        return self._sample(clean, condition, conditions, seed, config, sigmas, on_progress)
+
+    def _sample(
+        self,
+        clean: Tensor,
+        condition: Tensor,
+        conditions: Conditions,
+        seed: int,
+        config: Stage1Config,
+        sigmas: Sequence[float],
+        on_progress: OnProgress | None,
+    ) -> Tensor:
+        """Noise ``clean`` to the first level, denoise it down to the last, decode it."""
+        _, channels, num_frames, height, width = clean.shape
+        noise = draw_noise((channels, height, width), range(num_frames), seed, clean.device)
+        latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
 
         def on_step(step: int, _: Tensor) -> None:
             if on_progress is not None:
                 on_progress(Progress(stage="stage1", step=step + 1, num_steps=len(sigmas) - 1))
 
         latents = denoise(
-            self.velocity(condition, still, conditions, config),
+            self.velocity(condition, self._still(condition), conditions, config),
             latents,
-            [True] * shape.num_frames,
+            [True] * num_frames,
             sigmas,
             on_step,
             where="Stage I",
         )
         return self.decode(latents)
+
+    def _latent_shape(self, pixels: PixelShape) -> LatentShape:
+        return LatentShape.from_pixel_shape(pixels, self.scale, int(self.vae.config["z_dim"]))
+
+    def _still(self, condition: Tensor) -> Tensor:
+        """The image's latents ``[1, C, F, h, w]`` at every frame."""
+        num_mask_channels = self.scale.time
+        first = condition[:, num_mask_channels:, :1]
+        return first.expand(-1, -1, condition.shape[2], -1, -1)
 
     def prepare_condition(self, image: Tensor, shape: LatentShape, config: Stage1Config) -> Tensor:
         """Mask and image latents, as Wan2.1-I2V lays them out.
@@ -171,6 +230,25 @@ class Stage1Pipeline:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""
         decoder = StreamingDecoder(self.vae)
         return torch.cat([decoder.decode(frame) for frame in torch.split(latents, 1, dim=2)], dim=2)
+
+
+def plan_redraw_sigmas(sampling: SamplingConfig, sigma: float) -> list[float]:
+    """Noise levels of ``Stage1Pipeline.redraw``: the plain schedule, cut at the level it starts from.
+
+    Few-step weights know the levels of their own schedule best, so those below ``sigma`` are kept
+    as they are: with 4 steps and shift 5, 0.9 gives 0.9, 0.8333, 0.625, 0, and 0.4 gives 0.4, 0.
+
+    Args:
+        sampling: Steps and shift; its strength plays no part.
+        sigma: Level to start from, in (0, 1].
+
+    Raises:
+        ConfigError: ``sigma`` is out of range.
+    """
+    if not 0 < sigma <= 1:
+        raise ConfigError(f"sigma is {sigma:g}; it must be above 0 and at most 1")
+    whole = plan_sigmas(sampling.num_inference_steps, sampling.shift)
+    return [sigma, *(level for level in whole if level < sigma)]
 
 
 def draw_chart(image: Tensor, time: float) -> Tensor:

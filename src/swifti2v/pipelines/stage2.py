@@ -28,6 +28,55 @@ from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import ScaleFactors
 
 
+def predict_window(
+    transformer: SegmentTransformer3DModel,
+    segment: Segment,
+    hidden_states: Tensor,
+    sigma: Tensor,
+    prompt_embeds: Tensor,
+    config: Stage2Config,
+) -> Tensor:
+    """Run the transformer on one window; sampling and training both do it here.
+
+    Args:
+        transformer: The segment transformer.
+        segment: Its window gives the absolute temporal positions.
+        hidden_states: ``[B, 2C, N, h, w]``, latents of the window and of its reference.
+        sigma: ``[B, N]`` noise levels, 0 where the frame is given.
+        prompt_embeds: ``[B, L, D]``.
+        config: Says which positions and noise levels the transformer is told.
+
+    Returns:
+        ``[B, C, N, h, w]`` float32, what the weights predict.
+    """
+    dtype = transformer.dtype
+    absolute = config.temporal_positions == "absolute"
+    told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
+    output: Tensor = transformer(
+        hidden_states.to(dtype),
+        sigma if config.clean_sigma == "zero" else told,
+        prompt_embeds.to(dtype),
+        temporal_positions=segment.window if absolute else range(len(segment.window)),
+    )
+    return output.float()
+
+
+def prepare_window_reference(given: Tensor, reference: Tensor, config: Stage2Config) -> Tensor:
+    """Reference latents of a window as the transformer is shown them.
+
+    Args:
+        given: ``[B, C, G, h, w]`` clean latents of anchor and context.
+        reference: ``[B, C, N, h, w]`` encoded reference of the window.
+        config: Says what stands beside the given frames.
+
+    Returns:
+        ``[B, C, N, h, w]``.
+    """
+    if config.context_reference == "reference":
+        return reference
+    return torch.cat([given, reference[:, :, given.shape[2] :]], dim=2)
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentLatents:
     """A finished segment."""
@@ -150,8 +199,7 @@ class Stage2Pipeline:
         start = noise
         if sigmas[0] < 1:
             start = add_noise(condition[:, :, num_given:], noise, sigmas[0])
-        if config.context_reference == "finished":
-            condition = torch.cat([given, condition[:, :, num_given:]], dim=2)
+        condition = prepare_window_reference(given, condition, config)
 
         def on_step(step: int, _: Tensor) -> None:
             if on_progress is not None:
@@ -185,21 +233,11 @@ class Stage2Pipeline:
             conditions: Text embeddings.
             config: Settings.
         """
-        dtype = self.transformer.dtype
-        absolute = config.temporal_positions == "absolute"
-        positions = segment.window if absolute else range(len(segment.window))
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
-            told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
-            output = self.transformer(
-                torch.cat([latents, condition], dim=1).to(dtype),
-                sigma if config.clean_sigma == "zero" else told,
-                embeds.to(dtype),
-                temporal_positions=positions,
-            )
-            return to_velocity(
-                output.float(), latents, condition, sigma, config.sampling.parameterization
-            )
+            inputs = torch.cat([latents, condition], dim=1)
+            output = predict_window(self.transformer, segment, inputs, sigma, embeds, config)
+            return to_velocity(output, latents, condition, sigma, config.sampling.parameterization)
 
         return guide(
             predict,

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from swifti2v.errors import InputError, ShapeError
+from swifti2v.errors import InputError
 from swifti2v.media import fit_image, iter_frames, load_image, resize_video
-from swifti2v.segments import Segment, plan_segments
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,9 @@ Frames = NDArray[np.uint8]
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 STILL_INTERVAL = 20
-"""Every so many frames of a clip serve as photos too."""
+"""Every so many frames of a clip serve as stills too."""
+PICTURE_INTERVAL = 30
+"""Every so many frames of a clip serve as pictures too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ class Material:
     """``[T, H, W, 3]`` uint8 each; T differs."""
     stills: tuple[Frames, ...]
     """``[H, W, 3]`` uint8 each: photos, and frames of the clips."""
+    pictures: tuple[Frames, ...]
+    """Photos and frames of the clips again, in their own sizes."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of clips and stills."""
+        height, width, _ = self.stills[0].shape
+        return height, width
 
     def require_clips(self, num_frames: int) -> None:
         """Refuse material without a clip of ``num_frames`` frames.
@@ -88,13 +97,17 @@ def read_material(
             f"data folder {directory} holds no clip ({', '.join(sorted(CLIP_SUFFIXES))}) to train on"
         )
     size = (height, width)
-    photos = [_fit(load_image(path, background=(128, 128, 128)), size) for path in photo_paths]
+    pictures = [np.asarray(load_image(path, background=(128, 128, 128))) for path in photo_paths]
     clips = []
     for path in clip_paths:
-        frames = iter_frames(path, fps, max_frames=max_frames)
-        clips.append(np.stack([_fit(Image.fromarray(frame), size) for frame in frames]))
+        fitted = []
+        for number, frame in enumerate(iter_frames(path, fps, max_frames=max_frames)):
+            if number % PICTURE_INTERVAL == 0:
+                pictures.append(frame.copy())
+            fitted.append(_fit(frame, size))
+        clips.append(np.stack(fitted))
         logger.info("%s: %d frames", path.name, len(clips[-1]))
-    return _with_stills(clips, photos)
+    return _with_stills(clips, pictures, len(photo_paths))
 
 
 def make_procedural_material(
@@ -112,33 +125,16 @@ def make_procedural_material(
     rng = np.random.default_rng(seed)
     clips = []
     for index in range(num_clips):
-        picture = _draw_picture(2 * height, 2 * width, rng)
+        picture = draw_picture(2 * height, 2 * width, rng)
         motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
         times = np.linspace(0, num_frames / 33, num_frames).tolist()
         video = render_motion(picture, motion, times, draw_view(rng), (height, width))
         clips.append(_to_frames(video.permute(1, 2, 3, 0)))
-    photos = [
-        _to_frames(_draw_picture(height, width, rng).permute(1, 2, 0)) for _ in range(num_clips)
+    pictures = [
+        _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))
+        for _ in range(num_clips)
     ]
-    return _with_stills(clips, photos)
-
-
-def draw_segment(
-    num_latent_frames: Sequence[int], weights: Sequence[float], rng: np.random.Generator
-) -> tuple[Segment, int]:
-    """Draw a clip length, and one segment of that clip's plan.
-
-    Args:
-        num_latent_frames: Lengths to choose from.
-        weights: Probability of each.
-        rng: Source of randomness.
-
-    Returns:
-        The segment and the number of latent frames of its clip.
-    """
-    length = int(rng.choice(num_latent_frames, p=weights))
-    segments = plan_segments(length)
-    return segments[int(rng.integers(len(segments)))], length
+    return _with_stills(clips, pictures, num_clips)
 
 
 def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
@@ -146,56 +142,6 @@ def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
     if latent_frame == 0:
         return range(1)
     return range(time_factor * (latent_frame - 1) + 1, time_factor * latent_frame + 1)
-
-
-def draw_crops(
-    clips: Sequence[Frames],
-    segment: Segment,
-    num_frames: int,
-    crop: int,
-    batch_size: int,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Cut the window of a segment out of random clips, at random places and two scales.
-
-    A quarter of the crops is cut twice as large and halved (where the clip allows it), half of
-    them is mirrored.
-
-    Args:
-        clips: ``[T, H, W, 3]`` uint8 each.
-        segment: Whose window to cut.
-        num_frames: Frames of the clip that ``segment`` belongs to.
-        crop: Side in pixels.
-        batch_size: B.
-        rng: Source of randomness.
-
-    Returns:
-        ``[B, 3, T, crop, crop]`` float32 in [-1, 1], T the window's pixel frames.
-
-    Raises:
-        InputError: No clip has ``num_frames`` frames.
-        ShapeError: ``crop`` is larger than the clips.
-    """
-    long_enough = [clip for clip in clips if len(clip) >= num_frames]
-    if not long_enough:
-        raise InputError(f"no training clip has {num_frames} frames; add longer clips")
-    offsets = [frame for latent in segment.window for frame in pixel_frames(latent)]
-    crops = []
-    for _ in range(batch_size):
-        clip = long_enough[int(rng.integers(len(long_enough)))]
-        _, height, width, _ = clip.shape
-        if crop > min(height, width):
-            raise ShapeError(f"crop {crop} is larger than the clips, {width}x{height}")
-        start = int(rng.integers(len(clip) - num_frames + 1))
-        is_halved = rng.random() < 0.25 and 2 * crop <= min(height, width)
-        side = 2 * crop if is_halved else crop
-        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        piece = clip[[start + offset for offset in offsets], top : top + side, left : left + side]
-        if rng.random() < 0.5:
-            piece = piece[:, :, ::-1]
-        video = torch.from_numpy(np.ascontiguousarray(piece)).permute(3, 0, 1, 2).float()
-        crops.append(F.avg_pool3d(video, (1, 2, 2)) if is_halved else video)
-    return torch.stack(crops) / 127.5 - 1
 
 
 def degrade(video: Tensor, downscale: int) -> Tensor:
@@ -216,13 +162,16 @@ def degrade(video: Tensor, downscale: int) -> Tensor:
     return reference
 
 
-def _with_stills(clips: Sequence[Frames], photos: Sequence[Frames]) -> Material:
+def _with_stills(clips: Sequence[Frames], pictures: Sequence[Frames], num_photos: int) -> Material:
+    """Material whose stills are the first ``num_photos`` pictures and frames of the clips."""
+    size = clips[0].shape[1:3]
+    photos = [_fit(picture, size) for picture in pictures[:num_photos]]
     from_clips = [clip[i].copy() for clip in clips for i in range(0, len(clip), STILL_INTERVAL)]
-    return Material(tuple(clips), (*photos, *from_clips))
+    return Material(tuple(clips), (*photos, *from_clips), tuple(pictures))
 
 
-def _fit(image: Image.Image, size: tuple[int, int]) -> Frames:
-    return np.asarray(fit_image(image, *size).image)
+def _fit(frame: Frames, size: tuple[int, int]) -> Frames:
+    return np.asarray(fit_image(Image.fromarray(frame), *size).image)
 
 
 def _to_frames(values: Tensor) -> Frames:
@@ -230,7 +179,7 @@ def _to_frames(values: Tensor) -> Frames:
     return np.ascontiguousarray(frames)
 
 
-def _draw_picture(height: int, width: int, rng: np.random.Generator) -> Tensor:
+def draw_picture(height: int, width: int, rng: np.random.Generator) -> Tensor:
     """``[3, H, W]`` in [-1, 1]: coloured noise of all scales with hard-edged discs and bars."""
     picture = torch.zeros(1, 3, height, width)
     for octave in range(7):

@@ -167,16 +167,6 @@ def randomize_attention(attention: Any) -> None:
         layer.bias.zero_()
 
 
-def order_frequencies(side: int) -> list[int]:
-    """Channels of a plane's ``side`` x ``side`` spatial frequencies that do not change in time.
-
-    Returns:
-        All of them, along the diagonals from the mean to the highest.
-    """
-    places = [(row, column) for row in range(side) for column in range(side)]
-    return [side * row + column for row, column in sorted(places, key=lambda at: (sum(at), at[0]))]
-
-
 def _randomize_embedding(model: Any) -> Tensor:
     weight: Tensor = model.patch_embedding.weight
     weight.normal_(std=0.01)

@@ -16,23 +16,27 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from swifti2v.errors import ConfigError
+from swifti2v.models.codec import count_channels
 from swifti2v.training.camera_motion import SHIFT, ZOOM, CameraMotion
 from swifti2v.training.initialization import (
     HEAD_DIM,
     SAME_PLACE,
-    order_frequencies,
     randomize_attention,
     require_structured,
     silence_output,
 )
-from swifti2v.training.nano_codec import MEAN_CHANNELS
+from swifti2v.training.nano_codec import mean_channels
+from swifti2v.training.nano_models import STAGE1_SCALE
 
 NUM_PHASES = 12
 """Cosine and sine for three frequencies, of rows and then of columns."""
-MAX_CONTENT = 72
-"""Most coefficients of the photo that a token holds: 56 of luma, 8 each of Cb and Cr."""
-FIRST_CONDITION = 388
-"""Input channel where the condition starts: 384 latents and four mask channels come first."""
+NUM_LUMA, NUM_CHROMA = 16, 4
+"""Coefficients of the photo that a token holds, of luma and of each of Cb and Cr: all of a cell
+of 4x4 pixels that do not change in time."""
+NUM_CHANNELS = count_channels(STAGE1_SCALE.space)
+"""Channels of Stage I's latents."""
+FIRST_CONDITION = NUM_CHANNELS + 4
+"""Input channel where the condition starts: latents and four mask channels come first."""
 _ROTARY_BASE = 10000.0  # diffusers' ``WanRotaryPosEmbed``
 _AXIS_DIM = 2 * (HEAD_DIM // 6)  # features of a head that turn with the row, and with the column
 _CONSTANT = 5.0
@@ -46,11 +50,8 @@ class FeatureLayout:
 
     width: int
     """All features; at least 128."""
-
-    @property
-    def num_content(self) -> int:
-        """Coefficients that a token holds of its own condition."""
-        return min(MAX_CONTENT, (self.width - 40) // 3)
+    num_content = NUM_LUMA + 2 * NUM_CHROMA
+    """Coefficients that a token holds of its own condition."""
 
     @property
     def moved(self) -> slice:
@@ -82,11 +83,10 @@ class FeatureLayout:
 
     @property
     def channels(self) -> list[int]:
-        """Latent channels of the content: the lowest spatial frequencies that do not change."""
-        num_chroma = self.num_content // 9
-        luma = order_frequencies(8)[: self.num_content - 2 * num_chroma]
-        chroma = order_frequencies(4)[:num_chroma]
-        return [*luma, *(256 + c for c in chroma), *(320 + c for c in chroma)]
+        """Latent channels of the content: the spatial frequencies that do not change in time."""
+        _, cb, cr = mean_channels(NUM_CHANNELS)
+        luma, chroma = range(NUM_LUMA), range(NUM_CHROMA)
+        return [*luma, *(cb + c for c in chroma), *(cr + c for c in chroma)]
 
 
 def measure_displacement(motion: CameraMotion, time: float, grid: tuple[int, int]) -> Tensor:
@@ -138,7 +138,7 @@ def initialize_stage1(transformer: WanTransformer3DModel) -> FeatureLayout:
     themselves are zero until block 0 has learnt them. Other layers start random and weak.
 
     Args:
-        transformer: 384 latent channels, 4 mask channels, 384 condition channels, patches of one
+        transformer: 96 latent channels, 4 mask channels, 96 condition channels, patches of one
             cell, at least two blocks; changed.
 
     Raises:
@@ -176,7 +176,9 @@ def _embed_condition(embedding: Any, layout: FeatureLayout) -> None:
     bias.zero_()
     for feature, channel in enumerate(layout.channels):
         weight[feature, FIRST_CONDITION + channel] = 0.7
-    for offset, (channel, gain) in enumerate(zip(MEAN_CHANNELS, (0.5, 0.3, 0.3), strict=True)):
+    for offset, (channel, gain) in enumerate(
+        zip(mean_channels(NUM_CHANNELS), (0.5, 0.3, 0.3), strict=True)
+    ):
         weight[layout.chart.start + offset, FIRST_CONDITION + channel] = gain
     one, minus_one, photo, minus_photo = range(*layout.constants.indices(layout.width))
     bias[one], bias[minus_one] = _CONSTANT, -_CONSTANT

@@ -6,21 +6,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swifti2v.errors import InputError
-from swifti2v.media import frames_to_video
-from swifti2v.models.codec import BlockCodec
+from swifti2v.errors import ConfigError, InputError
+from swifti2v.media import frames_to_video, resize_video
+from swifti2v.models.codec import BlockCodec, count_channels
+from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import normalize_latents
 from swifti2v.training.data import Frames, degrade
 
-MEAN_CHANNELS = (0, 256, 320)
-"""Channels with a mean: the block averages of luma, Cb and Cr."""
 PIECES_PER_CLIP = 6
 MIN_DEVIATION = 1e-3
 """Floor of a channel's deviation, below that of natural video (0.0018 at the least)."""
 
 
+def mean_channels(num_channels: int) -> tuple[int, int, int]:
+    """Channels with a mean: the block averages of luma, Cb and Cr."""
+    return 0, num_channels * 2 // 3, num_channels * 5 // 6
+
+
 @torch.no_grad()
-def fit_codec(clips: Sequence[Frames], seed: int = 0) -> BlockCodec:
+def fit_codec(
+    clips: Sequence[Frames], space_factor: int = 8, downscale: int = 1, seed: int = 0
+) -> BlockCodec:
     """Measure the codec's statistics on random pieces of clips.
 
     The divisor of a channel is not its deviation s but s / (0.3 * (s / 0.05) ** 0.25): scaled so,
@@ -28,30 +34,35 @@ def fit_codec(clips: Sequence[Frames], seed: int = 0) -> BlockCodec:
 
     Args:
         clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
+        space_factor: Side of a cell in pixels, 8 or 4.
+        downscale: How much smaller than the clips the videos are that it is for.
         seed: Of the pieces.
 
     Raises:
         InputError: A clip is too short.
     """
-    codec, rng = BlockCodec(), np.random.default_rng(seed)
+    kind = {"z_dim": count_channels(space_factor), "scale_factor_spatial": space_factor}
+    codec, rng = BlockCodec(**kind), np.random.default_rng(seed)
     if not clips or min(len(clip) for clip in clips) < 5:
         raise InputError("the codec's statistics need clips of at least 5 frames; add longer clips")
-    total = squares = torch.zeros(codec.z_dim, dtype=torch.float64)
+    total = squares = torch.zeros(kind["z_dim"], dtype=torch.float64)
     count = 0
     for clip in clips:
         for _ in range(PIECES_PER_CLIP):
             start = int(rng.integers(len(clip) - 4))
-            latents = codec.encode_frames(frames_to_video(clip[start : start + 4]))
+            video = frames_to_video(clip[start : start + 4])
+            height, width = (side // downscale for side in video.shape[-2:])
+            latents = codec.encode_frames(resize_video(video, height, width, "area"))
             values = latents[0].double().flatten(1)  # [C, cells]
             total, squares = total + values.sum(1), squares + values.square().sum(1)
             count += values.shape[1]
     mean = total / count
     deviation = (squares / count - mean**2).clamp(min=0).sqrt().clamp(min=MIN_DEVIATION).float()
     divisor = deviation / (0.3 * (deviation / 0.05) ** 0.25)
-    kept = torch.zeros(codec.z_dim)
-    kept[list(MEAN_CHANNELS)] = 1
+    kept = torch.zeros(len(mean))
+    kept[list(mean_channels(len(mean)))] = 1
     fitted: BlockCodec = BlockCodec(
-        latents_mean=_to_config(mean * kept), latents_std=_to_config(divisor)
+        latents_mean=_to_config(mean * kept), latents_std=_to_config(divisor), **kind
     )
     return fitted
 
@@ -73,7 +84,7 @@ def measure_residual(clips: Sequence[Frames], downscale: int) -> Tensor:
         ``[384]`` mean square of each channel.
     """
     codec = BlockCodec()
-    energy = torch.zeros(codec.z_dim)
+    energy = torch.zeros(int(codec.config["z_dim"]))
     for clip in clips:
         start = min(20, len(clip) - 5)
         # One frame more in front: the first frame of a degraded clip is left as it is.
@@ -93,7 +104,7 @@ def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
         video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
 
     Returns:
-        ``[B, 384, 1 + k, H/8, W/8]`` float32.
+        ``[B, C, 1 + k, H/n, W/n]`` float32.
     """
     pieces = [codec.encode_frames(video[:, :, :1])]
     if video.shape[2] > 1:
@@ -101,7 +112,7 @@ def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
     return normalize_latents(codec, torch.cat(pieces, dim=2))
 
 
-def weigh_channels(codec: BlockCodec, limit: float) -> Tensor:
+def weigh_channels(codec: VideoVAE, limit: float) -> Tensor:
     """Weight of each channel in a loss: its share of a pixel error, at most ``limit``.
 
     Args:
@@ -109,7 +120,15 @@ def weigh_channels(codec: BlockCodec, limit: float) -> Tensor:
         limit: Before scaling to a mean of 1.
 
     Returns:
-        ``[384]``.
+        ``[C]``.
+
+    Raises:
+        ConfigError: Another VAE: its channels have no share of a pixel error.
     """
+    if not isinstance(codec, BlockCodec):
+        raise ConfigError(
+            f"channel_weight_limit is {limit:g}, but only BlockCodec's channels can be weighed, not "
+            f"those of {type(codec).__name__}; set it null"
+        )
     weight = torch.tensor(codec.config["latents_std"]).square().clamp(max=limit)
     return weight / weight.mean()

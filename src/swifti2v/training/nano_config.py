@@ -1,4 +1,4 @@
-"""Settings of the nano model's training."""
+"""Settings of the nano model's training: a part for each network, run one after the other."""
 
 from dataclasses import dataclass, field
 
@@ -6,57 +6,18 @@ from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, Stage2Config
 from swifti2v.errors import ConfigError
-from swifti2v.shapes import PixelShape, ScaleFactors
-from swifti2v.training.optimization import OptimizationConfig
+from swifti2v.shapes import PixelShape
+from swifti2v.training.nano_models import STAGE1_SCALE, STAGE2_SCALE, TransformerSize
+from swifti2v.training.noise_levels import NoiseLevelConfig
+from swifti2v.training.optimizers import OptimizerConfig
+from swifti2v.training.run_config import PhaseConfig, RunConfig
+from swifti2v.training.stage1 import Stage1Objective
+from swifti2v.training.stage2 import Stage2Objective
+from swifti2v.training.stage2_sources import MixConfig
 
-NANO_SCALE = ScaleFactors(time=4, space=8, patch=2)
-"""Of ``BlockCodec`` and Stage II's patches."""
-STAGE1_PATCH = 1
-"""Side of Stage I's patches: its tokens are single latent cells."""
-
-
-def _phases_optimization() -> OptimizationConfig:
-    return OptimizationConfig(
-        steps=400,
-        learning_rate=2e-3,
-        warmup_steps=30,
-        decay="cosine",
-        weight_decay=0.0,
-        ema_decay=None,
-    )
-
-
-def _stage1_optimization() -> OptimizationConfig:
-    return OptimizationConfig(minutes=24, learning_rate=5e-4, ema_decay=0.99)
-
-
-def _stage2_optimization() -> OptimizationConfig:
-    return OptimizationConfig(minutes=66, learning_rate=5e-4)
-
-
-def _text_optimization() -> OptimizationConfig:
-    return OptimizationConfig(
-        steps=800, learning_rate=1.5e-3, decay="linear", betas=(0.9, 0.999), ema_decay=None
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TransformerSize:
-    """Size of a transformer."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    num_heads: int = 4
-    """Heads of 64 features; at least 2."""
-    num_layers: int = 4
-    """Blocks."""
-
-    def __post_init__(self) -> None:
-        if self.num_heads < 2 or self.num_layers < 1:
-            raise ConfigError(
-                f"a transformer of {self.num_heads} heads and {self.num_layers} layers is too small; "
-                "give at least 2 and 1"
-            )
+INFERENCE_LEVELS = NoiseLevelConfig(distribution="inference")
+"""Nano is trained at the four noise levels that it samples at, and nowhere else."""
+_BETAS = (0.9, 0.97)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +30,21 @@ class TextEncoderConfig:
     """Features of a token; a multiple of 32."""
     num_layers: int = 3
     """Blocks."""
-    batch_size: int = 32
-    """Prompts a step."""
     max_tokens: int = 80
     """Bytes of a prompt in training, the end token included."""
-    seed: int = 0
-    """Of weights and prompts."""
-    optimization: OptimizationConfig = field(default_factory=_text_optimization)
+    run: RunConfig = field(
+        default_factory=lambda: RunConfig(batch_size=32, precision="float32", ema_decay=None)
+    )
+    """Seed, batch and checkpoints."""
+    phases: tuple[PhaseConfig, ...] = (
+        PhaseConfig(
+            steps=800,
+            optimizer=OptimizerConfig(
+                learning_rate=1.5e-3, decay="linear", betas=(0.9, 0.999), warmup_steps=50
+            ),
+        ),
+    )
+    """How long, and how fast."""
 
     def __post_init__(self) -> None:
         if self.width < 32 or self.width % 32:
@@ -86,25 +55,43 @@ class TextEncoderConfig:
 class Stage1TrainingConfig:
     """Stage I: camera motions over still pictures, from a prompt.
 
-    A step takes one view of a picture and all seven motions over it.
+    A step takes views of pictures and all seven motions over each.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     size: TransformerSize = field(default_factory=TransformerSize)
-    num_drawn_frames: int = 2
-    """Latent frames drawn from a clip, besides the photo's; the chart tells their time."""
-    drawn_share: float = 0.95
-    """Part of the steps that draw frames; the others take whole clips."""
-    channel_weight_limit: float = 8.0
-    """Most that a channel counts, see ``swifti2v.training.nano_codec.weigh_channels``."""
-    num_fit_batches: int = 10
-    """Batches for the ridge regression of the output layer before training."""
-    seed: int = 1
-    """Of weights and batches."""
-    phases: OptimizationConfig = field(default_factory=_phases_optimization)
+    objective: Stage1Objective = field(
+        default_factory=lambda: Stage1Objective(
+            noise=INFERENCE_LEVELS, error_of="clean", channel_weight_limit=8.0
+        )
+    )
+    num_drawn_frames: dict[int, float] = field(default_factory=lambda: {1: 0.75, 3: 0.2, 8: 0.05})
+    """Latent frames drawn from a clip besides the photo's, with the part of the steps that draw so
+    many; the chart tells their time."""
+    num_fit_batches: int = 16
+    """Batches for the ridge regression of the output layer before the phases."""
+    motion_start: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(
+            name="motion_start",
+            steps=360,
+            optimizer=OptimizerConfig(
+                learning_rate=2e-3, warmup_steps=30, decay="cosine", weight_decay=0.0, betas=_BETAS
+            ),
+        )
+    )
     """Block 0 learns the phases of the camera's motion, before the rest."""
-    optimization: OptimizationConfig = field(default_factory=_stage1_optimization)
+    run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=7, ema_decay=0.998))
+    """Seed, batch (a multiple of 7) and checkpoints."""
+    phases: tuple[PhaseConfig, ...] = (
+        PhaseConfig(
+            minutes=60,
+            optimizer=OptimizerConfig(
+                learning_rate=6e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
+            ),
+        ),
+    )
+    """How long, and how fast."""
 
     def __post_init__(self) -> None:
         if self.size.num_layers < 2:
@@ -112,44 +99,94 @@ class Stage1TrainingConfig:
                 f"stage1.size.num_layers is {self.size.num_layers}; the motion's phases need at "
                 "least 2"
             )
-        if not 0 <= self.drawn_share <= 1 or self.num_fit_batches < 1:
+        if self.run.batch_size % 7:
             raise ConfigError(
-                f"stage1.drawn_share {self.drawn_share} must be in [0, 1] and num_fit_batches "
-                f"{self.num_fit_batches} at least 1"
+                f"stage1.run.batch_size is {self.run.batch_size}; it must be a multiple of the seven "
+                "motions"
+            )
+        if not self.num_drawn_frames or min(self.num_drawn_frames) < 1:
+            raise ConfigError(
+                f"stage1.num_drawn_frames is {self.num_drawn_frames}; draw at least one frame"
+            )
+        if self.num_fit_batches < 1:
+            raise ConfigError(f"stage1.num_fit_batches is {self.num_fit_batches}; give at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Phase(PhaseConfig):
+    """A part of Stage II's curriculum."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Of what the samples are made."""
+    num_frames: dict[int, float] = field(default_factory=lambda: {33: 0.85, 81: 0.15})
+    """Frames of the clips whose segments are trained, 4k + 1, with the part of the steps."""
+
+    def __post_init__(self) -> None:
+        super(Stage2Phase, self).__post_init__()
+        if not self.num_frames or any(n % 4 != 1 or n < 5 for n in self.num_frames):
+            raise ConfigError(
+                f"phase {self.name}: num_frames is {self.num_frames}; lengths must be 4k + 1, from 5"
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2TrainingConfig:
-    """Stage II: segments of real clips from their small versions."""
+class RedrawConfig:
+    """Stage-transition samples made for Stage II: motions over pictures, redrawn by Stage I."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    size: TransformerSize = field(default_factory=TransformerSize)
-    batch_size: int = 8
-    """Crops a step, all of one segment."""
-    crop: int = 128
+    num_clips: int = 84
+    """Clips; the seven motions in turn."""
+    sigma: tuple[float, float] = (0.6, 1.0)
+    """Least and greatest noise level that Stage I starts from."""
+    seed: int = 2
+    """Of pictures, views and noise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2TrainingConfig:
+    """Stage II: segments of clips from their small versions."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    size: TransformerSize = field(default_factory=lambda: TransformerSize(num_heads=6))
+    objective: Stage2Objective = field(
+        default_factory=lambda: Stage2Objective(noise=INFERENCE_LEVELS, channel_weight_limit=2.0)
+    )
+    crop: int = 192
     """Side of a crop in pixels, a multiple of 16."""
-    long_num_frames: int = 81
-    """A longer clip whose later segments are trained on too, 4k + 1."""
-    long_share: float = 0.15
-    """Part of the steps that take it."""
-    num_fit_batches: int = 16
-    """Batches for the ridge regression of the output layer before training."""
-    channel_weight_limit: float = 2.0
-    """Most that a channel counts."""
-    seed: int = 0
-    """Of weights and batches."""
-    optimization: OptimizationConfig = field(default_factory=_stage2_optimization)
+    num_fit_batches: int = 14
+    """Batches for the ridge regression of the output layer before the phases."""
+    redraw: RedrawConfig = field(default_factory=RedrawConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(batch_size=6, ema_decay=0.998))
+    """Seed, batch and checkpoints."""
+    phases: tuple[Stage2Phase, ...] = (
+        Stage2Phase(
+            name="clips",
+            minutes=60,
+            mix=MixConfig(clips=0.5, pictures=0.5),
+            optimizer=OptimizerConfig(
+                learning_rate=3e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
+            ),
+        ),
+        Stage2Phase(
+            name="transition",
+            minutes=15,
+            mix=MixConfig(clips=0.3, pictures=0.3, transition=0.4),
+            optimizer=OptimizerConfig(
+                learning_rate=2e-4, decay="cosine", betas=_BETAS, warmup_steps=30
+            ),
+        ),
+    )
+    """How long, how fast, and on what."""
 
     def __post_init__(self) -> None:
         if self.crop < 16 or self.crop % 16:
             raise ConfigError(f"stage2.crop is {self.crop}; it must be a multiple of 16")
-        if not 0 <= self.long_share <= 1 or self.long_num_frames % 4 != 1:
-            raise ConfigError(
-                f"stage2.long_share {self.long_share} must be in [0, 1] and long_num_frames "
-                f"{self.long_num_frames} must be 4k + 1"
-            )
+        if self.num_fit_batches < 1:
+            raise ConfigError(f"stage2.num_fit_batches is {self.num_fit_batches}; give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +208,7 @@ class NanoConfig:
     max_text_length: int = 128
     """Tokens the transformers see."""
     num_inference_steps: int = 4
-    """Training is on the noise levels of a run of so many steps only."""
+    """Of the trained model."""
     held_out: tuple[str, ...] = ()
     """File names without suffix that are not trained on."""
     max_clip_frames: int | None = None
@@ -184,14 +221,14 @@ class NanoConfig:
 
     def __post_init__(self) -> None:
         # Whole tokens of either stage; Stage I's cover more of the output.
-        low = NANO_SCALE._replace(space=NANO_SCALE.space * self.downscale, patch=STAGE1_PATCH)
+        low = STAGE1_SCALE._replace(space=STAGE1_SCALE.space * self.downscale)
         pixels = PixelShape(self.num_frames, self.height, self.width)
         pixels.require_fit(low)
-        pixels.require_fit(NANO_SCALE)
-        if self.num_latent_frames <= self.stage1.num_drawn_frames:
+        pixels.require_fit(STAGE2_SCALE)
+        if self.num_latent_frames <= max(self.stage1.num_drawn_frames):
             raise ConfigError(
-                f"stage1.num_drawn_frames {self.stage1.num_drawn_frames} must be below the "
-                f"{self.num_latent_frames} latent frames of a clip"
+                f"stage1.num_drawn_frames draws up to {max(self.stage1.num_drawn_frames)} of the "
+                f"{self.num_latent_frames - 1} latent frames after the photo's; draw fewer"
             )
         if self.stage2.crop > min(self.height, self.width):
             raise ConfigError(
@@ -202,7 +239,12 @@ class NanoConfig:
     @property
     def num_latent_frames(self) -> int:
         """F of a clip."""
-        return (self.num_frames - 1) // NANO_SCALE.time + 1
+        return (self.num_frames - 1) // STAGE2_SCALE.time + 1
+
+    @property
+    def low_size(self) -> tuple[int, int]:
+        """Height and width of Stage I's clips in pixels."""
+        return self.height // self.downscale, self.width // self.downscale
 
     def to_generation_config(self) -> GenerationConfig:
         """Default settings of the trained model."""

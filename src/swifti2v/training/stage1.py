@@ -1,206 +1,166 @@
-"""Training of the nano model's Stage I: camera motions over still pictures."""
+"""Training of Stage I: clips at low resolution from a photo and a prompt."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor, nn
-from transformers import UMT5EncoderModel
+from pydantic import ConfigDict
+from torch import Tensor
 
+from swifti2v.config import Stage1Config
 from swifti2v.models.codec import BlockCodec
-from swifti2v.training.data import Frames
-from swifti2v.training.initialization import FitSample, fit_output_layer
-from swifti2v.training.motion_phases import FeatureLayout, initialize_stage1
-from swifti2v.training.nano_codec import weigh_channels
-from swifti2v.training.nano_config import STAGE1_PATCH, NanoConfig, TransformerSize
-from swifti2v.training.optimization import OnStep, Randomness, has_checkpoint, optimize
-from swifti2v.training.stage1_batches import Stage1Batch, Stage1Batches
+from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae import StreamingEncoder
+from swifti2v.pipelines.stage1 import Stage1Pipeline
+from swifti2v.shapes import LatentShape
+from swifti2v.training.draws import Draw
+from swifti2v.training.initialization import FitSample
+from swifti2v.training.nano_codec import encode_window, weigh_channels
+from swifti2v.training.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
+from swifti2v.training.objectives import flow_loss
+from swifti2v.training.stage1_sources import Stage1Batch, Stage1Source
+
+EncodePrompts = Callable[[tuple[str, ...]], Tensor]
+"""``b`` prompts to embeddings ``[b, L, D]``."""
+EncodePhotos = Callable[[Tensor], Tensor]
+"""``[b, 3, 1, h, w]`` photos to the embeddings ``[b, L, D]`` of CLIP."""
 
 
-class PhasesObjective:
-    """Draws a batch and gives the error of the phases that a transformer's block 0 writes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Objective:
+    """What a step asks of the transformer."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
+    """At which noise levels."""
+    error_of: Literal["velocity", "clean"] = "velocity"
+    """The velocity, or the clean latents, which counts all noise levels alike."""
+    channel_weight_limit: float | None = None
+    """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
+
+
+class Stage1Task:
+    """Stage I as the trainer sees it.
 
     Args:
-        transformer: To train; what follows block 0 does not count.
-        layout: Tells the features that hold the phases.
-        batches: What to draw from.
+        transformer: To train, whole or through adapters.
+        vae: Frozen.
+        sources: Of each phase.
+        objective: Settings of the loss.
+        stage1: As sampling will have it.
+        encode_prompts: Frozen text encoder.
+        encode_photos: Frozen image encoder, for models that take its embeddings.
+        validate: Measures the model; None measures nothing.
     """
 
     def __init__(
-        self, transformer: WanTransformer3DModel, layout: FeatureLayout, batches: Stage1Batches
+        self,
+        transformer: WanTransformer3DModel,
+        vae: VideoVAE,
+        sources: tuple[Stage1Source, ...],
+        objective: Stage1Objective,
+        stage1: Stage1Config,
+        encode_prompts: EncodePrompts,
+        encode_photos: EncodePhotos | None = None,
+        validate: Callable[[Path], Mapping[str, float]] | None = None,
     ) -> None:
-        self.transformer, self.layout, self.batches = transformer, layout, batches
+        self.model, self.vae, self.sources = transformer, vae, sources
+        self.phase = 0
+        self.objective, self.stage1 = objective, stage1
+        self.encode_prompts, self.encode_photos = encode_prompts, encode_photos
+        self._validate = validate
+        limit = objective.channel_weight_limit
+        self.channel_weight = None if limit is None else weigh_channels(vae, limit)
 
-    def __call__(self) -> Tensor:
-        """Mean squared error of a batch drawn anew; its latents are pure noise."""
-        batch = self.batches.draw(self.batches.draw_frames())
-        tokens: list[Tensor] = []
-        block: Any = self.transformer.blocks[0]
-        hook = block.register_forward_hook(lambda _, __, output: tokens.append(output))
-        try:
-            predict(self.transformer, batch.noise, batch)
-        finally:
-            hook.remove()
-        error = tokens[0][..., self.layout.phases] - self.batches.phases(batch.frames)
-        return error.float().square().mean()
+    def enter_phase(self, phase: int) -> None:
+        """Take the source of a phase."""
+        self.phase = phase
 
+    def load_batch(self, draw: Draw) -> Stage1Batch:
+        """Clips of a micro-batch."""
+        return self.sources[self.phase].load(draw)
 
-class Stage1Objective:
-    """Draws a batch of camera motions and gives the transformer's loss on it.
+    def loss(self, batch: Stage1Batch, draw: Draw) -> Tensor:
+        """``[b]`` flow loss."""
+        latents = self.encode(batch)
+        weight = self.channel_weight
+        return flow_loss(
+            self.predictor(batch, latents),
+            latents,
+            latents[:, :, :1].expand_as(latents),
+            self.draw_sigma(draw).to(latents.device),
+            draw.noise_like(latents),
+            parameterization=self.stage1.sampling.parameterization,
+            error_of=self.objective.error_of,
+            channel_weight=None if weight is None else weight.to(latents.device),
+        )
 
-    Args:
-        transformer: To train.
-        batches: What to draw from.
-    """
+    def validate(self, directory: Path) -> Mapping[str, float]:
+        """See ``Task``."""
+        return {} if self._validate is None else self._validate(directory)
 
-    def __init__(self, transformer: WanTransformer3DModel, batches: Stage1Batches) -> None:
-        self.transformer, self.batches = transformer, batches
-        limit = batches.config.stage1.channel_weight_limit
-        self.channel_weight = weigh_channels(batches.codec, limit).to(batches.device)
+    def predictor(self, batch: Stage1Batch, latents: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The transformer with photo and prompts of a batch bound.
 
-    def __call__(self) -> Tensor:
-        """Mean loss of a batch drawn anew.
-
-        It is that of the clean latents, so unlike a velocity's it is not divided by sigma squared:
-        all noise levels count alike.
+        Args:
+            batch: Clips.
+            latents: Of them; the photo's are taken.
         """
-        batches = self.batches
-        is_drawn = batches.randomness.numpy.random() < batches.config.stage1.drawn_share
-        batch = batches.draw(batches.draw_frames() if is_drawn else batches.all_frames())
-        output = predict(self.transformer, batch.noisy_latents, batch)
-        error = (output - _residual(batch)).float().square()
-        return (error * self.channel_weight[:, None, None, None]).mean()
+        condition = self.prepare_condition(batch, latents)
+        embeds = self.encode_prompts(batch.prompts)
+        photos = batch.video[:, :, :1].to(latents.device)
+        image_embeds = None if self.encode_photos is None else self.encode_photos(photos)
 
-    def draw_fit_sample(self) -> FitSample:
-        """Whole clips for the ridge regression of the output layer, unweighted."""
-        batch = self.batches.draw(self.batches.all_frames())
-        return FitSample(
-            forward=lambda: predict(self.transformer, batch.noisy_latents, batch),
-            residual=_residual(batch),
-        )
+        def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
+            run: Any = self.model
+            output: Tensor = run(
+                hidden_states=torch.cat([noisy, condition], dim=1),
+                timestep=sigma[:, 0] * 1000,
+                encoder_hidden_states=embeds,
+                encoder_hidden_states_image=image_embeds,
+                return_dict=False,
+            )[0]
+            return output.float()
 
+        return predict
 
-def predict(transformer: WanTransformer3DModel, latents: Tensor, batch: Stage1Batch) -> Tensor:
-    """Run a Stage I transformer.
+    @torch.no_grad()
+    def encode(self, batch: Stage1Batch) -> Tensor:
+        """Latents ``[b, C, k, h, w]`` of the frames that a batch covers."""
+        video = batch.video.to(self.model.device)
+        if isinstance(self.vae, BlockCodec):
+            return encode_window(self.vae, video)
+        return StreamingEncoder(self.vae).encode(video, final=True)
 
-    Args:
-        transformer: Whose output is the difference of a clip to its photo.
-        latents: ``[7, C, 1 + k, h, w]`` at the noise levels of ``batch``.
-        batch: Condition, prompts and noise levels.
+    @torch.no_grad()
+    def prepare_condition(self, batch: Stage1Batch, latents: Tensor) -> Tensor:
+        """Mask and image latents ``[b, 4 + C, k, h, w]`` of the frames that a batch covers."""
+        _, channels, _, height, width = latents.shape
+        shape = LatentShape(channels, batch.num_latent_frames, height, width)
+        pipeline = Stage1Pipeline(self.model, self.vae)
+        photos = batch.video[:, :, :1].to(latents.device)
+        condition = pipeline.prepare_condition(photos, shape, self.stage1)
+        return condition[:, :, list(batch.latent_frames)]
 
-    Returns:
-        ``[7, C, 1 + k, h, w]``.
-    """
-    run: Callable[..., tuple[Tensor]] = transformer
-    inputs = torch.cat([latents, batch.condition], dim=1)
-    return run(inputs, batch.sigma * 1000, batch.prompt_embeds, return_dict=False)[0]
+    def draw_sigma(self, draw: Draw) -> Tensor:
+        """``[b]`` noise levels of a micro-batch."""
+        uniforms = draw.uniforms()
+        if self.objective.noise.stratified:
+            indices = torch.tensor(draw.indices)
+            uniforms = stratify(uniforms, indices, draw.batch_size, draw.step)
+        return draw_sigmas(self.objective.noise, uniforms)
 
-
-def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
-    """A randomly initialised Stage I transformer: 384 latent, 4 mask, 384 condition channels."""
-    kind: Any = WanTransformer3DModel
-    model: WanTransformer3DModel = kind(
-        **transformer_config(size, text_dim),
-        in_channels=772,
-        patch_size=(1, STAGE1_PATCH, STAGE1_PATCH),
-    )
-    return model
-
-
-def transformer_config(size: TransformerSize, text_dim: int) -> dict[str, Any]:
-    """What both stages' transformers have in common."""
-    return {
-        "num_attention_heads": size.num_heads,
-        "attention_head_dim": 64,
-        "out_channels": 384,
-        "text_dim": text_dim,
-        "freq_dim": 64,
-        "ffn_dim": 4 * 64 * size.num_heads,
-        "num_layers": size.num_layers,
-    }
-
-
-def train_stage1(
-    config: NanoConfig,
-    stills: Sequence[Frames],
-    codec: BlockCodec,
-    text_encoder: UMT5EncoderModel,
-    directory: Path,
-    on_phases_step: OnStep | None = None,
-    on_step: OnStep | None = None,
-) -> WanTransformer3DModel:
-    """Train Stage I, on the device of ``text_encoder``.
-
-    Block 0 learns the phases first, a ridge regression then sets the output layer, and last all
-    weights are trained.
-
-    Args:
-        config: Settings.
-        stills: ``[H, W, 3]`` uint8 pictures of the output's size.
-        codec: With statistics.
-        text_encoder: Frozen; not changed.
-        directory: For checkpoint and metrics, see ``optimize``, with those of the phases in
-            ``phases/``; checkpoints are continued.
-        on_phases_step: Called after each step of the phases.
-        on_step: Called after each step of the whole.
-
-    Returns:
-        The transformer with averaged weights, in eval mode.
-    """
-    own = config.stage1
-    randomness = Randomness(own.seed)
-    batches = Stage1Batches(codec, text_encoder, stills, config, randomness)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(own.seed)
-        transformer = make_stage1_transformer(own.size, config.text.width)
-        layout = initialize_stage1(transformer)
-    nn.Module.to(transformer, text_encoder.device)
-    objective = Stage1Objective(transformer, batches)
-    if not has_checkpoint(directory):
-        train_phases(transformer, layout, batches, directory / "phases", on_phases_step)
-        fit_output_layer(
-            transformer, (objective.draw_fit_sample() for _ in range(own.num_fit_batches))
-        )
-    optimize(transformer, objective, own.optimization, randomness, directory, on_step)
-    return transformer
-
-
-def train_phases(
-    transformer: WanTransformer3DModel,
-    layout: FeatureLayout,
-    batches: Stage1Batches,
-    directory: Path,
-    on_step: OnStep | None = None,
-) -> None:
-    """Teach block 0 to turn prompt, place and time into the phases of the camera's motion.
-
-    Args:
-        transformer: With the structured start; only its block 0 and text embedding are changed.
-        layout: Of its features.
-        batches: What to draw from.
-        directory: For checkpoint and metrics, see ``optimize``; a checkpoint is continued.
-        on_step: Called after each step.
-    """
-    config = batches.config
-    # A transformer of this block alone spares the others' work.
-    with torch.random.fork_rng(devices=[]):
-        first = make_stage1_transformer(
-            replace(config.stage1.size, num_layers=1), config.text.width
-        )
-    nn.Module.to(first, batches.device)
-    state = transformer.state_dict()
-    first.load_state_dict({name: state[name] for name in first.state_dict()})
-    first.requires_grad_(False)
-    for part in (first.blocks[0], first.condition_embedder.text_embedder):
-        part.requires_grad_(True)
-    objective = PhasesObjective(first, layout, batches)
-    optimize(first, objective, config.stage1.phases, batches.randomness, directory, on_step)
-    transformer.load_state_dict(first.state_dict(), strict=False)
-
-
-def _residual(batch: Stage1Batch) -> Tensor:
-    """What the transformer should return: the difference of the clip to its photo."""
-    return batch.latents - batch.latents[:, :, :1]
+    @torch.no_grad()
+    def draw_fit_sample(self, draw: Draw) -> FitSample:
+        """A batch for the ridge regression of the output layer, unweighted."""
+        batch = self.load_batch(draw)
+        latents = self.encode(batch)
+        sigma = self.draw_sigma(draw).to(latents.device)
+        level = sigma[:, None, None, None, None]
+        noisy = (1 - level) * latents + level * draw.noise_like(latents)
+        predict = self.predictor(batch, latents)
+        return FitSample(lambda: predict(noisy, sigma[:, None]), latents - latents[:, :, :1])

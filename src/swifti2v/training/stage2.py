@@ -1,150 +1,175 @@
-"""Training of the nano model's Stage II: segments of clips from their small versions."""
+"""Training of Stage II: segments of clips from their small versions, windows as in sampling."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from pydantic import ConfigDict
+from torch import Tensor
 
+from swifti2v.config import Stage2Config
+from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
+from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.sampling import plan_sigmas
-from swifti2v.segments import Segment
-from swifti2v.training.data import Frames, degrade, draw_crops, draw_segment
-from swifti2v.training.initialization import FitSample, fit_output_layer, initialize_stage2
-from swifti2v.training.nano_codec import encode_window, measure_residual, weigh_channels
-from swifti2v.training.nano_config import NanoConfig
+from swifti2v.models.vae import StreamingEncoder
+from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
+from swifti2v.training.draws import Draw
+from swifti2v.training.initialization import FitSample
+from swifti2v.training.nano_codec import encode_window, weigh_channels
+from swifti2v.training.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
 from swifti2v.training.objectives import segment_flow_loss
-from swifti2v.training.optimization import OnStep, Randomness, has_checkpoint, optimize
-from swifti2v.training.stage1 import transformer_config
+from swifti2v.training.stage2_sources import Stage2Batch, Stage2Source
+from swifti2v.training.windows import WindowConfig, draw_window, localize
+
+EncodePrompts = Callable[[tuple[str, ...]], Tensor]
+"""``b`` prompts to embeddings ``[b, L, D]``."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage2Objective:
-    """Draws a batch of windows and gives the transformer's loss on their targets.
+    """What a step asks of the transformer."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """Which segments."""
+    noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
+    """At which noise levels."""
+    channel_weight_limit: float | None = None
+    """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
+
+
+class Stage2Task:
+    """Stage II as the trainer sees it.
 
     Args:
         transformer: To train.
-        codec: With statistics.
-        clips: ``[T, H, W, 3]`` uint8 each.
-        config: Settings.
-        randomness: Source of all draws.
+        vae: Frozen.
+        sources: Of each phase.
+        objective: Settings of the loss.
+        stage2: The open points, as sampling will have them.
+        encode_prompts: Frozen text encoder.
+        validate: Measures the model; None measures nothing.
     """
 
     def __init__(
         self,
         transformer: SegmentTransformer3DModel,
-        codec: BlockCodec,
-        clips: Sequence[Frames],
-        config: NanoConfig,
-        randomness: Randomness,
+        vae: VideoVAE,
+        sources: tuple[Stage2Source, ...],
+        objective: Stage2Objective,
+        stage2: Stage2Config,
+        encode_prompts: EncodePrompts,
+        validate: Callable[[Path], Mapping[str, float]] | None = None,
     ) -> None:
-        self.transformer, self.codec, self.clips = transformer, codec, clips
-        self.config, self.randomness = config, randomness
-        self.device = transformer.device
-        self.sigmas = torch.tensor(plan_sigmas(config.num_inference_steps)[:-1], device=self.device)
-        limit = config.stage2.channel_weight_limit
-        self.channel_weight = weigh_channels(codec, limit).to(self.device)
-        self.text = torch.zeros(1, 1, config.text.width, device=self.device)
+        self.model, self.vae = transformer, vae
+        self.sources = sources
+        self.objective, self.stage2 = objective, stage2
+        self.encode_prompts, self._validate = encode_prompts, validate
+        self.phase = 0
+        limit = objective.channel_weight_limit
+        self.channel_weight = None if limit is None else weigh_channels(vae, limit)
 
-    def __call__(self) -> Tensor:
-        """Mean loss of a batch drawn anew."""
-        latents, reference, segment = self.draw_batch()
-        sigma = self.randomness.choose(self.sigmas, len(latents))
-        noise = self.randomness.normal_like(latents)
+    def enter_phase(self, phase: int) -> None:
+        """Take the source of a phase."""
+        self.phase = phase
+
+    def load_batch(self, draw: Draw) -> Stage2Batch:
+        """Windows of one segment, drawn for the whole step."""
+        rng = draw.shared()
+        source = self.sources[self.phase]
+        num_frames = source.num_frames(draw, rng)
+        num_latent_frames = (num_frames - 1) // int(self.vae.config["scale_factor_temporal"]) + 1
+        segment = draw_window(self.objective.windows, num_latent_frames, rng)
+        return source.load(draw, segment, num_latent_frames)
+
+    def loss(self, batch: Stage2Batch, draw: Draw) -> Tensor:
+        """``[b]`` flow loss on the target frames."""
+        latents, reference = self.encode(batch)
+        given = len(batch.segment.window) - len(batch.segment.target)
+        reference = prepare_window_reference(latents[:, :, :given], reference, self.stage2)
+        weight = self.channel_weight
         return segment_flow_loss(
-            self.predict,
+            self.predictor(batch),
             latents,
             reference,
-            segment,
-            sigma,
-            noise,
-            parameterization="reference_residual",
-            channel_weight=self.channel_weight,
-        ).mean()
-
-    def predict(self, hidden_states: Tensor, sigma: Tensor) -> Tensor:
-        """The transformer without a prompt."""
-        text = self.text.expand(len(hidden_states), -1, -1)
-        output: Tensor = self.transformer(hidden_states, sigma, text)
-        return output
-
-    def draw_batch(self) -> tuple[Tensor, Tensor, Segment]:
-        """Latents and reference ``[B, C, N, h, w]`` of one window, and its segment from 0."""
-        own, rng = self.config.stage2, self.randomness.numpy
-        lengths = [self.config.num_latent_frames, (own.long_num_frames - 1) // 4 + 1]
-        is_long_there = max(len(clip) for clip in self.clips) >= own.long_num_frames
-        share = own.long_share if is_long_there else 0.0
-        segment, num_latent_frames = draw_segment(lengths, (1 - share, share), rng)
-        num_frames = 4 * (num_latent_frames - 1) + 1
-        video = draw_crops(self.clips, segment, num_frames, own.crop, own.batch_size, rng)
-        video = video.to(self.device)
-        reference = degrade(video, self.config.downscale)
-        num_given = len(segment.window) - len(segment.target)
-        local = replace(
-            segment,
-            context=tuple(range(1, num_given)),
-            target=tuple(range(num_given, len(segment.window))),
+            localize(batch.segment),
+            self.draw_sigma(draw).to(latents.device),
+            draw.noise_like(latents),
+            parameterization=self.stage2.sampling.parameterization,
+            channel_weight=None if weight is None else weight.to(latents.device),
         )
-        return encode_window(self.codec, video), encode_window(self.codec, reference), local
+
+    def validate(self, directory: Path) -> Mapping[str, float]:
+        """See ``Task``."""
+        return {} if self._validate is None else self._validate(directory)
+
+    def predictor(self, batch: Stage2Batch) -> Callable[[Tensor, Tensor], Tensor]:
+        """The transformer with segment and prompts of a batch bound."""
+        embeds = self.encode_prompts(batch.prompts)
+
+        def predict(hidden_states: Tensor, sigma: Tensor) -> Tensor:
+            return predict_window(
+                self.model, batch.segment, hidden_states, sigma, embeds, self.stage2
+            )
+
+        return predict
+
+    def draw_sigma(self, draw: Draw) -> Tensor:
+        """``[b]`` noise levels of a micro-batch."""
+        uniforms = draw.uniforms()
+        if self.objective.noise.stratified:
+            indices = torch.tensor(draw.indices)
+            uniforms = stratify(uniforms, indices, draw.batch_size, draw.step)
+        return draw_sigmas(self.objective.noise, uniforms)
 
     @torch.no_grad()
-    def draw_fit_sample(self) -> FitSample:
+    def encode(self, batch: Stage2Batch) -> tuple[Tensor, Tensor]:
+        """Latents of the window and of its reference, ``[b, C, N, h, w]`` each."""
+        device = self.model.device
+        return (
+            encode_frames_of_window(self.vae, batch.video.to(device), batch),
+            encode_frames_of_window(self.vae, batch.reference.to(device), batch),
+        )
+
+    @torch.no_grad()
+    def draw_fit_sample(self, draw: Draw) -> FitSample:
         """A batch for the ridge regression of the output layer, unweighted."""
-        latents, reference, segment = self.draw_batch()
-        sigma = self.randomness.choose(self.sigmas, len(latents))
-        noise = self.randomness.normal_like(latents)
-        target = list(segment.target)
-        sigma_per_frame = torch.zeros(latents.shape[0], latents.shape[2], device=self.device)
-        sigma_per_frame[:, target] = sigma[:, None]
-        level = sigma_per_frame[:, None, :, None, None]
-        noisy = (1 - level) * latents + level * noise
-        residual = (latents - reference)[:, :, target]
+        batch = self.load_batch(draw)
+        latents, reference = self.encode(batch)
+        num_given = len(batch.segment.window) - len(batch.segment.target)
+        sigma = torch.zeros(latents.shape[0], latents.shape[2], device=latents.device)
+        sigma[:, num_given:] = self.draw_sigma(draw)[:, None].to(latents.device)
+        level = sigma[:, None, :, None, None]
+        noisy = (1 - level) * latents + level * draw.noise_like(latents)
+        predict = self.predictor(batch)
         inputs = torch.cat([noisy, reference], dim=1)
-        return FitSample(lambda: self.predict(inputs, sigma_per_frame), residual)
+        return FitSample(lambda: predict(inputs, sigma), (latents - reference)[:, :, num_given:])
 
 
-def make_stage2_transformer(config: NanoConfig) -> SegmentTransformer3DModel:
-    """A randomly initialised Stage II transformer: 384 latent and 384 reference channels."""
-    common = transformer_config(config.stage2.size, config.text.width)
-    model: SegmentTransformer3DModel = SegmentTransformer3DModel(**common, in_channels=768)
-    return model
-
-
-def train_stage2(
-    config: NanoConfig,
-    clips: Sequence[Frames],
-    codec: BlockCodec,
-    directory: Path,
-    device: torch.device,
-    on_step: OnStep | None = None,
-) -> SegmentTransformer3DModel:
-    """Train Stage II.
+def encode_frames_of_window(vae: VideoVAE, video: Tensor, batch: Stage2Batch) -> Tensor:
+    """Scaled latents of a batch's window.
 
     Args:
-        config: Settings.
-        clips: ``[T, H, W, 3]`` uint8 each, of the output's size.
-        codec: With statistics.
-        directory: For checkpoint and metrics, see ``optimize``; a checkpoint is continued.
-        device: Where to train.
-        on_step: Called after each step.
+        vae: A causal one needs all frames before the window, ``BlockCodec`` only the window's.
+        video: ``[b, 3, T, H, W]`` of ``batch.latent_frames``.
+        batch: Says what of it is the window.
 
     Returns:
-        The transformer with averaged weights, in eval mode.
+        ``[b, C, N, h, w]`` float32.
+
+    Raises:
+        ConfigError: A causal VAE was given the window alone.
     """
-    own = config.stage2
-    randomness = Randomness(own.seed)
-    is_new = not has_checkpoint(directory)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(own.seed)
-        transformer = make_stage2_transformer(config)
-        if is_new:
-            sigmas = torch.tensor(plan_sigmas(config.num_inference_steps)[:-1])
-            initialize_stage2(transformer, measure_residual(clips, config.downscale), sigmas)
-    nn.Module.to(transformer, device)
-    objective = Stage2Objective(transformer, codec, clips, config, randomness)
-    if is_new:
-        samples = (objective.draw_fit_sample() for _ in range(own.num_fit_batches))
-        fit_output_layer(transformer, samples)
-    optimize(transformer, objective, own.optimization, randomness, directory, on_step)
-    return transformer
+    if isinstance(vae, BlockCodec):
+        latents = encode_window(vae, video)
+    elif batch.latent_frames == tuple(range(batch.segment.window[-1] + 1)):
+        latents = StreamingEncoder(vae).encode(video, final=True)
+    else:
+        raise ConfigError(
+            f"a causal VAE needs the frames before a window, not {batch.latent_frames} alone"
+        )
+    places = [batch.latent_frames.index(frame) for frame in batch.segment.window]
+    return latents[:, :, places]

@@ -1,6 +1,9 @@
 """Training of the nano model's byte-level text encoder: to tell camera motions apart."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +12,11 @@ from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.text import tokenize_prompts
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
+from swifti2v.training.draws import Draw
 from swifti2v.training.nano_config import TextEncoderConfig
-from swifti2v.training.optimization import OnStep, Randomness, optimize
+from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.trackers import Tracker
+from swifti2v.training.trainer import OnStep, Trainer
 
 VOCABULARY = 384
 """256 bytes, three special tokens, and room as ByT5 has it."""
@@ -55,36 +61,88 @@ def make_tokenizer() -> ByT5Tokenizer:
     return ByT5Tokenizer(extra_ids=0)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptBatch:
+    """Prompts and the motions that they ask for."""
+
+    ids: tuple[str, ...]
+    """The prompts."""
+    num_replaced: int
+    """0: none can fail."""
+    labels: Tensor
+    """``[b]`` places in ``CAMERA_MOTIONS``."""
+
+
+class TextTask:
+    """The text encoder as the trainer sees it: with a classifier that is thrown away.
+
+    Args:
+        config: Size of the encoder.
+        device: Where to train.
+    """
+
+    def __init__(self, config: TextEncoderConfig, device: torch.device) -> None:
+        self.config, self.tokenizer = config, make_tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            self.model = MotionClassifier(config).to(device)
+
+    def enter_phase(self, phase: int) -> None:
+        """All phases have the same prompts."""
+
+    def load_batch(self, draw: Draw) -> PromptBatch:
+        """Random prompts."""
+        labels = [int(rng.integers(len(CAMERA_MOTIONS))) for rng in draw.samples()]
+        prompts = [
+            draw_prompt(CAMERA_MOTIONS[label], rng)
+            for label, rng in zip(labels, map(draw.group, draw.indices), strict=True)
+        ]
+        return PromptBatch(ids=tuple(prompts), num_replaced=0, labels=torch.tensor(labels))
+
+    def loss(self, batch: PromptBatch, draw: Draw) -> Tensor:  # noqa: ARG002 - as in Task
+        """``[b]`` cross entropy."""
+        ids, mask = tokenize_prompts(
+            self.tokenizer, batch.ids, self.config.max_tokens, truncate=True
+        )
+        device = self.model.head.weight.device
+        scores = self.model(ids.to(device), mask.to(device))
+        return F.cross_entropy(scores, batch.labels.to(device), reduction="none")
+
+    def validate(self, directory: Path) -> Mapping[str, float]:  # noqa: ARG002 - as in Task
+        """The loss tells all."""
+        return {}
+
+
 def train_text_encoder(
     config: TextEncoderConfig,
     directory: Path,
-    device: torch.device,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    max_steps: int | None,
+    trackers: Sequence[Tracker] = (),
     on_step: OnStep | None = None,
-) -> UMT5EncoderModel:
-    """Train the encoder (and a classifier that is thrown away) on random prompts.
+) -> Path:
+    """Train the encoder on its own and write it.
 
     Args:
         config: Settings.
-        directory: For checkpoint and metrics, see ``optimize``; a checkpoint is continued.
-        device: Where to train.
+        directory: Of the run.
+        ranks: Who takes part.
+        resume: Continue the directory's latest checkpoint.
+        max_steps: Stop earlier.
+        trackers: Besides ``metrics.jsonl``.
         on_step: Called after each step.
 
     Returns:
-        The encoder, in eval mode, without gradients.
+        The encoder's directory, in the layout of ``transformers``.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        classifier = MotionClassifier(config).to(device)
-    tokenizer, randomness = make_tokenizer(), Randomness(config.seed)
-
-    def loss() -> Tensor:
-        labels = randomness.numpy.integers(len(CAMERA_MOTIONS), size=config.batch_size)
-        prompts = [draw_prompt(CAMERA_MOTIONS[label], randomness.numpy) for label in labels]
-        ids, mask = tokenize_prompts(tokenizer, prompts, config.max_tokens, truncate=True)
-        scores = classifier(ids.to(device), mask.to(device))
-        return F.cross_entropy(scores, torch.from_numpy(labels).to(device))
-
-    optimize(classifier, loss, config.optimization, randomness, directory, on_step)
-    encoder = classifier.encoder
-    encoder.requires_grad_(False)
-    return encoder
+    task = TextTask(config, ranks.device)
+    trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
+    trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
+    trainer.take_average()
+    encoder: Any = task.model.encoder
+    state = gather_weights(encoder.state_dict())
+    if ranks.is_first:
+        encoder.save_pretrained(directory / "text_encoder", state_dict=state)
+    return directory / "text_encoder"

@@ -1,0 +1,269 @@
+"""Training of either stage on manifests of clips, from a loaded model to weights on disk."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from swifti2v.config import GenerationConfig, parse_config, to_dict
+from swifti2v.media import video_to_frames
+from swifti2v.models.image_encoder import encode_image
+from swifti2v.models.loading import load_components
+from swifti2v.models.lora_export import save_lora
+from swifti2v.models.text import encode_prompt
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.training.clip_sources import Stage1Clips, Stage2Clips
+from swifti2v.training.lora import (
+    AdapterConfig,
+    adapter_state_dict,
+    add_adapter,
+    hash_base,
+)
+from swifti2v.training.manifest_clips import DataConfig, ManifestClips, with_procedural
+from swifti2v.training.procedural import MANIFEST_NAME, write_procedural_clips
+from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.run_config import PhaseConfig, RunConfig
+from swifti2v.training.stage1 import Stage1Objective, Stage1Task
+from swifti2v.training.stage2 import Stage2Objective, Stage2Task
+from swifti2v.training.trackers import Tracker
+from swifti2v.training.trainer import OnStep, Task, Trainer
+from swifti2v.training.validation import ValidationConfig, validate_stage1, validate_stage2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipsPhase(PhaseConfig):
+    """A part of a curriculum over manifests."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Clips, real and of stage transition, with their weights; sizes and lengths."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuningConfig:
+    """What both stages' trainings have."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = "nano"
+    """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Changes to the model's settings: sizes, and the open points of Stage II."""
+    num_procedural_clips: int = 7
+    """Of each bucket, where no manifest is given."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """What is measured every ``run.validation_steps``."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batch, precision, checkpoints."""
+    phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)
+    """The curriculum."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1FineTuning(FineTuningConfig):
+    """Settings of ``swifti2v train stage1``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
+    """A LoRA on the frozen transformer; none trains all weights."""
+    objective: Stage1Objective = field(default_factory=Stage1Objective)
+    """Noise levels and error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2FineTuning(FineTuningConfig):
+    """Settings of ``swifti2v train stage2``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    crop: int | None = None
+    """Side of a random square to train on instead of whole frames."""
+    objective: Stage2Objective = field(default_factory=Stage2Objective)
+    """Windows, noise levels and error."""
+
+
+def find_clips(
+    phases: Sequence[ClipsPhase],
+    num_procedural_clips: int,
+    run: RunConfig,
+    directory: Path,
+    ranks: Ranks,
+) -> tuple[ManifestClips, ...]:
+    """The clips of each phase; where it names no manifest, procedural ones are made.
+
+    Args:
+        phases: Of the curriculum.
+        num_procedural_clips: Of each bucket.
+        run: Batch size, seed, and what to do about bad samples.
+        directory: Of the run; procedural clips go to ``procedural/``.
+        ranks: Who takes part; the first one makes them.
+    """
+    found = []
+    for phase in phases:
+        data = phase.data
+        if not data.manifests:
+            place = directory / "procedural"
+            if ranks.is_first:
+                rules = data.rules
+                write_procedural_clips(place, rules.shapes, num_procedural_clips, 0, rules.fps)
+            ranks.wait()
+            data = with_procedural(data, str(place / MANIFEST_NAME))
+        found.append(ManifestClips(data, run.batch_size, run.seed, run.bad_samples))
+    return tuple(found)
+
+
+class FineTuning:
+    """One training run of a stage.
+
+    Args:
+        config: Settings.
+        directory: Of the run.
+        ranks: Who takes part.
+    """
+
+    def __init__(
+        self, config: Stage1FineTuning | Stage2FineTuning, directory: Path, ranks: Ranks
+    ) -> None:
+        self.config, self.directory, self.ranks = config, directory, ranks
+        # Frozen parts need no more than 16 bits on a GPU; what is trained becomes float32 again.
+        dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
+        is_stage2 = isinstance(config, Stage2FineTuning)
+        self.components, defaults = load_components(
+            # A LoRA belongs on the many-step base; the few-step one is added when sampling.
+            config.model,
+            dtype,
+            torch.device("cpu"),
+            merges_own_loras=is_stage2,
+        )
+        self.pipe = SwiftI2VPipeline(
+            self.components, parse_config(GenerationConfig, defaults, config.model)
+        )
+        self.pipe.config = self.pipe.configure(**config.generation)
+        self.clips = find_clips(
+            config.phases, config.num_procedural_clips, config.run, directory, ranks
+        )
+        self.transformer = self._prepare_transformer()
+        self.task: Task[Any] = self._make_task()
+
+    def run(
+        self,
+        *,
+        resume: bool,
+        max_steps: int | None,
+        trackers: Sequence[Tracker] = (),
+        on_step: OnStep | None = None,
+    ) -> Path:
+        """Train, then write the averaged weights.
+
+        Returns:
+            What was written: a transformer's directory, or a LoRA's file.
+        """
+        run = self.config.run
+        trainer = Trainer(self.task, run, self.config.phases, self.directory, self.ranks, trackers)
+        trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
+        trainer.take_average()
+        return self._export()
+
+    def _prepare_transformer(self) -> nn.Module:
+        """The one that is trained, and the parts it needs, on this rank's device."""
+        parts, device = self.components, self.ranks.device
+        is_stage2 = isinstance(self.config, Stage2FineTuning)
+        own: nn.Module = parts.stage2_transformer if is_stage2 else parts.stage1_transformer
+        other: nn.Module = parts.stage1_transformer if is_stage2 else parts.stage2_transformer
+        other.to("meta")  # the other stage is not run: its memory is free
+        needed = [own, parts.text_encoder, parts.stage2_vae if is_stage2 else parts.stage1_vae]
+        if parts.image_encoder is not None and not is_stage2:
+            needed.append(parts.image_encoder)
+        for part in needed:
+            part.to(device)
+        parts.device = device
+        if isinstance(self.config, Stage1FineTuning) and self.config.adapter is not None:
+            self.base_hash = hash_base(own)
+            add_adapter(parts.stage1_transformer, self.config.adapter)
+            return own
+        return own.float().requires_grad_(True)
+
+    def _make_task(self) -> Task[Any]:
+        parts, config, settings = self.components, self.config, self.pipe.config
+        if isinstance(config, Stage2FineTuning):
+            return Stage2Task(
+                parts.stage2_transformer,
+                parts.stage2_vae,
+                tuple(
+                    Stage2Clips(clips, parts.stage2_vae, settings.stage1.downscale, config.crop)
+                    for clips in self.clips
+                ),
+                config.objective,
+                settings.stage2,
+                self._encode_prompts,
+                self._validate,
+            )
+        time_factor = int(parts.stage1_vae.config["scale_factor_temporal"])
+        return Stage1Task(
+            parts.stage1_transformer,
+            parts.stage1_vae,
+            tuple(Stage1Clips(clips, time_factor) for clips in self.clips),
+            config.objective,
+            settings.stage1,
+            self._encode_prompts,
+            None if parts.image_encoder is None else self._encode_photos,
+            self._validate,
+        )
+
+    @torch.no_grad()
+    def _encode_prompts(self, prompts: tuple[str, ...]) -> Tensor:
+        parts = self.components
+        return encode_prompt(
+            parts.text_encoder, parts.tokenizer, prompts, parts.max_text_length, truncate=True
+        )
+
+    @torch.no_grad()
+    def _encode_photos(self, photos: Tensor) -> Tensor:
+        parts = self.components
+        assert parts.image_encoder is not None
+        assert parts.image_processor is not None
+        images = [Image.fromarray(video_to_frames(photo[None])[0]) for photo in photos]
+        return torch.cat(
+            [encode_image(parts.image_encoder, parts.image_processor, image) for image in images]
+        )
+
+    def _validate(self, directory: Path) -> Mapping[str, float]:
+        own = self.config.validation
+        is_stage2 = isinstance(self.config, Stage2FineTuning)
+        measure = validate_stage2 if is_stage2 else validate_stage1
+        return measure(self.pipe, self.clips[0].examples(own.num_clips), directory, own.seed)
+
+    def _export(self) -> Path:
+        config = self.config
+        if isinstance(config, Stage1FineTuning) and config.adapter is not None:
+            state = gather_weights(adapter_state_dict(self.transformer))
+            path = self.directory / "lora.safetensors"
+            if self.ranks.is_first:
+                self._save_lora(state, config.adapter, path)
+            return path
+        state = gather_weights(self.transformer.state_dict())
+        path = self.directory / "transformer"
+        if self.ranks.is_first:
+            save: Any = self.transformer
+            save.save_pretrained(path, state_dict=state)
+        return path
+
+    def _save_lora(self, state: Mapping[str, Tensor], adapter: AdapterConfig, path: Path) -> None:
+        """In the keys of diffusers, and beside it in those of ComfyUI."""
+        metadata = {
+            "swifti2v_base": self.config.model,
+            "swifti2v_base_sha256": self.base_hash,
+            "swifti2v_config": json.dumps(to_dict(self.config)),
+        }
+        beside = path.with_name(f"{path.stem}_comfyui.safetensors")
+        save_lora(state, path, "peft", alpha=adapter.resolved_alpha, metadata=metadata)
+        if not adapter.use_dora:  # ComfyUI's keys have no place for magnitudes
+            save_lora(state, beside, "original", alpha=adapter.resolved_alpha, metadata=metadata)

@@ -1,0 +1,86 @@
+"""The networks of the nano model: their sizes, and how they are made."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from pydantic import ConfigDict
+from torch import nn
+
+from swifti2v.errors import ConfigError
+from swifti2v.models.codec import count_channels
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.shapes import ScaleFactors
+
+STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=1)
+"""Of Stage I's codec and patches: its tokens are single latent cells."""
+STAGE2_SCALE = ScaleFactors(time=4, space=8, patch=2)
+"""Of Stage II's codec and patches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerSize:
+    """Size of a transformer."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    num_heads: int = 4
+    """Heads of 64 features; at least 2."""
+    num_layers: int = 4
+    """Blocks."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 2 or self.num_layers < 1:
+            raise ConfigError(
+                f"a transformer of {self.num_heads} heads and {self.num_layers} layers is too small; "
+                "give at least 2 and 1"
+            )
+
+
+class Float32Conv3d(nn.Conv3d):
+    """A convolution that autocast leaves in float32.
+
+    The gradient of a bfloat16 1x1x1 convolution over a batch is NaN on CPUs (torch 2.13).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``[B, C, F, h, w]`` to ``[B, D, F, h, w]`` float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
+    """A randomly initialised Stage I transformer: 96 latent, 4 mask, 96 condition channels."""
+    channels = count_channels(STAGE1_SCALE.space)
+    kind: Any = WanTransformer3DModel
+    model: WanTransformer3DModel = kind(
+        **transformer_config(size, text_dim),
+        in_channels=2 * channels + 4,
+        out_channels=channels,
+        patch_size=(1, STAGE1_SCALE.patch, STAGE1_SCALE.patch),
+    )
+    model.patch_embedding.__class__ = Float32Conv3d
+    return model
+
+
+def make_stage2_transformer(size: TransformerSize, text_dim: int) -> SegmentTransformer3DModel:
+    """A randomly initialised transformer for ``BlockCodec``: 384 latent, 384 reference channels."""
+    channels = count_channels(STAGE2_SCALE.space)
+    made: Any = SegmentTransformer3DModel(
+        **transformer_config(size, text_dim), in_channels=2 * channels, out_channels=channels
+    )
+    model: SegmentTransformer3DModel = made
+    return model
+
+
+def transformer_config(size: TransformerSize, text_dim: int) -> dict[str, Any]:
+    """What both stages' transformers have in common."""
+    return {
+        "num_attention_heads": size.num_heads,
+        "attention_head_dim": 64,
+        "text_dim": text_dim,
+        "freq_dim": 64,
+        "ffn_dim": 4 * 64 * size.num_heads,
+        "num_layers": size.num_layers,
+    }

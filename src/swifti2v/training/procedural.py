@@ -1,0 +1,54 @@
+"""Training clips made from nothing, as files with a manifest: what the shipped configurations run on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from swifti2v.media import open_writer, video_to_frames
+from swifti2v.shapes import PixelShape
+from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
+from swifti2v.training.data import draw_picture
+
+MANIFEST_NAME = "manifest.jsonl"
+
+
+def write_procedural_clips(
+    directory: Path, buckets: Sequence[PixelShape], num_clips: int, seed: int, fps: float
+) -> Path:
+    """Write clips of camera motions over drawn pictures, with prompts that name the motion.
+
+    Args:
+        directory: Made if it is not there; what is in it already is kept.
+        buckets: Size and length of the clips, ``num_clips`` for each.
+        num_clips: Of each bucket.
+        seed: Of pictures, views and prompts.
+        fps: Frames a second.
+
+    Returns:
+        The manifest.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for place, bucket in enumerate(buckets):
+        for number in range(num_clips):
+            rng = np.random.default_rng((seed, place, number))
+            motion = CAMERA_MOTIONS[number % len(CAMERA_MOTIONS)]
+            name = f"{'x'.join(map(str, bucket))}-{number:03d}.mkv"
+            rows.append({"video": name, "prompt": draw_prompt(motion, rng)})
+            if (directory / name).exists():
+                continue
+            size = (bucket.height, bucket.width)
+            picture = draw_picture(2 * size[0], 2 * size[1], rng)
+            times = np.linspace(0, bucket.num_frames / 33, bucket.num_frames).tolist()
+            video = render_motion(picture, motion, times, draw_view(rng), size)
+            unfinished = directory / f"{name}.writing.mkv"
+            with open_writer(
+                unfinished, height=size[0], width=size[1], fps=fps, codec="ffv1"
+            ) as writer:
+                writer.write(video_to_frames(video[None]))
+            unfinished.rename(directory / name)
+    manifest = directory / MANIFEST_NAME
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return manifest

@@ -1,0 +1,128 @@
+"""The processes of a training: who they are, how a model is divided over them, what they agree on.
+
+One engine serves one device, many on a machine and many machines: FSDP2 (``fully_shard``) over a
+device mesh, with distributed checkpoints. It was chosen over accelerate because it reshards a
+checkpoint when the number of ranks changes, keeps parameters' names, and runs on CPUs with gloo,
+where the tests run it. A mesh whose shard dimension is 1 is plain data parallelism (DDP), one whose
+replicate dimension is larger than 1 is HSDP.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from swifti2v.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """This process among those of a training."""
+
+    rank: int
+    """From 0."""
+    world_size: int
+    """How many there are."""
+    device: torch.device
+    """Of this one."""
+    mesh: DeviceMesh | None
+    """``[replicate, shard]``; None for a single process without a launcher."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of a scalar over all ranks."""
+        if self.mesh is None:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+
+@contextmanager
+def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
+    """Take part in the training that a launcher (``torchrun``, ``accelerate launch``) started.
+
+    Without a launcher this process is alone.
+
+    Args:
+        device: ``cpu`` or ``cuda``; a launcher's local rank chooses the GPU.
+        num_replicas: Copies of the model; each is divided over the other ranks. 1 is FSDP2, the
+            number of ranks is plain data parallelism.
+
+    Yields:
+        The ranks; the process group ends with the block.
+
+    Raises:
+        ConfigError: The number of ranks is not a multiple of ``num_replicas``.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if num_replicas != 1:
+            raise ConfigError(
+                f"num_replicas is {num_replicas} but this is one process; start it with torchrun"
+            )
+        yield Ranks(rank=0, world_size=1, device=device, mesh=None)
+        return
+    world_size = int(os.environ["WORLD_SIZE"])
+    if num_replicas < 1 or world_size % num_replicas:
+        raise ConfigError(
+            f"num_replicas is {num_replicas}; it must divide the {world_size} ranks evenly"
+        )
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        mesh = init_device_mesh(
+            device.type,
+            (num_replicas, world_size // num_replicas),
+            mesh_dim_names=("replicate", "shard"),
+        )
+        yield Ranks(rank=dist.get_rank(), world_size=world_size, device=device, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def divide_model(model: nn.Module, ranks: Ranks, *, compute_dtype: torch.dtype | None) -> None:
+    """Divide a model's weights over the ranks, in place; a single process keeps them whole.
+
+    Args:
+        model: On the ranks' device; its transformer blocks are divided one by one.
+        ranks: Of this training.
+        compute_dtype: Of the weights while they are used; None keeps theirs.
+    """
+    if ranks.mesh is None:
+        return
+    # Gradients are added up in float32 whatever the weights compute in.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    shard: Any = fully_shard
+    names = set(getattr(model, "_repeated_blocks", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in names:
+            shard(module, mesh=ranks.mesh, mp_policy=policy)
+    shard(model, mesh=ranks.mesh, mp_policy=policy)
+
+
+def gather_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on the CPU; all ranks take part, and all get them."""
+    whole = {}
+    for name, value in weights.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        whole[name] = full.detach().cpu().contiguous()
+    return whole

@@ -1,0 +1,58 @@
+"""The directory of a training run: begun once, with settings that do not change."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swifti2v.errors import ConfigError, InputError
+
+CONFIG_NAME = "config.yaml"
+
+
+def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Refuse a directory that holds something else than this run.
+
+    Args:
+        directory: Of the run; need not exist.
+        settings: Nested plain values of the run.
+        resume: The run may have begun.
+
+    Raises:
+        InputError: It holds something and ``resume`` is not set, or no run of training.
+        ConfigError: It was begun with other settings.
+    """
+    if directory.is_file():
+        raise InputError(f"output directory {directory} is a file; choose another name")
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not resume:
+        raise InputError(
+            f"output directory {directory} is not empty; choose another one, or continue it with "
+            "--resume"
+        )
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        raise InputError(f"{directory} holds no training of this kind; choose another directory")
+    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), to_plain(settings)
+    if different := sorted(key for key in now if before.get(key) != now[key]):
+        raise ConfigError(
+            f"{directory} was begun with other settings of {', '.join(different)}; repeat them, or "
+            "choose another directory"
+        )
+
+
+def begin_run_directory(directory: Path, settings: dict[str, Any]) -> None:
+    """Make the directory and write the settings into it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(to_plain(settings), sort_keys=False)
+    (directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+
+def to_plain(value: Any) -> Any:
+    """Nested values with lists instead of tuples, as YAML gives them back."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    return value

@@ -1,0 +1,241 @@
+"""Where Stage II's training windows come from: clips and pictures in memory, or a manifest's files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from torch import Tensor
+from torch.nn import functional as F
+
+from swifti2v.errors import ConfigError, InputError
+from swifti2v.media import frames_to_video, resize_video
+from swifti2v.segments import Segment
+from swifti2v.training.data import Frames, Material, degrade, pixel_frames
+from swifti2v.training.draws import Draw
+from swifti2v.training.moving_pictures import draw_path, render_path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Batch:
+    """Windows of clips, all of the same segment."""
+
+    ids: tuple[str, ...]
+    """Of the b samples."""
+    num_replaced: int
+    """Samples that could not be read and were replaced."""
+    segment: Segment
+    """Within the whole clip."""
+    latent_frames: tuple[int, ...]
+    """Which of the clip's latent frames ``video`` covers: the window, or all up to its end."""
+    video: Tensor
+    """``[b, 3, T, H, W]`` in [-1, 1]."""
+    reference: Tensor
+    """``[b, 3, T, H, W]``, what Stage II is given instead: enlarged, with the photo in front."""
+    prompts: tuple[str, ...]
+    """Of the b samples."""
+
+
+class Stage2Source(Protocol):
+    """Loads windows."""
+
+    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
+        """Length of all clips of a step; ``rng`` is the same on all ranks."""
+
+    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
+        """One window of each sample of a micro-batch; F is that of the whole clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixConfig:
+    """What part of the samples is which."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    clips: float = 1.0
+    """Clips and their own small versions."""
+    pictures: float = 0.0
+    """A camera that moves over large pictures, and the small version of that."""
+    transition: float = 0.0
+    """Stage-transition samples: clips and what Stage I made of their small versions."""
+
+    def __post_init__(self) -> None:
+        shares = self.shares()
+        if min(shares) < 0 or sum(shares) <= 0:
+            raise ConfigError(
+                f"mix is {shares} for clips, pictures, transition; none may be below 0, and one "
+                "must be above"
+            )
+
+    def shares(self) -> tuple[float, float, float]:
+        """Clips, pictures, transition."""
+        return self.clips, self.pictures, self.transition
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionClip:
+    """A clip and what Stage I made of its small version."""
+
+    name: str
+    """For messages."""
+    frames: Frames
+    """``[T, H, W, 3]``, the truth."""
+    low: Frames
+    """``[T, h, w, 3]``."""
+    prompt: str
+    """What the clip shows."""
+
+
+class MaterialSource:
+    """Square crops of what is held in memory.
+
+    A quarter of the crops of clips is cut twice as large and halved, half of all is mirrored. Where
+    a step asks for more frames than all clips of a kind have, the other kinds take its share.
+
+    Args:
+        material: Clips and pictures.
+        transition: Stage-transition samples.
+        mix: Of the three.
+        crop: Side in pixels, a multiple of 16.
+        downscale: Stage I's.
+        lengths: Frames of the clips, with the part of the steps that take each.
+
+    Raises:
+        InputError: The mix wants what is not there.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        transition: Sequence[TransitionClip],
+        mix: MixConfig,
+        crop: int,
+        downscale: int,
+        lengths: Mapping[int, float],
+    ) -> None:
+        self.lengths = lengths
+        self.material, self.transition, self.mix = material, transition, mix
+        self.crop, self.downscale = crop, downscale
+        there = {
+            "clips": len(material.clips),
+            "pictures": len(material.pictures),
+            "transition": len(transition),
+        }
+        for (name, number), share in zip(there.items(), mix.shares(), strict=True):
+            if share > 0 and number == 0:
+                raise InputError(
+                    f"mix.{name} is {share}, but there are no {name}; add some, or set it 0"
+                )
+
+    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:  # noqa: ARG002
+        """See ``Stage2Source``."""
+        shares = np.array(list(self.lengths.values()))
+        return list(self.lengths)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+
+    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
+        """See ``Stage2Source``.
+
+        Raises:
+            InputError: No clip is long enough.
+        """
+        frames = [pixel for latent in segment.window for pixel in pixel_frames(latent)]
+        num_frames = 4 * (num_latent_frames - 1) + 1
+        pieces = [self._draw_piece(rng, frames, num_frames) for rng in draw.samples()]
+        names, videos, references, prompts = zip(*pieces, strict=True)
+        return Stage2Batch(
+            ids=names,
+            num_replaced=0,
+            segment=segment,
+            latent_frames=segment.window,
+            video=torch.stack(videos),
+            reference=torch.stack(references),
+            prompts=prompts,
+        )
+
+    def _draw_piece(
+        self, rng: np.random.Generator, frames: list[int], num_frames: int
+    ) -> tuple[str, Tensor, Tensor, str]:
+        """Name, video and reference ``[3, T, crop, crop]``, and prompt."""
+        shares = self._shares(num_frames)
+        kind = int(rng.choice(3, p=shares / shares.sum()))
+        if kind == 2:
+            return self._cut_transition(rng, frames, num_frames)
+        if kind == 1:
+            name, video = self._render_picture(rng, frames)
+        else:
+            name, video = self._cut_clip(rng, frames, num_frames)
+        if rng.random() < 0.5:
+            video = video.flip(-1)
+        return name, video, degrade(video[None], self.downscale)[0], ""
+
+    def _shares(self, num_frames: int) -> NDArray[np.float64]:
+        """Of clips, pictures and transition samples among those that are long enough."""
+        long_enough = (
+            max(map(len, self.material.clips), default=0) >= num_frames,
+            True,
+            max((len(clip.frames) for clip in self.transition), default=0) >= num_frames,
+        )
+        shares = np.where(long_enough, self.mix.shares(), 0.0)
+        if not shares.any():
+            raise InputError(f"no training clip has {num_frames} frames; add longer clips")
+        return shares
+
+    def _cut_clip(
+        self, rng: np.random.Generator, frames: list[int], num_frames: int
+    ) -> tuple[str, Tensor]:
+        index = _draw_long(self.material.clips, num_frames, rng)
+        clip = self.material.clips[index]
+        start = int(rng.integers(len(clip) - num_frames + 1))
+        is_halved = rng.random() < 0.25 and 2 * self.crop <= min(clip.shape[1:3])
+        side = 2 * self.crop if is_halved else self.crop
+        top, left = _draw_corner(clip.shape[1:3], side, 1, rng)
+        piece = clip[[start + frame for frame in frames], top : top + side, left : left + side]
+        video = frames_to_video(piece)[0]
+        return f"clip {index}", F.avg_pool3d(video, (1, 2, 2)) if is_halved else video
+
+    def _render_picture(self, rng: np.random.Generator, frames: list[int]) -> tuple[str, Tensor]:
+        index = int(rng.integers(len(self.material.pictures)))
+        picture, size = self.material.pictures[index], self.material.size
+        path = draw_path(picture.shape[:2], size, rng)
+        corner = _draw_corner(size, self.crop, 1, rng)
+        # Longer clips move as far as short ones.
+        slowed = [frame * 32 / max(32, *frames) for frame in frames]
+        video = render_path(picture, path, slowed, size, (*corner, self.crop, self.crop))
+        return f"picture {index}", video
+
+    def _cut_transition(
+        self, rng: np.random.Generator, frames: list[int], num_frames: int
+    ) -> tuple[str, Tensor, Tensor, str]:
+        index = _draw_long([clip.frames for clip in self.transition], num_frames, rng)
+        clip, low = self.transition[index], self.downscale
+        top, left = _draw_corner(clip.frames.shape[1:3], self.crop, low, rng)
+        piece = clip.frames[frames, top : top + self.crop, left : left + self.crop]
+        small = clip.low[
+            frames,
+            top // low : (top + self.crop) // low,
+            left // low : (left + self.crop) // low,
+        ]
+        video = frames_to_video(piece)
+        reference = resize_video(frames_to_video(small), self.crop, self.crop, "lanczos")
+        reference[:, :, 0] = video[:, :, 0]
+        return clip.name, video[0], reference[0], clip.prompt
+
+
+def _draw_long(clips: Sequence[Frames], num_frames: int, rng: np.random.Generator) -> int:
+    long_enough = [index for index, clip in enumerate(clips) if len(clip) >= num_frames]
+    return long_enough[int(rng.integers(len(long_enough)))]
+
+
+def _draw_corner(
+    size: tuple[int, int], side: int, step: int, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top and left of a square of ``side`` pixels, multiples of ``step``."""
+    if side > min(size):
+        raise ConfigError(
+            f"crop {side} is larger than the clips, {size[1]}x{size[0]}; take a smaller one"
+        )
+    top, left = (step * int(rng.integers((length - side) // step + 1)) for length in size)
+    return top, left

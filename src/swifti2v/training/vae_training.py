@@ -1,0 +1,100 @@
+"""Training of a video VAE or of nano's text encoder on its own, from settings to files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from pydantic import ConfigDict
+
+from swifti2v.errors import ConfigError
+from swifti2v.training.fine_tuning import ClipsPhase, find_clips
+from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.run_config import RunConfig
+from swifti2v.training.trackers import Tracker
+from swifti2v.training.trainer import OnStep, Trainer
+from swifti2v.training.vae import VaeObjective, VaeTask
+
+NANO_VAE = {
+    "base_dim": 32,
+    "z_dim": 32,
+    "dim_mult": [1, 2, 3],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "is_residual": False,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
+"""A small one of the Wan2.2 kind: patchified, causal, 8 pixels a latent cell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeTrainingConfig:
+    """Settings of ``swifti2v train vae``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    vae: dict[str, Any] = field(default_factory=lambda: dict(NANO_VAE))
+    """Configuration of diffusers' ``AutoencoderKLWan``."""
+    model: str | None = None
+    """Directory of a VAE to go on from, in diffusers' layout; none starts from random weights."""
+    crop: int | None = 128
+    """Side of a random square to train on."""
+    num_procedural_clips: int = 7
+    """Of each bucket, where no manifest is given."""
+    objective: VaeObjective = field(default_factory=VaeObjective)
+    """The loss."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batch, precision, checkpoints."""
+    phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)
+    """The curriculum."""
+
+
+def train_vae(
+    config: VaeTrainingConfig,
+    directory: Path,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    max_steps: int | None,
+    trackers: Sequence[Tracker] = (),
+    on_step: OnStep | None = None,
+) -> Path:
+    """Train a VAE and write the averaged weights.
+
+    Args:
+        config: Settings.
+        directory: Of the run.
+        ranks: Who takes part.
+        resume: Continue the directory's latest checkpoint.
+        max_steps: Stop earlier.
+        trackers: Besides ``metrics.jsonl``.
+        on_step: Called after each step.
+
+    Returns:
+        The VAE's directory, in diffusers' layout.
+
+    Raises:
+        ConfigError: The VAE's configuration is none.
+    """
+    torch.manual_seed(config.run.seed)
+    made: Any = AutoencoderKLWan
+    try:
+        vae = made(**config.vae) if config.model is None else made.from_pretrained(config.model)
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"vae: {error}; see diffusers' AutoencoderKLWan") from None
+    vae = vae.to(ranks.device).requires_grad_(True)
+    clips = find_clips(config.phases, config.num_procedural_clips, config.run, directory, ranks)
+    task = VaeTask(vae, clips, config.crop, config.objective)
+    trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
+    trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
+    trainer.take_average()
+    state = gather_weights(vae.state_dict())
+    if ranks.is_first:
+        vae.save_pretrained(directory / "vae", state_dict=state)
+    return directory / "vae"

@@ -1,0 +1,60 @@
+"""Which window a training step sees: drawn as sampling will go through them."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import ConfigDict
+
+from swifti2v.errors import ConfigError
+from swifti2v.segments import Segment, plan_segments
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowConfig:
+    """Windows of Stage II's training; several sizes are mixed evenly."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    segment_sizes: tuple[int, ...] = (3,)
+    """M, latent frames a segment generates. One as long as the clip trains on whole clips."""
+    context_sizes: tuple[int, ...] = (1,)
+    """N, finished latent frames it sees besides the anchor."""
+
+    def __post_init__(self) -> None:
+        if not self.segment_sizes or min(self.segment_sizes) < 1:
+            raise ConfigError(
+                f"windows.segment_sizes is {self.segment_sizes}; give sizes of at least 1"
+            )
+        if not self.context_sizes or min(self.context_sizes) < 0:
+            raise ConfigError(
+                f"windows.context_sizes is {self.context_sizes}; give sizes of at least 0"
+            )
+
+
+def draw_window(config: WindowConfig, num_latent_frames: int, rng: np.random.Generator) -> Segment:
+    """Draw one segment of the plan that sampling would follow.
+
+    Args:
+        config: Sizes to draw from.
+        num_latent_frames: F of the clip, at least 2.
+        rng: Source of randomness.
+    """
+    segment_size = config.segment_sizes[int(rng.integers(len(config.segment_sizes)))]
+    context_size = config.context_sizes[int(rng.integers(len(config.context_sizes)))]
+    segments = plan_segments(num_latent_frames, segment_size, context_size)
+    if not segments:
+        raise ConfigError(
+            f"a clip of {num_latent_frames} latent frame has no segment to train on; take longer "
+            "clips"
+        )
+    return segments[int(rng.integers(len(segments)))]
+
+
+def localize(segment: Segment) -> Segment:
+    """The same segment counted from 0, for latents that hold its window alone."""
+    num_given = len(segment.window) - len(segment.target)
+    return replace(
+        segment,
+        context=tuple(range(1, num_given)),
+        target=tuple(range(num_given, len(segment.window))),
+    )

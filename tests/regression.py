@@ -1,0 +1,168 @@
+"""A small task for the trainer: a network learns a function of random numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swifti2v.training.draws import Draw
+from swifti2v.training.optimizers import OptimizerConfig
+from swifti2v.training.ranks import Ranks
+from swifti2v.training.run_config import PhaseConfig, RunConfig
+from swifti2v.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
+STEPS = 10
+OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=3, decay="cosine", betas=(0.8, 0.9))
+TWO_PHASES = (
+    PhaseConfig(name="first", steps=3, optimizer=OPTIMIZER),
+    PhaseConfig(name="second", steps=4, optimizer=replace(OPTIMIZER, learning_rate=0.5)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumbersBatch:
+    ids: tuple[str, ...]
+    num_replaced: int
+    inputs: Tensor
+    phase: int
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = values + torch.tanh(self.linear(values))
+        return result
+
+
+class Network(nn.Module):
+    """Its blocks are divided one by one, as those of a transformer."""
+
+    _repeated_blocks = ("Block",)
+
+    def __init__(self, width: int = 6, num_blocks: int = 2) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(num_blocks))
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        for block in self.blocks:
+            values = block(values)
+        result: Tensor = self.out(values)
+        return result
+
+
+class NumbersTask:
+    """The sum of the inputs; phase k adds k.
+
+    Args:
+        width: Of the inputs.
+        bad_step: Samples of this step have no finite loss.
+        seed: Of the weights.
+    """
+
+    def __init__(
+        self, width: int = 6, bad_step: int | None = None, seed: int = 0, num_blocks: int = 2
+    ) -> None:
+        torch.manual_seed(seed)
+        self.model = Network(width, num_blocks)
+        self.width, self.bad_step = width, bad_step
+        self.phase = -1
+        self.entered: list[int] = []
+        self.validated: list[tuple[str, dict[str, Tensor], bool]] = []
+
+    def enter_phase(self, phase: int) -> None:
+        self.phase = phase
+        self.entered.append(phase)
+
+    def load_batch(self, draw: Draw) -> NumbersBatch:
+        numbers = [rng.standard_normal(self.width, dtype=np.float32) for rng in draw.samples()]
+        return NumbersBatch(
+            ids=tuple(f"{draw.step}/{index}" for index in draw.indices),
+            num_replaced=sum(index == 3 for index in draw.indices),
+            inputs=torch.from_numpy(np.stack(numbers)),
+            phase=self.phase,
+        )
+
+    def loss(self, batch: NumbersBatch, draw: Draw) -> Tensor:
+        output = self.model(batch.inputs)[:, 0]
+        wanted = batch.inputs.sum(dim=1) + 10.0 * batch.phase + 0.1 * draw.noise_like(output)
+        error = (output - wanted).square()
+        if draw.step == self.bad_step:
+            # Of the step's last sample alone: with several ranks, the others see none.
+            is_bad = torch.tensor([index == draw.batch_size - 1 for index in draw.indices])
+            error = torch.where(is_bad, error * torch.nan, error)
+        return cast(Tensor, error)
+
+    def validate(self, directory: Path) -> dict[str, float]:
+        (directory / "seen.txt").write_text("measured")
+        weights = {n: v.detach().clone() for n, v in self.model.named_parameters()}
+        self.validated.append((directory.name, weights, self.model.training))
+        return {"bias": float(self.model.out.bias.detach().sum())}
+
+
+def make_trainer(
+    directory: Path,
+    task: Any = None,
+    phases: Sequence[PhaseConfig] | None = None,
+    ranks: Ranks = ALONE,
+    **settings: Any,
+) -> Trainer:
+    config = RunConfig(**{"batch_size": 8, "precision": "float32", **settings})
+    own = (PhaseConfig(steps=STEPS, optimizer=OPTIMIZER),)
+    return Trainer(task or NumbersTask(), config, phases or own, directory, ranks)
+
+
+def read_lines(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / name).read_text().splitlines()]
+
+
+def losses(directory: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(directory)]
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor]:
+    """Weights, averages and moments by name."""
+    state = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    state |= {f"average.{name}": value for name, value in trainer.average.items()}
+    for number, own in trainer.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in own.items()}
+    return {name: value.clone() for name, value in state.items()}
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second")}
+        for line in lines
+    ]
+
+
+def assert_same(trainer: Trainer, other: Trainer) -> None:
+    """Bit by bit: weights, averages, moments, counts and metrics."""
+    own, others = whole_state(trainer), whole_state(other)
+    assert own.keys() == others.keys()
+    assert [name for name in own if not torch.equal(own[name], others[name])] == []
+    assert trainer.step == other.step
+    first, second = (without_times(read_lines(t.directory)) for t in (trainer, other))
+    assert first == second
+
+
+def run_in_subprocess(*command: object, code: int = 0) -> str:
+    """What it prints, on stderr where it is to fail with ``code``."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
