@@ -147,13 +147,13 @@ def shrink(frames: Frames, downscale: int) -> Frames:
 
 def _measure(output: Frames, truth: Frames, segment_size: int) -> dict[str, float]:
     segments = plan_segments((len(truth) - 1) // 4 + 1, segment_size)
-    starts = [1 + 4 * (segment.target[0] - 1) for segment in segments[1:]]
+    starts = [segment.target[0] for segment in segments[1:]]
     metrics = {
         "psnr": float(psnr(output[1:], truth[1:]).mean()),
         "detail_coherence": detail_coherence(output[1:], truth[1:]),
         "flicker": flicker(output),
     }
-    if len(starts) > 0 and segment_size > 1:
+    if starts and segment_size > 1:
         metrics["seam_score"] = seam_score(output, starts)
     return metrics
 
