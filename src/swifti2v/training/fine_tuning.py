@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from PIL import Image
 from pydantic import ConfigDict
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from swifti2v.models.image_encoder import encode_image
 from swifti2v.models.loading import load_components
 from swifti2v.models.lora_export import save_lora
 from swifti2v.models.text import encode_prompt
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.lora import (
@@ -27,7 +29,7 @@ from swifti2v.training.lora import (
 )
 from swifti2v.training.manifest_clips import DataConfig, ManifestClips, with_procedural
 from swifti2v.training.procedural import MANIFEST_NAME, write_procedural_clips
-from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.ranks import Ranks, gather_weights, save_model
 from swifti2v.training.run_config import PhaseConfig, RunConfig
 from swifti2v.training.stage1 import Stage1Objective, Stage1Task
 from swifti2v.training.stage2 import Stage2Objective, Stage2Task
@@ -249,11 +251,10 @@ class FineTuning:
             if self.ranks.is_first:
                 self._save_lora(state, config.adapter, path)
             return path
-        state = gather_weights(self.transformer.state_dict())
         path = self.directory / "transformer"
-        if self.ranks.is_first:
-            save: Any = self.transformer
-            save.save_pretrained(path, state_dict=state)
+        is_stage2 = isinstance(config, Stage2FineTuning)
+        kind = SegmentTransformer3DModel if is_stage2 else WanTransformer3DModel
+        save_model(kind, self.transformer, path, self.ranks)
         return path
 
     def _save_lora(self, state: Mapping[str, Tensor], adapter: AdapterConfig, path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -126,3 +127,22 @@ def gather_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         full = value.full_tensor() if isinstance(value, DTensor) else value
         whole[name] = full.detach().cpu().contiguous()
     return whole
+
+
+def save_model(kind: type[nn.Module], model: Any, directory: Path, ranks: Ranks) -> None:
+    """Write a model that may be divided over the ranks as ``kind.from_pretrained`` reads it.
+
+    Args:
+        kind: The model's own class; dividing it gave it another.
+        model: Of diffusers or transformers, with a configuration.
+        directory: Made by the first rank; all ranks take part.
+        ranks: Of this training.
+    """
+    state = gather_weights(model.state_dict())
+    if not ranks.is_first:
+        return
+    make: Any = getattr(kind, "from_config", kind)
+    with torch.device("meta"):
+        whole: Any = make(model.config)
+    whole.load_state_dict(state, assign=True)
+    whole.save_pretrained(directory)

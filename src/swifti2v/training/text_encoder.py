@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from swifti2v.models.text import tokenize_prompts
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
 from swifti2v.training.draws import Draw
 from swifti2v.training.nano_config import TextEncoderConfig
-from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.ranks import Ranks, save_model
 from swifti2v.training.trackers import Tracker
 from swifti2v.training.trainer import OnStep, Trainer
 
@@ -141,8 +140,5 @@ def train_text_encoder(
     trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
     trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
     trainer.take_average()
-    encoder: Any = task.model.encoder
-    state = gather_weights(encoder.state_dict())
-    if ranks.is_first:
-        encoder.save_pretrained(directory / "text_encoder", state_dict=state)
+    save_model(UMT5EncoderModel, task.model.encoder, directory / "text_encoder", ranks)
     return directory / "text_encoder"

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from swifti2v.errors import ConfigError
 from swifti2v.training.fine_tuning import ClipsPhase, find_clips
-from swifti2v.training.ranks import Ranks, gather_weights
+from swifti2v.training.ranks import Ranks, save_model
 from swifti2v.training.run_config import RunConfig
 from swifti2v.training.trackers import Tracker
 from swifti2v.training.trainer import OnStep, Trainer
@@ -94,7 +94,5 @@ def train_vae(
     trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
     trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
     trainer.take_average()
-    state = gather_weights(vae.state_dict())
-    if ranks.is_first:
-        vae.save_pretrained(directory / "vae", state_dict=state)
+    save_model(AutoencoderKLWan, vae, directory / "vae", ranks)
     return directory / "vae"

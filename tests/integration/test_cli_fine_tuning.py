@@ -1,0 +1,150 @@
+"""``swifti2v train stage1|stage2|vae|text``: the shipped configurations, a few steps of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swifti2v.config import parse_config, read_yaml
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.training.fine_tuning import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.nano_config import NanoConfig, TextEncoderConfig
+from swifti2v.training.vae_training import VaeTrainingConfig
+from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
+from tests.regression import run_in_subprocess
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+KINDS: dict[str, Any] = {
+    "nano": NanoConfig,
+    "nano_stage1": Stage1FineTuning,
+    "nano_stage2": Stage2FineTuning,
+    "nano_text": TextEncoderConfig,
+    "nano_vae": VaeTrainingConfig,
+    "stage1_lora": Stage1FineTuning,
+    "stage2_2k": Stage2FineTuning,
+}
+SMALL = (
+    "--set", "phases=[{name: clips, steps: 4, data: {rules: {buckets: [[17, 64, 64]]}}}]",
+    "--set", "crop=32",
+    "--set", "run.batch_size=2",
+    "--set", "run.validation_steps=null",
+    "--set", "num_procedural_clips=2",
+    "--device", "cpu",
+)  # fmt: skip
+
+
+def train(part: str, output: Path, *more: object) -> Any:
+    config = CONFIGS / f"nano_{part}.yaml"
+    return swifti2v("train", part, "--config", config, "--output-dir", output, *more)
+
+
+def read_metrics(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    parse_config(KINDS[path.stem], read_yaml(path), str(path))
+
+
+def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
+    whole = succeed(train("stage2", tmp_path / "whole", *SMALL))
+    assert whole.stdout.strip() == str(tmp_path / "whole" / "transformer")
+    parts = tmp_path / "parts"
+    succeed(train("stage2", parts, *SMALL, "--max-steps", 2))
+    succeed(train("stage2", parts, *SMALL, "--resume"))
+    losses = [[m["loss"] for m in read_metrics(path)] for path in (tmp_path / "whole", parts)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+    assert {"step", "loss", "lr", "grad_norm", "seconds", "samples_per_second"} <= set(
+        read_metrics(parts)[0]
+    )
+    states = [
+        load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")
+        for path in (tmp_path / "whole", parts)
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert "not empty" in error_line(train("stage2", parts, *SMALL))
+    other = train("stage2", parts, *SMALL, "--resume", "--set", "run.seed=3")
+    assert "other settings of run" in error_line(other)
+
+
+def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):
+    for name, side in (("a", 64), ("b", 64), ("low", 16)):
+        save_clip(tmp_path / f"{name}.mkv", 17, side, side)
+    rows = [
+        {"video": "a.mkv", "prompt": "one"},
+        {"video": "b.mkv", "prompt": "two", "reference": "low.mkv"},
+    ]
+    manifest = tmp_path / "clips.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phases = (
+        f"phases=[{{steps: 1, data: {{manifests: [{{path: {manifest}}}], "
+        "rules: {buckets: [[17, 64, 64]], fps: 8}}}]"
+    )
+    output = tmp_path / "out"
+    succeed(train("stage2", output, *SMALL, "--set", phases, "--set", "run.validation_steps=1"))
+    assert (output / "validation" / "step-00000000" / "grid.png").exists()
+    lines = (output / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    missing = phases.replace("clips.jsonl", "none.jsonl")
+    refused = train("stage2", tmp_path / "other", *SMALL, "--set", missing)
+    assert "none.jsonl does not exist" in error_line(refused)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    for count, name in ((1, "one"), (2, "two")):
+        run_in_subprocess(
+            "-m", "torch.distributed.run", "--nproc-per-node", count, "--master-port", 29530 + count,
+            "-m", "swifti2v", "train", "stage2", "--config", CONFIGS / "nano_stage2.yaml",
+            "--output-dir", tmp_path / name, *SMALL, "--max-steps", 2,
+        )  # fmt: skip
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 2
+    assert [m["loss"] for m in one] == pytest.approx([m["loss"] for m in two], rel=1e-5)
+    kind: Any = SegmentTransformer3DModel
+    models = [kind.from_pretrained(tmp_path / name / "transformer") for name in ("one", "two")]
+    for name, weight in models[0].state_dict().items():
+        torch.testing.assert_close(weight, models[1].state_dict()[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_lora_of_stage1_is_written_and_used(tmp_path):
+    rules = "phases=[{name: clips, steps: 1, data: {rules: {buckets: [[9, 32, 32]]}}}]"
+    more = ("--set", rules, "--set", "run.validation_steps=1", "--set", "num_procedural_clips=2")
+    result = succeed(train("stage1", tmp_path / "out", *more, "--device", "cpu"))
+    lora = tmp_path / "out" / "lora.safetensors"
+    assert result.stdout.strip() == str(lora)
+    assert lora.with_name("lora_comfyui.safetensors").exists()
+    photo = save_photo(tmp_path / "photo.png", 128, 128)
+    size = ("--width", 128, "--height", 128, "--num-frames", 9)
+    succeed(
+        generate(Path("nano"), photo, tmp_path / "video.mp4", "--lora", f"stage1={lora}", *size)
+    )
+
+
+def test_a_vae_and_a_text_encoder_are_trained(tmp_path):
+    tiny = "vae={base_dim: 8, z_dim: 4, dim_mult: [1, 1, 1], num_res_blocks: 1, patch_size: 2, "
+    tiny += "in_channels: 12, out_channels: 12, temperal_downsample: [true, true], "
+    tiny += "scale_factor_spatial: 8}"
+    phases = "phases=[{steps: 2, data: {rules: {buckets: [[5, 64, 64]]}}}]"
+    succeed(
+        train("vae", tmp_path / "vae", "--set", tiny, "--set", phases, "--set", "crop=32",
+              "--set", "run.precision=float32", "--set", "run.validation_steps=2")
+    )  # fmt: skip
+    assert (tmp_path / "vae" / "vae" / "config.json").exists()
+    assert len(read_metrics(tmp_path / "vae")) == 2
+    succeed(train("text", tmp_path / "text", "--set", "width=32", "--max-steps", 1))
+    assert (tmp_path / "text" / "text_encoder" / "model.safetensors").exists()
+
+
+def test_settings_are_printed_and_nothing_is_made(tmp_path):
+    result = succeed(train("stage2", tmp_path / "out", "--dry-run", "--set", "run.seed=5"))
+    assert "seed: 5" in result.stdout
+    assert not (tmp_path / "out").exists()
+    refused = train("stage2", tmp_path / "out", "--set", "colour=1")
+    assert "colour" in error_line(refused)
+    assert not (tmp_path / "out").exists()
