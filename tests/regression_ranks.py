@@ -25,20 +25,20 @@ def fail_alone(directory: Path) -> None:
         make_trainer(directory, UnreadableTask(), ranks=ranks, checkpoint_steps=2).run()
 
 
-def main(directory: Path) -> None:
-    for num_replicas, name in ((1, "sharded"), (2, "replicated")):
-        with join_ranks(torch.device("cpu"), num_replicas) as ranks:
-            own = directory / name
-            make_trainer(own, ranks=ranks, validation_steps=4).run(max_steps=6)
-            make_trainer(own / "micro", ranks=ranks, num_micro_batches=2).run(max_steps=6)
-            make_trainer(own / "continued", ranks=ranks).run(resume=True, max_steps=6)
-            make_trainer(own / "bfloat16", ranks=ranks, precision="bfloat16").run(max_steps=6)
-            bad = make_trainer(own / "bad", NumbersTask(bad_step=3), ranks=ranks)
-            try:
-                bad.run()
-            except NumericalError as error:
-                (own / f"bad-{ranks.rank}.txt").write_text(str(error))
+def train(directory: Path) -> None:
+    """All runs of one way to divide a model: processes join the ranks once in their life."""
+    num_replicas = {"sharded": 1, "replicated": 2}[directory.name]
+    with join_ranks(torch.device("cpu"), num_replicas) as ranks:
+        make_trainer(directory, ranks=ranks, validation_steps=4).run(max_steps=6)
+        make_trainer(directory / "micro", ranks=ranks, num_micro_batches=2).run(max_steps=6)
+        make_trainer(directory / "continued", ranks=ranks).run(resume=True, max_steps=6)
+        make_trainer(directory / "bfloat16", ranks=ranks, precision="bfloat16").run(max_steps=6)
+        bad = make_trainer(directory / "bad", NumbersTask(bad_step=3), ranks=ranks)
+        try:
+            bad.run()
+        except NumericalError as error:
+            (directory / f"bad-{ranks.rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":
-    {"train": main, "fail": fail_alone}[sys.argv[1]](Path(sys.argv[2]))
+    {"train": train, "fail": fail_alone}[sys.argv[1]](Path(sys.argv[2]))

@@ -29,7 +29,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("sharded", "replicated"):
         make_trainer(directory / name / "continued").run(max_steps=3)
     make_trainer(directory / "alone").run()
-    run_in_subprocess("-W", "error", *LAUNCHER, SCRIPT, "train", directory)
+    for name in ("sharded", "replicated"):
+        run_in_subprocess("-W", "error", *LAUNCHER, SCRIPT, "train", directory / name)
     return directory
 
 
