@@ -211,7 +211,16 @@ def test_frozen_weights_are_neither_averaged_nor_saved(tmp_path):
         make_trainer(tmp_path / "nothing", nothing)
 
 
-def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path):
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the subprocesses have: the number of threads decides the order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, one_thread):
     """SIGKILL at any time, also while a checkpoint is written."""
     script = ROOT / "tests" / "regression_killed.py"
     result = json.loads(run_in_subprocess(script, tmp_path / "killed"))
