@@ -1,8 +1,8 @@
 """What each kind of manifest is read as."""
 
-import importlib.util
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +17,6 @@ from swifti2v.training.manifest import DatasetRow, Manifest, MediaFile, Sample, 
 from swifti2v.training.manifest_readers import read_manifest
 from tests.training_clips import OPENVID, ULTRAVIDEO, save_csv
 
-HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
-HAS_DATASETS = importlib.util.find_spec("datasets") is not None
 PLAIN = ("video", "image", "prompt", "fps", "start", "end", "width", "height", "split", "weight",
          "source", "reference")  # fmt: skip
 FOLDER = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
@@ -326,15 +324,20 @@ def test_every_row_is_a_sample_or_a_reject(folder: Path, prompts: list[str], kin
     assert set(reasons(manifest)) == {id_ for id_, prompt in named.items() if not prompt}
 
 
-@pytest.mark.skipif(HAS_PYARROW, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_says_what_to_install(folder: Path) -> None:
+def test_parquet_without_pyarrow_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (folder / "m.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"needs pyarrow.*pip install 'swifti2v\[train\]'"):
         read_manifest(folder / "m.parquet")
 
 
-@pytest.mark.skipif(HAS_DATASETS, reason="datasets is installed")
-def test_a_dataset_without_datasets_says_what_to_install(tmp_path: Path) -> None:
+def test_a_dataset_without_datasets_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(InputError, match=r"needs datasets.*pip install 'swifti2v\[train\]'"):
         read_manifest(tmp_path)
