@@ -99,7 +99,7 @@ def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):
 def test_two_processes_train_as_one(tmp_path):
     for count, name in ((1, "one"), (2, "two")):
         run_in_subprocess(
-            "-m", "torch.distributed.run", "--nproc-per-node", count, "--master-port", 29530 + count,
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count,
             "-m", "swifti2v", "train", "stage2", "--config", CONFIGS / "nano_stage2.yaml",
             "--output-dir", tmp_path / name, *SMALL, "--max-steps", 2,
         )  # fmt: skip
