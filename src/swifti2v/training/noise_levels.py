@@ -167,7 +167,7 @@ def _level(config: NoiseLevelConfig, number: float) -> float:
     if number < share:
         levels = plan_sigmas(config.num_inference_steps, config.shift)[:-1]
         return levels[min(int(number / share * len(levels)), len(levels) - 1)]
-    rest = 1 - (number - share) / (1 - share)  # in (0, 1]
+    rest = max(1 - (number - share) / (1 - share), 2**-53)  # in (0, 1], also once rounded
     if config.distribution == "logit_normal" and rest < 1:  # 1 is the limit of a normal number, too
         normal = NormalDist(config.mean, config.std).inv_cdf(rest)
         rest = 1 / (1 + math.exp(-normal))
