@@ -1,0 +1,44 @@
+"""Files that are there whole or not at all, also after a kill or a power cut."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".writing"
+"""In the name of a file that is not whole yet."""
+
+
+@contextmanager
+def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
+    """A name to write a file under; at the end of the block it takes the place of ``path``.
+
+    After an error nothing of it is left, and what was at ``path`` stays.
+
+    Args:
+        path: Where the file shall be.
+        ending: Of the other name, for writers that go by it, such as ``.mkv``.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}{ending}")
+    try:
+        yield unfinished
+        sync(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Put a whole file in place, or leave what was there; text is written as UTF-8."""
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a power cut."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
