@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swifti2v.training.draws import Draw
+from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
 from swifti2v.training.optimizers import OptimizerConfig
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.run_config import PhaseConfig, RunConfig
@@ -113,6 +114,13 @@ class NumbersTask:
         return {"bias": float(self.model.out.bias.detach().sum())}
 
 
+class NoisyNumbersTask(NumbersTask):
+    """The same with noise levels, which change nothing here."""
+
+    def draw_sigma(self, draw: Draw) -> Tensor:
+        return draw_step_sigmas(NoiseLevelConfig(), draw)
+
+
 def make_trainer(
     directory: Path,
     task: Any = None,
@@ -136,17 +144,24 @@ def losses(directory: Path) -> list[float]:
 def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     """Weights, averages and moments by name."""
     state = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
-    state |= {f"average.{name}": value for name, value in trainer.average.items()}
+    state |= {f"average.{name}": value for name, value in trainer.average.weights.items()}
     for number, own in trainer.optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{number}.{name}": value for name, value in own.items()}
     return {name: value.clone() for name, value in state.items()}
 
 
+TIMES = (
+    "seconds",
+    "step_seconds",
+    "seconds_left",
+    "samples_per_second",
+    "tokens_per_second",
+    "mfu",
+)
+
+
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "samples_per_second")}
-        for line in lines
-    ]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
 def assert_same(trainer: Trainer, other: Trainer) -> None:

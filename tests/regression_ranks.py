@@ -8,7 +8,7 @@ import torch
 from swifti2v.errors import InputError, NumericalError
 from swifti2v.training.draws import Draw
 from swifti2v.training.ranks import join_ranks
-from tests.regression import NumbersBatch, NumbersTask, make_trainer
+from tests.regression import NoisyNumbersTask, NumbersBatch, NumbersTask, make_trainer
 
 
 class UnreadableTask(NumbersTask):
@@ -29,7 +29,9 @@ def train(directory: Path) -> None:
     """All runs of one way to divide a model: processes join the ranks once in their life."""
     num_replicas = {"sharded": 1, "replicated": 2}[directory.name]
     with join_ranks(torch.device("cpu"), num_replicas) as ranks:
-        make_trainer(directory, ranks=ranks, validation_steps=4).run(max_steps=6)
+        make_trainer(directory, NoisyNumbersTask(), ranks=ranks, validation_steps=4).run(
+            max_steps=6
+        )
         make_trainer(directory / "micro", ranks=ranks, num_micro_batches=2).run(max_steps=6)
         make_trainer(directory / "continued", ranks=ranks).run(resume=True, max_steps=6)
         make_trainer(directory / "bfloat16", ranks=ranks, precision="bfloat16").run(max_steps=6)

@@ -63,15 +63,48 @@ class Stage1Config:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionConfig:
+    """Which tokens of a window attend to each other; in time all frames always do.
+
+    Source:
+        ViBe, arXiv:2603.23326 (global coarse, local fine attention).
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: Literal["full", "gclf"] = "full"
+    """All of them; or those nearby at full resolution and the whole frame as coarse means."""
+    window: tuple[int, int] = (22, 40)
+    """Rows and columns of tokens that ``gclf`` sees at full resolution: what the base model was
+    trained at, 704x1280 pixels for Wan2.2-TI2V-5B. Moved inwards at the borders, never cut."""
+    pool: int | None = 2
+    """Side in tokens of the squares whose means the coarse keys and values are; 4 for larger
+    targets, none leaves them out."""
+    pooled_keys: Literal["after_rope", "before_rope"] = "after_rope"
+    """Mean of the rotated keys; or mean of the plain keys, rotated to the middle of the square."""
+
+    def __post_init__(self) -> None:
+        for name, side in zip(("rows", "columns"), self.window, strict=True):
+            _require(f"stage2.attention.window, {name}", side, low=1)
+        if self.pool is not None:
+            _require("stage2.attention.pool", self.pool, low=2, high=6)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage2Config:
     """Stage II: segment-wise synthesis at the output size. The open points are fields here."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    segment_size: int = 3
-    """M, latent frames a segment generates."""
+    segment_size: int | None = 3
+    """M, latent frames a segment generates; none makes the whole clip in one."""
     context_size: int = 1
     """N, finished latent frames it sees besides the anchor."""
+    anchor: Literal["given", "generated"] = "given"
+    """The first frame is the photo as it is; or it is made with the first segment, from a photo
+    that is no sharper than the motion reference."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Which tokens attend to each other."""
     temporal_positions: Literal["renumbered", "absolute"] = "renumbered"
     """Rotary positions of a window: 0..len-1, or the frames' places in the clip."""
     context_reference: Literal["reference", "finished"] = "reference"
@@ -85,7 +118,8 @@ class Stage2Config:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        _require("stage2.segment_size", self.segment_size, low=1)
+        if self.segment_size is not None:
+            _require("stage2.segment_size", self.segment_size, low=1)
         _require("stage2.context_size", self.context_size, low=0)
         if self.vae_tile is not None:
             _require("stage2.vae_tile", self.vae_tile, low=8)

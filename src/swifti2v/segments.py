@@ -14,7 +14,7 @@ class Segment:
     context: tuple[int, ...]
     """Finished frames right before the target, without the anchor; may be empty."""
     target: tuple[int, ...]
-    """The frames this segment generates, in temporal order."""
+    """The frames this segment generates, in temporal order; the anchor may be the first."""
 
     @property
     def anchor(self) -> int:
@@ -22,9 +22,14 @@ class Segment:
         return 0
 
     @property
+    def given(self) -> tuple[int, ...]:
+        """Anchor and context; nothing where the segment generates the anchor itself."""
+        return () if self.target[0] == self.anchor else (self.anchor, *self.context)
+
+    @property
     def window(self) -> tuple[int, ...]:
-        """Anchor, context and target in temporal order: all that the transformer sees."""
-        return (self.anchor, *self.context, *self.target)
+        """Given frames and target in temporal order: all that the transformer sees."""
+        return (*self.given, *self.target)
 
     @property
     def latent_range(self) -> tuple[int, int]:
@@ -33,18 +38,24 @@ class Segment:
 
 
 def plan_segments(
-    num_latent_frames: int, segment_size: int = 3, context_size: int = 1
+    num_latent_frames: int,
+    segment_size: int | None = 3,
+    context_size: int = 1,
+    *,
+    generates_anchor: bool = False,
 ) -> list[Segment]:
     """Cut latent frames ``1 .. F-1`` into consecutive segments.
 
     Args:
         num_latent_frames: F, the anchor included; at least 1. F = 1 gives no segment.
-        segment_size: M, frames a segment generates; the last segment takes what is left.
+        segment_size: M, frames a segment generates; the last segment takes what is left. None
+            makes one segment of all frames.
         context_size: N, finished frames it sees besides the anchor; fewer at the start.
+        generates_anchor: The first segment generates frame 0 as well.
 
     Returns:
         The segments in the order in which they are generated. Their targets partition
-        ``1 .. F-1``; a window holds at most ``1 + N + M`` frames.
+        ``1 .. F-1`` (``0 .. F-1`` with the anchor); a window holds at most ``1 + N + M`` frames.
 
     Raises:
         ShapeError: F or M below 1, or N below 0.
@@ -54,12 +65,14 @@ def plan_segments(
     """
     if num_latent_frames < 1:
         raise ShapeError(f"num_latent_frames is {num_latent_frames}; it must be at least 1")
+    if segment_size is None:
+        segment_size = max(1, num_latent_frames - 1)
     if segment_size < 1:
         raise ShapeError(f"segment_size is {segment_size}; it must be at least 1")
     if context_size < 0:
         raise ShapeError(f"context_size is {context_size}; it must be at least 0")
     starts = range(1, num_latent_frames, segment_size)
-    return [
+    segments = [
         Segment(
             index=index,
             context=tuple(range(max(1, start - context_size), start)),
@@ -67,3 +80,7 @@ def plan_segments(
         )
         for index, start in enumerate(starts)
     ]
+    if generates_anchor:
+        first = segments[0].target if segments else ()
+        segments[:1] = [Segment(index=0, context=(), target=(0, *first))]
+    return segments

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from swifti2v.config import parse_config, read_yaml
@@ -63,6 +64,14 @@ def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     assert {"step", "loss", "lr", "grad_norm", "seconds", "samples_per_second"} <= set(
         read_metrics(parts)[0]
     )
+    for metrics in read_metrics(parts):
+        # A crop of 32 pixels has 2x2 tokens, the windows of a clip have four or three frames.
+        tokens = metrics["tokens_per_second"] / metrics["samples_per_second"]
+        assert min(abs(tokens - 16), abs(tokens - 12)) < 0.1
+        assert metrics["flops"] > 0
+    levels = [(path / "noise_levels.json").read_text() for path in (tmp_path / "whole", parts)]
+    assert levels[0] == levels[1]
+    assert sum(json.loads(levels[0])["counts"].values()) == 4 * 2
     states = [
         load_file(path / "transformer" / "diffusion_pytorch_model.safetensors")
         for path in (tmp_path / "whole", parts)
@@ -143,8 +152,33 @@ def test_a_vae_and_a_text_encoder_are_trained(tmp_path):
 
 def test_settings_are_printed_and_nothing_is_made(tmp_path):
     result = succeed(train("stage2", tmp_path / "out", "--dry-run", "--set", "run.seed=5"))
-    assert "seed: 5" in result.stdout
+    assert yaml.safe_load(result.stdout)["run"]["seed"] == 5
     assert not (tmp_path / "out").exists()
     refused = train("stage2", tmp_path / "out", "--set", "colour=1")
     assert "colour" in error_line(refused)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("stage1_lora", "16,548,233,024"), ("stage2_2k", "5,000,377,536")]
+)
+def test_the_shipped_2k_configurations_are_planned_without_weights(tmp_path, name, parameters):
+    part, output = name.partition("_")[0], tmp_path / "out"
+    command = ("train", part, "--config", CONFIGS / f"{name}.yaml", "--output-dir", output)
+    result = succeed(swifti2v(*command, "--dry-run"))
+    plan = [line for line in result.stdout.splitlines() if line.startswith("# ")]
+    assert plan[0].startswith(f"# {part}: {parameters} parameters")
+    assert sum("ranks: " in line and "activations" in line for line in plan) >= 3
+    parse_config(KINDS[name], yaml.safe_load(result.stdout), "what was printed")
+    assert not output.exists()
+
+
+def test_a_plan_says_what_it_does_not_know(tmp_path):
+    values = yaml.safe_load(Path(CONFIGS / "../src/swifti2v/presets/paper.yaml").read_text())
+    values["components"]["stage2_transformer"] = {"source": str(tmp_path / "not_there")}
+    preset = tmp_path / "own.yaml"
+    preset.write_text(yaml.safe_dump(values))
+    result = succeed(train("stage2", tmp_path / "out", "--dry-run", "--set", f"model={preset}"))
+    assert "the model's config.json is needed: " in result.stdout
+    assert "not_there" in result.stdout
+    assert yaml.safe_load(result.stdout)["model"] == str(preset)

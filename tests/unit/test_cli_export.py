@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.export import convert_lora, export, export_stage2
-from swifti2v.models.loading import load_components, load_segment_transformer
+from swifti2v.models.loading import load_components, load_model
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_export import read_lora_metadata, save_lora
 from swifti2v.models.sources import INDEX_NAME, LoraSource
@@ -159,8 +159,8 @@ def test_a_stage2_file_with_wans_head_width_loads_without_a_base(
     name = preset(model, tmp_path / "wide.yaml", **source)
     output = tmp_path / "stage2.safetensors"
     succeed(run("export-stage2", name, "-o", output))  # the other parts are not even loaded
-    found = load_segment_transformer(output, torch.bfloat16)
-    assert_same(found, load_segment_transformer(tmp_path / "wide", torch.bfloat16))
+    found = load_model("stage2_transformer", output, torch.bfloat16)
+    assert_same(found, load_model("stage2_transformer", tmp_path / "wide", torch.bfloat16))
     assert load_file(output)["proj_out.weight"].dtype == torch.bfloat16
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from swifti2v.errors import InputError, LoadingError, NumericalError, StorageError
+from swifti2v.models.checkpoints import write_tensors
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_export import (
     LORA_STYLES,
@@ -18,7 +19,6 @@ from swifti2v.models.lora_export import (
     fold,
     read_lora_metadata,
     save_lora,
-    write_tensors,
 )
 from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
 from tests.unit.test_lora import (

@@ -20,19 +20,14 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.camera_motion import CAMERA_MOTIONS
 from swifti2v.training.data import make_procedural_material
 from swifti2v.training.draws import Draw
-from swifti2v.training.nano import (
-    MINUTES_SHARE,
-    NanoTraining,
-    limit_minutes,
-    limit_steps,
-    round_weights,
-    train_nano,
-)
+from swifti2v.training.nano import NanoTraining, train_nano
+from swifti2v.training.nano_assembly import round_weights
+from swifti2v.training.nano_budget import MINUTES_SHARE, limit_minutes, limit_steps
 from swifti2v.training.nano_config import NanoConfig
 from swifti2v.training.nano_models import make_stage2_transformer
 from swifti2v.training.run_config import PhaseConfig
+from swifti2v.training.run_log import StepMetrics
 from swifti2v.training.text_encoder import TextTask
-from swifti2v.training.trainer import StepMetrics
 from tests.regression import losses, make_trainer
 
 SETTINGS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
-from swifti2v.training.objectives import flow_loss, segment_flow_loss
+from swifti2v.training.objectives import flow_loss, segment_flow_loss, window_flow_loss
 
 PARAMETERIZATIONS: tuple[Parameterization, ...] = get_args(Parameterization)
 CHANNELS, SIDE, FRAMES, BATCH = 3, 2, 9, 2
@@ -145,6 +145,24 @@ def test_a_perfect_model_has_no_loss_and_its_samples_are_independent(
         fixed(wrong), latents, reference, segment, sigma, noise, parameterization=name
     )
     assert loss[0] < 1e-8 < loss[1]
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_loss_on_the_window_counts_given_frames_as_if_they_were_noise(
+    name: Parameterization,
+) -> None:
+    latents, reference, noise, sigma = draw(3)
+    segment = plan_segments(FRAMES, 3, 1)[1]
+    window, num_given = list(segment.window), 2
+    clean, condition, drawn = (value[:, :, window] for value in (latents, reference, noise))
+    perfect = drawn - clean if name == "velocity" else clean - condition
+    output = perfect.clone()
+    output[:, :, :num_given] += 1  # wrong by 1 where the frames are given clean, right elsewhere
+    arguments = (fixed(output), latents, reference, segment, sigma, noise)
+    on_target = segment_flow_loss(*arguments, parameterization=name)
+    on_window = window_flow_loss(*arguments, parameterization=name)
+    torch.testing.assert_close(on_target, torch.zeros(BATCH), atol=1e-8, rtol=0)
+    torch.testing.assert_close(on_window, torch.full((BATCH,), num_given / len(window)))
 
 
 @pytest.mark.parametrize("error_of", ["velocity", "clean"])

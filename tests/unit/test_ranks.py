@@ -1,5 +1,7 @@
 """Several processes: they agree with one, divided or copied, and stop together."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tests.regression import (
     ALONE,
     ROOT,
     Network,
-    NumbersTask,
+    NoisyNumbersTask,
     losses,
     make_trainer,
     read_lines,
@@ -36,6 +38,16 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["sharded", "replicated"])
 class TestTwoRanks:
+    def test_validation_and_noise_levels_are_those_of_one(self, two_ranks, name, tmp_path):
+        make_trainer(tmp_path, NoisyNumbersTask(), validation_steps=4).run(max_steps=6)
+        lines = [read_lines(at, "validation.jsonl") for at in (tmp_path, two_ranks / name)]
+        assert [line["step"] for line in lines[1]] == [0, 4]
+        for own, other in zip(*lines, strict=True):
+            assert own["bias"] == pytest.approx(other["bias"], rel=1e-5)
+        levels = (tmp_path / "noise_levels.json").read_text()
+        assert json.loads(levels)["step"] == 6
+        assert (two_ranks / name / "noise_levels.json").read_text() == levels
+
     def test_losses_are_those_of_one(self, two_ranks, name):
         alone = losses(two_ranks / "alone")[:6]
         for run in (name, f"{name}/micro", f"{name}/continued"):
@@ -48,9 +60,9 @@ class TestTwoRanks:
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
     def test_a_checkpoint_of_two_continues_on_one(self, two_ranks, name, tmp_path):
-        continued = make_trainer(two_ranks / name, NumbersTask(seed=1))
-        continued.run(resume=True)
-        assert losses(two_ranks / name) == pytest.approx(losses(two_ranks / "alone"), rel=1e-5)
+        copy = shutil.copytree(two_ranks / name, tmp_path / name)
+        make_trainer(copy, NoisyNumbersTask(seed=1)).run(resume=True)
+        assert losses(copy) == pytest.approx(losses(two_ranks / "alone"), rel=1e-5)
 
     def test_all_stop_when_one_has_no_finite_loss(self, two_ranks, name):
         latest = two_ranks / name / "bad" / "checkpoints" / "latest"
@@ -59,13 +71,6 @@ class TestTwoRanks:
             message = (two_ranks / name / f"bad-{rank}.txt").read_text()
             assert "loss is nan at step 4" in message
             assert samples in message
-
-    def test_validation_is_that_of_one(self, two_ranks, name, tmp_path):
-        make_trainer(tmp_path, validation_steps=4).run(max_steps=6)
-        lines = [read_lines(at, "validation.jsonl") for at in (tmp_path, two_ranks / name)]
-        assert [line["step"] for line in lines[1]] == [0, 4]
-        for own, other in zip(*lines, strict=True):
-            assert own["bias"] == pytest.approx(other["bias"], rel=1e-5)
 
 
 def test_all_end_when_one_fails_alone(tmp_path):

@@ -50,3 +50,21 @@ def test_a_single_frame_needs_no_segment():
 def test_impossible_plans_name_the_argument(arguments, word):
     with pytest.raises(ShapeError, match=word):
         plan_segments(*arguments)
+
+
+@given(st.integers(1, 200), st.integers(1, 30) | st.none(), st.integers(0, 30))
+def test_with_the_anchor_only_the_first_segment_is_another_one(frames, size, context):
+    plain = plan_segments(frames, size, context)
+    segments = plan_segments(frames, size, context, generates_anchor=True)
+    assert [t for s in segments for t in s.target] == list(range(frames))
+    assert segments[1:] == plain[1:]
+    assert segments[0].given == ()
+    assert segments[0].window == segments[0].target == (0, *(plain[0].target if plain else ()))
+    assert all(segment.given == (0, *segment.context) for segment in segments[1:])
+
+
+@given(st.integers(2, 200), st.integers(0, 30))
+def test_without_a_size_one_segment_makes_the_clip(frames, context):
+    (segment,) = plan_segments(frames, None, context)
+    assert segment.window == tuple(range(frames))
+    assert segment.given == (0,)

@@ -26,7 +26,7 @@ from swifti2v.training.optimizers import OptimizerConfig
 from swifti2v.training.phases_task import PhasesTask
 from swifti2v.training.run_config import PhaseConfig
 from swifti2v.training.stage1 import Stage1Objective, Stage1Task
-from swifti2v.training.stage1_sources import CameraMotionSource
+from swifti2v.training.stage1_sources import CameraMotionSource, Stage1Batch
 from tests.regression import losses, make_trainer
 from tests.tiny import TRANSFORMER, tiny_vae
 
@@ -127,6 +127,7 @@ def test_the_condition_is_the_pipelines(condition):
     pipeline = Stage1Pipeline(whole.model, CODEC)
     for task in (whole, some):
         batch = task.load_batch(draw(5))
+        assert isinstance(batch, Stage1Batch)
         found = task.prepare_condition(batch, task.encode(batch))
         for index in (0, 3):
             photo = batch.video[index : index + 1, :, :1]
@@ -139,6 +140,7 @@ def test_the_condition_is_the_pipelines(condition):
 def test_latents_are_those_of_the_streamed_clip():
     task = make_task({4: 1.0})
     batch = task.load_batch(draw())
+    assert isinstance(batch, Stage1Batch)
     torch.testing.assert_close(task.encode(batch), StreamingEncoder(CODEC).encode(batch.video))
 
 
@@ -197,6 +199,7 @@ def test_wan_models_train_on_photos_prompts_and_image_embeddings(kind, tmp_path)
         lambda prompts: torch.ones(len(prompts), 3, 16), encode_photos,
     )  # fmt: skip
     batch = task.load_batch(draw(size=2))
+    assert isinstance(batch, Stage1Batch)
     loss = task.loss(batch, draw(size=2))
     assert loss.shape == (2,)
     loss.sum().backward()  # type: ignore[no-untyped-call]

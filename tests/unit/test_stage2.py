@@ -79,6 +79,7 @@ def load_later_segment(task: Stage2Task) -> tuple[Stage2Batch, Draw]:
     """A batch whose window leaves frames out between anchor and context."""
     for step in range(100):
         batch = task.load_batch(draw(step))
+        assert isinstance(batch, Stage2Batch)
         if batch.segment.context and batch.segment.context[0] > 1:
             return batch, draw(step)
     raise AssertionError("no later segment is drawn")
@@ -199,7 +200,7 @@ def test_phases_have_their_own_sources_and_lengths():
     for phase, kind, frames in ((0, "clip", {3}), (1, "picture", {4, 5})):
         task.enter_phase(phase)
         batches = [task.load_batch(draw(step)) for step in range(20)]
-        assert {len(batch.latent_frames) for batch in batches} == frames
+        assert {len(batch.segment.window) for batch in batches} == frames
         assert all(name.startswith(kind) for batch in batches for name in batch.ids)
 
 

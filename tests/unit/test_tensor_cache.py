@@ -16,15 +16,13 @@ from torch import nn
 
 from swifti2v.errors import InputError, LoadingError, MediaError
 from swifti2v.models.codec import BlockCodec
-from swifti2v.training.tensor_cache import (
+from swifti2v.training.fingerprints import (
     ENDS_BYTES,
-    SHARD_BYTES,
-    TensorCache,
     fingerprint_model,
     hash_source,
-    hash_text,
     make_key,
 )
+from swifti2v.training.tensor_cache import SHARD_BYTES, TensorCache
 
 FINGERPRINT: dict[str, Any] = {"vae": "abc", "size": [16, 32], "dtype": "float32", "code": "1"}
 
@@ -44,9 +42,9 @@ def assert_holds(cache: TensorCache, numbers: range) -> None:
     for number in numbers:
         entry = cache.get(f"k{number}")
         assert entry is not None
-        assert entry.keys() == {"latents", "mask"}
-        assert torch.equal(entry["latents"], make_entry(number)["latents"])
-        assert torch.equal(entry["mask"], make_entry(number)["mask"])
+        assert entry.tensors.keys() == {"latents", "mask"}
+        assert torch.equal(entry.tensors["latents"], make_entry(number)["latents"])
+        assert torch.equal(entry.tensors["mask"], make_entry(number)["mask"])
 
 
 def shards(directory: Path) -> list[Path]:
@@ -81,9 +79,9 @@ def test_every_kind_of_tensor_comes_back_as_it_was(tmp_path):
     found = TensorCache(tmp_path, FINGERPRINT).get("k")
     assert found is not None
     for name, tensor in entry.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
-        assert not found[name].requires_grad
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor)
+        assert not found.tensors[name].requires_grad
 
 
 def test_what_comes_back_and_what_was_given_may_be_changed(tmp_path):
@@ -94,7 +92,7 @@ def test_what_comes_back_and_what_was_given_may_be_changed(tmp_path):
     for _ in range(2):  # waiting, then written
         found = cache.get("k1")
         assert found is not None
-        found["latents"].zero_()
+        found.tensors["latents"].zero_()
         assert_holds(cache, range(1, 2))
         cache.flush()
 
@@ -105,6 +103,47 @@ def test_an_entry_that_is_there_stays(tmp_path):
         cache.put("k0", make_entry(9))
     assert_holds(TensorCache(tmp_path, FINGERPRINT), range(1))
     assert len(shards(tmp_path)) == 1
+
+
+def test_a_record_comes_back_with_tensors_and_without(tmp_path):
+    with TensorCache(tmp_path, FINGERPRINT) as cache:
+        cache.put("both", make_entry(1), {"source": "abc", "size": (16, 32)})
+        cache.put("alone", {}, {"fps": 23.976, "reference": None})
+        assert cache.record("alone") == {"fps": 23.976, "reference": None}
+    for number in range(2):  # with the index and without it
+        found = TensorCache(tmp_path, FINGERPRINT)
+        entry = found.get("both")
+        assert entry is not None
+        assert entry.record == found.record("both") == {"source": "abc", "size": [16, 32]}
+        assert torch.equal(entry.tensors["latents"], make_entry(1)["latents"])
+        assert found.get("alone") == ({"fps": 23.976, "reference": None}, {})
+        assert found.record("none") is None
+        if not number:
+            next(tmp_path.glob("*.index.jsonl")).unlink()
+
+
+def test_an_entry_of_another_record_is_replaced(tmp_path):
+    for number in range(4):  # the later writer counts, whatever the names of the files
+        with TensorCache(tmp_path, FINGERPRINT) as cache:
+            cache.put("k", make_entry(number), {"source": number})
+        for found in (cache, TensorCache(tmp_path, FINGERPRINT)):
+            entry = found.get("k")
+            assert entry is not None
+            assert entry.record == {"source": number}
+            assert torch.equal(entry.tensors["latents"], make_entry(number)["latents"])
+    assert len(shards(tmp_path)) == 4
+
+
+def test_an_entry_that_is_required_must_be_there_and_fresh(tmp_path):
+    cache = TensorCache(tmp_path, FINGERPRINT)
+    cache.put("k", make_entry(1), {"source": "abc", "size": (16, 32), "note": 1})
+    origin = {"source": "abc", "size": (16, 32)}
+    assert "latents" in cache.require("k", "clip a", origin, "make it").tensors
+    with pytest.raises(InputError, match=r"does not hold clip b; make it"):
+        cache.require("other", "clip b", origin, "make it")
+    stale = r"its entry of clip a is stale \(source is 'abc' there and 'abd' now\); make it"
+    with pytest.raises(InputError, match=stale):
+        cache.require("k", "clip a", origin | {"source": "abd"}, "make it")
 
 
 def test_shards_are_written_when_they_are_full(tmp_path):
@@ -123,7 +162,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path):
     first.refresh()
     for cache in (first, TensorCache(tmp_path, FINGERPRINT)):
         assert_holds(cache, range(6))
-    assert len({path.name.split("-")[0] for path in shards(tmp_path)}) == 2
+    assert len({path.name.rpartition("-")[0] for path in shards(tmp_path)}) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -183,7 +222,7 @@ def test_indexes_are_not_needed(tmp_path):
     (index,) = tmp_path.glob("*.index.jsonl")
     lines = index.read_text().splitlines()
     assert [json.loads(line)["entries"] for line in lines] == [
-        {f"k{number}": ["latents", "mask"]} for number in range(3)
+        {f"k{number}": [["latents", "mask"], {}]} for number in range(3)
     ]
     index.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote
     assert_holds(TensorCache(tmp_path, FINGERPRINT), range(3))
@@ -285,7 +324,7 @@ def test_keys_that_cannot_be_are_refused(tmp_path, key):
 
 
 def test_other_bad_input_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no tensor"):
+    with pytest.raises(InputError, match="holds nothing"):
         TensorCache(tmp_path, FINGERPRINT).put("k", {})
     with pytest.raises(InputError, match="plain JSON values"):
         TensorCache(tmp_path, {"vae": object()})
@@ -321,10 +360,6 @@ def test_a_source_is_told_by_its_size_and_ends(tmp_path, size):
 def test_keys_tell_all_parts_apart(parts, data):
     other = data.draw(st.lists(st.text(max_size=3) | st.integers(), max_size=3))
     assert (make_key(*parts) == make_key(*other)) == (parts == other)
-
-
-def test_a_prompt_is_told_exactly():
-    assert hash_text("a") == hash_text("a") != hash_text("a ")
 
 
 def test_the_fingerprint_of_a_model_tells_weights_dtype_and_configuration():

@@ -13,7 +13,7 @@ from torch import Tensor
 from swifti2v.errors import ConfigError, NumericalError
 from swifti2v.training.optimizers import OptimizerConfig
 from swifti2v.training.run_config import PhaseConfig
-from swifti2v.training.trainer import StepMetrics
+from swifti2v.training.run_log import StepMetrics
 from tests.regression import (
     OPTIMIZER,
     STEPS,
@@ -150,6 +150,25 @@ def test_accumulation_equals_one_batch(tmp_path, settings):
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+def test_the_time_left_is_that_of_the_steps_left(tmp_path):
+    seen: list[StepMetrics] = []
+    make_trainer(tmp_path / "phases", phases=TWO_PHASES).run(on_step=seen.append)
+    for metrics, (phase_step, num_left) in zip(
+        seen, [(1, 6), (2, 5), (3, 4), (1, 3), (2, 2), (3, 1), (4, 0)], strict=True
+    ):
+        begun = seen[2].seconds if metrics.phase == "second" else 0
+        pace = (metrics.seconds - begun) / phase_step
+        # Seconds are rounded to milliseconds.
+        assert metrics.seconds_left == pytest.approx(num_left * pace, abs=8e-3)
+    own: list[StepMetrics] = []
+    make_trainer(tmp_path / "stopped").run(max_steps=3, on_step=own.append)
+    assert own[-1].seconds_left == 0
+    assert own[0].seconds_left == pytest.approx(2 * own[0].step_seconds, abs=2e-3)
+    minutes = (PhaseConfig(minutes=1, optimizer=OPTIMIZER),)
+    make_trainer(tmp_path / "minutes", phases=minutes).run(max_steps=1, on_step=own.append)
+    assert own[-1].seconds_left == 0  # max_steps ends it
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="batch_size 8 is not a multiple of 3 micro-batches"):
         make_trainer(tmp_path, num_micro_batches=3)
@@ -234,7 +253,7 @@ def test_the_average_follows_the_weights(tmp_path):
     assert decays[0] == pytest.approx(2 / 11)
     assert decays[-1] == 0.5
     own = {n: v.detach().clone() for n, v in task.model.named_parameters()}
-    with trainer.averaged():
+    with trainer.average.applied():
         for name, value in task.model.named_parameters():
             torch.testing.assert_close(value.detach(), expected[name])
             assert not torch.equal(value, own[name])
@@ -249,7 +268,7 @@ def test_without_an_average_the_weights_are_what_remains(tmp_path):
     trainer = make_trainer(tmp_path, ema_decay=None)
     trainer.run()
     own = {n: v.detach().clone() for n, v in trainer.model.named_parameters()}
-    with trainer.averaged():
+    with trainer.average.applied():
         assert all(torch.equal(v, own[n]) for n, v in trainer.model.named_parameters())
     trainer.take_average()
     assert all(torch.equal(v, own[n]) for n, v in trainer.model.named_parameters())
@@ -262,7 +281,7 @@ def test_validation_measures_the_average_and_gives_the_weights_back(tmp_path):
 
     def keep(metrics: StepMetrics) -> None:
         name = f"step-{metrics.step:08d}"
-        averages[name] = {n: v.clone() for n, v in trainer.average.items()}
+        averages[name] = {n: v.clone() for n, v in trainer.average.weights.items()}
 
     trainer.run(on_step=keep)
     assert [name for name, _, _ in task.validated] == [f"step-{n:08d}" for n in (0, 4, 8)]

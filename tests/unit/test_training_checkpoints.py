@@ -4,6 +4,7 @@ import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from transformers import UMT5Config, UMT5EncoderModel
 
 from swifti2v.errors import ConfigError, LoadingError, StorageError
 from swifti2v.training.checkpoints import (
@@ -20,11 +22,13 @@ from swifti2v.training.checkpoints import (
     read_state,
     save_checkpoint,
 )
+from swifti2v.training.ranks import save_model
 from tests.regression import (
     ALONE,
     ROOT,
     STEPS,
     TWO_PHASES,
+    NoisyNumbersTask,
     NumbersTask,
     assert_same,
     losses,
@@ -180,6 +184,49 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     assert_same(continued, straight)
 
 
+def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused(tmp_path):
+    make_trainer(tmp_path).run(max_steps=3)
+    three = replace(ALONE, world_size=3)
+    with pytest.raises(ConfigError, match=r"batch_size 8 .* 3 ranks; change .* number of ranks"):
+        make_trainer(tmp_path, ranks=three)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    make_trainer(tmp_path).run(max_steps=3)
+    path = tmp_path / "checkpoints/step-00000003/state.json"
+    state = json.loads(path.read_text())
+    del state["noise_levels"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(LoadingError, match="step-00000003 lacks noise_levels: another version"):
+        make_trainer(tmp_path).run(resume=True)
+
+
+def test_noise_levels_are_counted_through_stops(tmp_path):
+    straight = make_trainer(tmp_path / "straight", NoisyNumbersTask())
+    straight.run()
+    for num_steps in (1, 4, 10):
+        stopped = make_trainer(tmp_path / "stopped", NoisyNumbersTask(), num_micro_batches=2)
+        stopped.run(resume=True, max_steps=num_steps)
+        assert stopped.noise_levels.counts.sum() == 8 * num_steps
+    files = [tmp_path / name / "noise_levels.json" for name in ("straight", "stopped")]
+    assert files[0].read_text() == files[1].read_text()
+    written = json.loads(files[0].read_text())
+    assert written == {"step": 10, "counts": straight.noise_levels.to_dict()}
+    make_trainer(tmp_path / "none").run(max_steps=1)
+    assert not (tmp_path / "none" / "noise_levels.json").exists()
+
+
+def test_weights_that_cannot_be_written_are_told_and_can_be_written_later(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = UMT5EncoderModel(UMT5Config(vocab_size=64, d_model=64, d_ff=64, num_layers=1))
+    with small_disk(10_000), pytest.raises(StorageError, match=r"out cannot be written.*--resume"):
+        save_model(UMT5EncoderModel, model, tmp_path / "out", ALONE)
+    save_model(UMT5EncoderModel, model, tmp_path / "out", ALONE)
+    again = UMT5EncoderModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.shared.weight, model.shared.weight)
+
+
 def frozen_task() -> NumbersTask:
     task = NumbersTask()
     task.model.blocks.requires_grad_(False)
@@ -190,7 +237,7 @@ def frozen_task() -> NumbersTask:
 def test_frozen_weights_are_neither_averaged_nor_saved(tmp_path):
     straight = make_trainer(tmp_path / "straight", frozen_task())
     straight.run()
-    assert straight.average.keys() == {"out.weight"}
+    assert straight.average.weights.keys() == {"out.weight"}
     make_trainer(tmp_path / "stopped", frozen_task()).run(max_steps=5)
     state = FileSystemReader(tmp_path / "stopped/checkpoints/step-00000005").read_metadata()
     tensors = {name for name in state.state_dict_metadata if "param_groups" not in name}
@@ -232,4 +279,4 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, one_thread):
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, killed.model.state_dict()[name])
-        assert torch.equal(straight.average[name], killed.average[name])
+        assert torch.equal(straight.average.weights[name], killed.average.weights[name])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.paths import require_contact_sheet
 from swifti2v.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ SHEET_SAMPLES, SHEET_FRAMES = 3, 4
 CELL_HEIGHT, CELL_WIDTH = 180, 320
 """Pixels of a picture on a contact sheet; frames are shown whole within it."""
 
-data_app = typer.Typer(no_args_is_help=True, help="Training data: look into it.")
+data_app = typer.Typer(no_args_is_help=True, help="Training data: look into it, and prepare it.")
 
 
 @data_app.callback()
 def data() -> None:
-    """Training data: look into it."""
+    """Training data: look into it, and prepare it."""
 
 
 @data_app.command()
@@ -69,7 +69,7 @@ def inspect(
     """
     with exit_codes(debug=debug):
         if sheet is not None:
-            _require_sheet(sheet)
+            require_contact_sheet(sheet)
         from swifti2v.training.buckets import assign_buckets
         from swifti2v.training.manifest_readers import read_manifest
 
@@ -162,15 +162,6 @@ def _find_rules(buckets: Sequence[str], fps: float, max_crop: float | None) -> "
     if max_crop is not None:
         options["max_crop_share"] = max_crop
     return BucketRules(**options)
-
-
-def _require_sheet(path: Path) -> None:
-    if path.suffix.lower() != ".png":
-        raise InputError(f"contact sheet {path} must end in .png")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        raise InputError(f"folder {path.parent} is not there or not writable; choose another one")
-    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise InputError(f"{path} cannot be replaced; choose another name")
 
 
 def _require_no_input(path: Path, samples: "Sequence[Sample]") -> None:

@@ -1,23 +1,20 @@
 """``swifti2v models export``, ``export-stage2`` and ``convert-lora``: models as files for others."""
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swifti2v.cli.failures import Interruption, exit_codes
 from swifti2v.cli.options import Dtype
+from swifti2v.cli.paths import require_folder, require_new_file
 
 if TYPE_CHECKING:
-    import torch
-
     from swifti2v.models.sources import LoraSource
-    from swifti2v.models.transformer import SegmentTransformer3DModel
 
 STAGE2 = "stage2_transformer"
 
@@ -86,14 +83,25 @@ def export_stage2(
     in the file's metadata.
     """
     with exit_codes(debug=debug), Interruption().catch():
-        _require_new_file(output)
+        require_new_file(output, ".safetensors")
         import torch
 
         from swifti2v import __version__
-        from swifti2v.models.lora_export import write_tensors
+        from swifti2v.models.checkpoints import write_tensors
+        from swifti2v.models.loading import load_component
+        from swifti2v.models.sources import find_model
 
         loras = _parse_loras([f"stage2={text}" for text in lora or []])["stage2"]
-        transformer = _load_stage2(model, getattr(torch, dtype.value), loras)
+        index, root = find_model(model)
+        # The one component, without the other, larger ones.
+        transformer = load_component(
+            STAGE2,
+            index.components[STAGE2],
+            root,
+            getattr(torch, dtype.value),
+            torch.device("cpu"),
+            loras,
+        )
         metadata = {
             "swifti2v_version": __version__,
             "swifti2v_model": model,
@@ -120,7 +128,7 @@ def convert_lora(
     Prints the file. What the format has no place for is refused, not dropped.
     """
     with exit_codes(debug=debug), Interruption().catch():
-        _require_new_file(output)
+        require_new_file(output, ".safetensors")
         from swifti2v.models import lora_export
 
         done = lora_export.convert_lora(source, output, style.value)
@@ -138,59 +146,13 @@ def _parse_loras(texts: Sequence[str]) -> dict[str, list["LoraSource"]]:
     Raises:
         InputError: A text is not ``PATH[:STRENGTH]``, or there is no such file.
     """
-    from swifti2v.errors import InputError
-    from swifti2v.models.lora import parse_lora_argument
+    from swifti2v.cli.loras import parse_lora
     from swifti2v.models.sources import LoraSource
 
     loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
-    for text in texts:
-        stage = "stage2" if text.startswith("stage2=") else "stage1"
-        path, strength = parse_lora_argument(text.removeprefix(f"{stage}="))
-        if not path.exists():
-            raise InputError(f"LoRA {path} does not exist; check the path")
+    for stage, path, strength in map(parse_lora, texts):
         loras[stage].append(LoraSource(path=str(path.resolve()), strength=strength))
     return loras
-
-
-def _load_stage2(
-    model: str, dtype: "torch.dtype", loras: Sequence["LoraSource"]
-) -> "SegmentTransformer3DModel":
-    """The one component, without the other, larger ones."""
-    from swifti2v.models.checkpoints import load_weights, read_state_dict
-    from swifti2v.models.conversion import wan_transformer_state_dict
-    from swifti2v.models.loading import load_segment_transformer
-    from swifti2v.models.lora import merge_lora
-    from swifti2v.models.sources import find_model, resolve
-
-    index, root = find_model(model)
-    source = index.components[STAGE2]
-    place = resolve(source.source, source.subfolder, root)
-    weights = None if source.weights is None else resolve(source.weights, "", root)
-    merged = [(resolve(lora.path, "", root), lora.strength) for lora in (*source.loras, *loras)]
-    transformer = load_segment_transformer(place, dtype).requires_grad_(False)
-    if weights is not None:
-        state: Any = wan_transformer_state_dict(read_state_dict(weights))
-        load_weights(transformer, state, source=str(weights))
-    for path, strength in merged:
-        merge_lora(transformer, path, strength)
-    return transformer
-
-
-def _require_new_file(path: Path) -> None:
-    from swifti2v.errors import InputError
-
-    if path.suffix != ".safetensors":
-        raise InputError(f"output {path} must end in .safetensors")
-    if path.exists():
-        raise InputError(f"output {path} is there already; choose another name")
-    _require_folder(path.parent)
-
-
-def _require_folder(folder: Path) -> None:
-    from swifti2v.errors import InputError
-
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise InputError(f"folder {folder} is not there or not writable; choose another one")
 
 
 @contextmanager
@@ -204,7 +166,7 @@ def _directory(path: Path) -> Iterator[Path]:
 
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"output {path} is there already; choose another name")
-    _require_folder(path.parent)
+    require_folder(path.parent)
     unfinished = path.with_name(f"{path.name}.writing")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:

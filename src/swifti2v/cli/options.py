@@ -1,15 +1,22 @@
-"""The options of ``generate`` and ``refine``, declared once, as dataclasses."""
+"""Options declared once, as dataclasses: those of ``generate`` and ``refine``."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import typer
 
 from swifti2v.config import merge, parse_override, read_yaml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+Command = Literal["generate", "refine", "upscale"]
+"""Those that make a clip."""
 
 
 class Fit(StrEnum):
@@ -41,11 +48,15 @@ class Placement(StrEnum):
 
     RESIDENT = "resident"
     STREAMED = "streamed"
+    OFFLOADED = "offloaded"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipOptions:
-    """What both commands take."""
+    """What all commands that make a clip take."""
+
+    command: ClassVar[Command]
+    """Name of the command."""
 
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Video to write; its suffix says the container.")
@@ -112,9 +123,20 @@ class ClipOptions:
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
     dtype: Annotated[Dtype | None, typer.Option(help="Number type of the weights.")] = None
     placement: Annotated[
-        Placement,
-        typer.Option(help="streamed keeps the weights in host memory: less GPU memory, slower."),
-    ] = Placement.RESIDENT
+        Placement | None,
+        typer.Option(
+            help="streamed keeps the weights in host memory, offloaded the VAE's history as well: "
+            "less GPU memory, slower (default resident)."
+        ),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|GB",
+            help="Device memory to use: choose the fastest placement and VAE tiles that fit, or "
+            "refuse before loading. Keeps --placement and stage2.vae_tile if they are given.",
+        ),
+    ] = None
     work_dir: Annotated[
         Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
     ] = None
@@ -166,6 +188,8 @@ class ClipOptions:
 class GenerateOptions(ClipOptions):
     """Options of ``generate``."""
 
+    command: ClassVar[Command] = "generate"
+
     image: Annotated[
         Path | None, typer.Argument(help="The photo. Needed without --like.", show_default=False)
     ] = None
@@ -175,13 +199,15 @@ class GenerateOptions(ClipOptions):
 class RefineOptions(ClipOptions):
     """Options of ``refine``."""
 
+    command: ClassVar[Command] = "refine"
+
     motion: Annotated[Path, typer.Argument(help="Low-resolution clip; every frame is used.")]
     image: Annotated[
         Path, typer.Option(help="The photo: what the clip's first frame shows, in full detail.")
     ]
 
 
-Options = TypeVar("Options", bound=ClipOptions)
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def takes_options(

@@ -1,6 +1,5 @@
 """What a run writes: the video and the contact sheet."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swifti2v.cli.options import ClipOptions
+from swifti2v.cli.paths import require_contact_sheet
 from swifti2v.cli.settings import RunSettings, VideoSettings
 from swifti2v.errors import InputError
 from swifti2v.media import contact_sheet, open_writer
@@ -43,19 +43,10 @@ def require_writable_outputs(
     encoding = _encoding(find_video_settings(options, like))
     open_writer(options.output, height=2, width=2, **encoding)
     if options.contact_sheet is not None:
-        if options.contact_sheet.suffix.lower() != ".png":
-            raise InputError(f"contact sheet {options.contact_sheet} must end in .png")
-        _require_writable_file(options.contact_sheet)
+        require_contact_sheet(options.contact_sheet)
     read = {path.resolve() for path in inputs if path is not None}
     if twice := [str(path) for path in outputs if path.resolve() in read]:
         raise InputError(f"{twice[0]} is an input of this run; choose another output")
-
-
-def _require_writable_file(path: Path) -> None:
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        raise InputError(f"folder {path.parent} is not there or not writable; choose another one")
-    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise InputError(f"{path} cannot be replaced; choose another name")
 
 
 def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWriter:

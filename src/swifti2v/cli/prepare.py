@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import typer
 from PIL import Image
 
 from swifti2v import __version__
+from swifti2v.cli.devices import find_device
+from swifti2v.cli.loras import parse_lora
+from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import find_video_settings, require_writable_outputs
 from swifti2v.cli.settings import (
@@ -26,10 +30,12 @@ from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
 from swifti2v.media import fit_image, load_image, probe_clip, read_clip
-from swifti2v.models.lora import parse_lora_argument
+from swifti2v.models.loading import STAGES
+from swifti2v.models.placement import Placement
 from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.text import PromptCache, tokenize_prompts
 from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
+from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.shapes import PixelShape, ScaleFactors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,6 +54,8 @@ class Run:
     motion: Frames | None
     """The user's own motion reference."""
     work_dir: WorkDir | None
+    placement: Placement
+    """Where the weights live."""
     notes: tuple[str, ...]
     """What the user should know, one sentence each."""
 
@@ -57,14 +65,18 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
 
     Args:
         options: Of the command line.
-        image_path: The photo; None takes the one of ``options.like``.
-        motion_path: The user's own low-resolution clip, or None for Stage I.
+        image_path: The photo; None takes the one of ``options.like``, or to upscale the first
+            frame of the clip.
+        motion_path: The user's own clip, or None for Stage I.
 
     Raises:
         typer.BadParameter: Options that are missing or contradict each other.
         SwiftI2VError: Anything else that cannot work; nothing was written.
     """
-    like = _read_like(options, image_path, "refine" if motion_path else "generate")
+    is_upscale = options.command == "upscale"
+    if is_upscale:
+        image_path = motion_path
+    like = _read_like(options, image_path)
     if image_path is None:
         assert like is not None  # _read_like refuses
         image_path = Path(like.image.path)
@@ -72,15 +84,17 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
     background = options.background or (like.background if like else None)
     color = None if background is None else parse_color(background)
-    photo = load_image(image_path, background=color)
+    photo = None if is_upscale else load_image(image_path, background=color)
     settings = replace(
         _resolve_settings(options, like, image_path, work_dir), background=background
     )
     motion = None
     if motion_path is not None:
         motion, settings = _read_motion(motion_path, options, like, settings)
-    pipe = _load_pipeline(options, like, settings)
-    _require_fit(pipe, settings.config, motion)
+    placed = place_run(options, like, settings, work_dir.stored_plan if work_dir else {})
+    settings = placed.settings
+    pipe = _load_pipeline(options, like, settings, placed.placement)
+    _require_fit(pipe, settings, motion)
     tokenize_prompts(
         pipe.components.tokenizer,
         [settings.prompt, settings.config.negative_prompt],
@@ -94,33 +108,35 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     )
     if work_dir is not None:
         work_dir.require_same(settings.plan())
-    fitted = fit_image(photo, settings.config.height, settings.config.width, settings.fit)
-    notes = [fitted.note] if fitted.note else []
+    image, motion, notes = _fit_inputs(photo, motion, settings)
+    notes += [placed.note] if placed.note else []
     if like and like.image.sha256 != settings.image.sha256:
-        notes.append(f"the photo is not the one of {options.like}: the clip will differ")
+        name = "clip" if is_upscale else "photo"
+        notes.append(f"the {name} is not the one of {options.like}: the result will differ")
     if like and like.device != settings.device:
         notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
     return Run(
         settings=settings,
         pipe=pipe,
-        image=fitted.image,
+        image=image,
         motion=motion,
         work_dir=work_dir,
+        placement=placed.placement,
         notes=tuple(notes),
     )
 
 
-def _read_like(options: ClipOptions, image_path: Path | None, command: str) -> RunSettings | None:
+def _read_like(options: ClipOptions, image_path: Path | None) -> RunSettings | None:
     if options.resume and options.work_dir is None:
         raise typer.BadParameter("--resume needs --work-dir", param_hint="--resume")
     if options.like is None:
         if image_path is None:
             raise typer.BadParameter("give a photo, or --like", param_hint="IMAGE")
-        if options.prompt is None:
+        if options.prompt is None and options.command != "upscale":
             raise typer.BadParameter("give a prompt, or --like", param_hint="--prompt")
         return None
     like = read_settings(options.like)
-    if like.command != command:
+    if like.command != options.command:
         raise InputError(
             f"{options.like} was made by 'swifti2v {like.command}'; repeat it with that command"
         )
@@ -148,10 +164,13 @@ def _resolve_settings(
     seeds = (options.seed, stored_seed, like.seed if like else None)
     name = options.model or (like.model if like else "nano")
     index, _ = find_model(name)
+    defaults: Mapping[str, Any] = index.settings
+    if options.command == "upscale":
+        defaults = to_dict(second_pass(parse_config(GenerationConfig, index.settings, name)))
     prompt = options.prompt if options.prompt is not None else (like.prompt if like else "")
     return RunSettings(
         version=__version__,
-        command=like.command if like else "generate",
+        command=options.command,
         model=name,
         prompt=prompt,
         seed=next((seed for seed in seeds if seed is not None), secrets.randbelow(2**32)),
@@ -164,7 +183,7 @@ def _resolve_settings(
         device="",
         dtype="",
         video=find_video_settings(options, like),
-        config=parse_config(GenerationConfig, merge(index.settings, changes), "settings"),
+        config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
     )
 
 
@@ -173,16 +192,16 @@ def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRec
         for lora in like.loras if like else ():
             _require_same_file(Path(lora.path), lora.sha256, "give it with --lora")
         return like.loras if like else ()
-    records = []
-    for text in options.lora:
-        stage: Stage = "stage2" if text.startswith("stage2=") else "stage1"
-        path, strength = parse_lora_argument(text.removeprefix(f"{stage}="))
-        if not path.exists():
-            raise InputError(f"LoRA {path} does not exist; check the path")
-        records.append(
-            LoraRecord(stage=stage, path=str(path), strength=strength, sha256=hash_file(path))
+    default: Stage = "stage2" if options.command == "upscale" else "stage1"
+    return tuple(
+        LoraRecord(
+            stage=lora.stage,
+            path=str(lora.path),
+            strength=lora.strength,
+            sha256=hash_file(lora.path),
         )
-    return tuple(records)
+        for lora in (parse_lora(text, default) for text in options.lora)
+    )
 
 
 def _read_motion(
@@ -209,13 +228,34 @@ def _read_motion(
         width=given.get("width", low_width * scale),
         fps=given.get("fps", min(240, max(1, round(fps)))),
     )
-    if low_height * config.width != low_width * config.height:
+    has_aspect = low_height * config.width == low_width * config.height
+    if not has_aspect and options.command == "refine":
         raise ShapeError(
             f"clip {path} is {low_width}x{low_height}, the output {config.width}x{config.height}: "
             "the aspects differ; crop the clip, or choose a size of its aspect"
         )
     motion = FileRecord(path=str(path), sha256=hash_file(path))
-    return frames, replace(settings, command="refine", motion=motion, config=config)
+    return frames, replace(settings, motion=motion, config=config)
+
+
+def _fit_inputs(
+    photo: Image.Image | None, motion: Frames | None, settings: RunSettings
+) -> tuple[Image.Image, Frames | None, list[str]]:
+    """Photo and clip as the run takes them, and what was done to them; to upscale there is no photo."""
+    config = settings.config
+    if photo is not None:
+        fitted = fit_image(photo, config.height, config.width, settings.fit)
+        return fitted.image, motion, [fitted.note] if fitted.note else []
+    assert motion is not None
+    cropped = crop_to_aspect(motion, config.height, config.width)
+    notes = []
+    if cropped.shape != motion.shape:
+        notes.append(
+            f"the clip of {motion.shape[2]}x{motion.shape[1]} is cropped to "
+            f"{cropped.shape[2]}x{cropped.shape[1]}, the aspect of the output of "
+            f"{config.width}x{config.height}"
+        )
+    return first_frame(cropped, config), cropped, notes
 
 
 def _require_length(path: Path, num_frames: int) -> None:
@@ -228,20 +268,23 @@ def _require_length(path: Path, num_frames: int) -> None:
         ) from None
 
 
-def _require_fit(pipe: SwiftI2VPipeline, config: GenerationConfig, motion: Frames | None) -> None:
+def _require_fit(pipe: SwiftI2VPipeline, settings: RunSettings, motion: Frames | None) -> None:
     try:
-        pipe.require_fit(config, with_stage1=motion is None)
+        pipe.require_fit(settings.config, with_stage1=motion is None)
     except ShapeError as error:
-        if motion is not None:
+        if motion is not None and settings.command == "refine":
             size = f"{motion.shape[2]}x{motion.shape[1]}"
             error.add_note(f"the motion clip is {size}: crop it so that the output fits")
         raise
 
 
 def _load_pipeline(
-    options: ClipOptions, like: RunSettings | None, settings: RunSettings
+    options: ClipOptions,
+    like: RunSettings | None,
+    settings: RunSettings,
+    placement: Placement,
 ) -> SwiftI2VPipeline:
-    device = _find_device(options.device)
+    device = find_device(options.device)
     dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
@@ -252,8 +295,9 @@ def _load_pipeline(
         settings.model,
         torch_dtype=DTYPES[dtype] if dtype else None,
         device=device,
-        placement=options.placement.value,
+        placement=placement,
         loras=loras,
+        stages=STAGES if settings.motion is None else ("stage2",),
     )
     pipe.encoder.truncate_prompt = settings.truncate_prompt
     pipe.encoder.cache = PromptCache(_cache_dir() / "prompts")
@@ -263,17 +307,3 @@ def _load_pipeline(
 def _cache_dir() -> Path:
     """The user's cache, where the desktop convention puts it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swifti2v"
-
-
-def _find_device(name: str | None) -> torch.device | None:
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is unknown; use cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices are; use cpu"
-        )
-    return device

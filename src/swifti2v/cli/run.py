@@ -9,6 +9,7 @@ import typer
 import yaml
 
 from swifti2v.cli.failures import Interruption
+from swifti2v.cli.memory import suggest_plan
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import ContactSheet, make_writer
 from swifti2v.cli.prepare import Run, prepare
@@ -27,12 +28,12 @@ from swifti2v.pipelines.two_stage import SegmentOutput
 
 
 def run_command(options: ClipOptions, image: Path | None, motion: Path | None = None) -> None:
-    """Prepare, run and report; all of ``generate`` and ``refine``.
+    """Prepare, run and report; all of ``generate``, ``refine`` and ``upscale``.
 
     Args:
         options: Of the command line.
-        image: The photo, or None to take that of ``options.like``.
-        motion: The user's own motion reference, for ``refine``.
+        image: The photo, or None to take that of ``options.like`` or ``motion``'s first frame.
+        motion: The user's own motion reference, for ``refine`` and ``upscale``.
     """
     interruption = Interruption()
     with interruption.catch():
@@ -95,8 +96,10 @@ def execute(run: Run, options: ClipOptions, interruption: Interruption) -> RunRe
             with interruption.shield():
                 writer.close()
     except torch.OutOfMemoryError as error:
-        failure = SwiftI2VError(f"the device is out of memory ({str(error).splitlines()[0]})")
-        failure.add_note("choose a smaller size, or --set stage2.vae_tile=32")
+        stage = stopwatch.stage or "start"
+        reason = str(error).splitlines()[0]
+        failure = SwiftI2VError(f"the device is out of memory in stage {stage} ({reason})")
+        failure.add_note(suggest_plan(run.settings, run.placement))
         failure.add_note(_kept(run, writer))
         raise failure from error
     except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from swifti2v.cli.options import Command
 from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import read_metadata
@@ -66,8 +67,8 @@ class RunSettings:
 
     version: str
     """Of this package."""
-    command: Literal["generate", "refine"]
-    """Whether Stage I ran."""
+    command: Command
+    """Where it started: from a photo, a small clip and a photo, or a clip alone."""
     model: str
     """See ``SwiftI2VPipeline.from_pretrained``."""
     prompt: str
@@ -75,9 +76,9 @@ class RunSettings:
     seed: int
     """Of the noise."""
     image: FileRecord
-    """The photo."""
+    """The photo; for ``upscale`` the clip, whose first frame stands for it."""
     motion: FileRecord | None
-    """The user's own motion reference, for ``refine``."""
+    """The user's own motion reference, for ``refine`` and ``upscale``."""
     fit: Literal["crop", "pad"]
     """How the photo was fitted to the size."""
     background: str | None

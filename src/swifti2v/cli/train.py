@@ -1,43 +1,32 @@
 """``swifti2v train``: a command for each part that can be trained."""
 
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 import yaml
 
+from swifti2v.cli.devices import choose_device
 from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.options import takes_options
+from swifti2v.cli.training_display import TrainingDisplay
 from swifti2v.config import merge, parse_config, parse_override, read_yaml, to_dict
-from swifti2v.errors import ConfigError, InputError
+from swifti2v.errors import ConfigError, InputError, LoadingError
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Callable
 
     from swifti2v.training.nano_config import NanoConfig
-    from swifti2v.training.ranks import Ranks
-    from swifti2v.training.run_config import RunConfig
-    from swifti2v.training.trackers import Tracker
-    from swifti2v.training.trainer import StepMetrics
+    from swifti2v.training.plan import TrainingPlan
 
-REPORT_SECONDS = 10.0
-"""Between two lines on stderr."""
 Config = TypeVar("Config")
+NUM_RANKS = (1, 2, 4, 8, 16, 32, 64)
+"""Memory is predicted for these where no launcher says how many there are."""
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a model.")
-
-OutputDir = Annotated[Path, typer.Option(help="Gets config.yaml, metrics, checkpoints, weights.")]
-ConfigPath = Annotated[Path | None, typer.Option(help="YAML file, such as those in configs/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
-]
-MaxSteps = Annotated[int | None, typer.Option(help="Stop after so many steps in all.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue in the output dir.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, print the settings and stop.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
 
 
 @train_app.callback()
@@ -45,271 +34,202 @@ def train() -> None:
     """Train a model."""
 
 
-@train_app.command()
-def nano(
-    output_dir: Annotated[Path, typer.Option(help="Gets model/, config.yaml and training/.")],
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """What all commands take."""
+
+    output_dir: Annotated[
+        Path, typer.Option(help="Gets config.yaml, metrics, checkpoints, weights.")
+    ]
+    config: Annotated[Path | None, typer.Option(help="YAML file, such as those in configs/.")] = (
+        None
+    )
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
+    ] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in the output dir.")] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check, print settings, sizes and predicted memory, and stop."
+        ),
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainOptions(RunOptions):
+    """Options of a part."""
+
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps in all.")] = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NanoOptions(RunOptions):
+    """Options of ``train nano``."""
+
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of clips and photos; procedural material if not given."),
-    ] = None,
-    config: ConfigPath = None,
-    set_: Overrides = None,
-    minutes: Annotated[float | None, typer.Option(help="Time for all parts together.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of each part instead.")] = None,
-    device: Device = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
+    ] = None
+    minutes: Annotated[float | None, typer.Option(help="Time for all parts together.")] = None
+    steps: Annotated[int | None, typer.Option(help="Steps of each part instead.")] = None
+
+
+@train_app.command()
+@takes_options(NanoOptions)
+def nano(options: NanoOptions) -> None:
     """Train the nano model: text encoder, Stage I and Stage II, on clips and photos of a folder.
 
     Prints the model's directory. What is finished when it is stopped is kept; continue with
     --resume.
     """
-    with exit_codes(debug=debug), Interruption().catch():
-        settings = _resolve_nano(config, set_ or [], minutes, steps)
-        if data is not None and not data.is_dir():
+    with exit_codes(debug=options.debug), Interruption().catch():
+        settings = _resolve_nano(options)
+        if options.data is not None and not options.data.is_dir():
             raise InputError(
-                f"data folder {data} does not exist; name a folder of clips and photos"
+                f"data folder {options.data} does not exist; name a folder of clips and photos"
             )
-        if dry_run:
-            _print_settings(settings)
+        if options.dry_run:
+            from swifti2v.training.plan import plan_nano
+
+            _print_plan(settings, lambda: plan_nano(settings), (1,))
             return
         from swifti2v.training.nano import train_nano
 
-        model_dir = train_nano(
-            settings,
-            output_dir,
-            data,
-            device=_find_device(device),
-            resume=resume,
-            on_step=StepReport(),
-        )
+        with TrainingDisplay() as display:
+            model_dir = train_nano(
+                settings,
+                options.output_dir,
+                options.data,
+                device=choose_device(options.device),
+                resume=options.resume,
+                on_step=display,
+            )
         typer.echo(str(model_dir.resolve()))
 
 
 @train_app.command()
-def stage1(
-    output_dir: OutputDir,
-    config: ConfigPath = None,
-    set_: Overrides = None,
-    max_steps: MaxSteps = None,
-    device: Device = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
+@takes_options(TrainOptions)
+def stage1(options: TrainOptions) -> None:
     """Train Stage I on clips of its size: a LoRA on the frozen base, or all weights.
 
     Prints what was written: lora.safetensors, or a transformer's directory.
     """
-    with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.training.fine_tuning import Stage1FineTuning
-
-        settings = _resolve(Stage1FineTuning, config, set_ or [])
-        _fine_tune(
-            "stage1", settings, output_dir, max_steps, device, resume=resume, dry_run=dry_run
-        )
+    _train("stage1", options)
 
 
 @train_app.command()
-def stage2(
-    output_dir: OutputDir,
-    config: ConfigPath = None,
-    set_: Overrides = None,
-    max_steps: MaxSteps = None,
-    device: Device = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
+@takes_options(TrainOptions)
+def stage2(options: TrainOptions) -> None:
     """Train Stage II on segments of clips, with teacher forcing.
 
     Prints the transformer's directory.
     """
-    with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.training.fine_tuning import Stage2FineTuning
-
-        settings = _resolve(Stage2FineTuning, config, set_ or [])
-        _fine_tune(
-            "stage2", settings, output_dir, max_steps, device, resume=resume, dry_run=dry_run
-        )
+    _train("stage2", options)
 
 
 @train_app.command()
-def vae(
-    output_dir: OutputDir,
-    config: ConfigPath = None,
-    set_: Overrides = None,
-    max_steps: MaxSteps = None,
-    device: Device = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
+@takes_options(TrainOptions)
+def vae(options: TrainOptions) -> None:
     """Train a video VAE of Wan's kind on crops of clips. Prints its directory."""
-    with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.training.vae_training import VaeTrainingConfig, train_vae
-
-        settings = _resolve(VaeTrainingConfig, config, set_ or [])
-
-        def run(ranks: "Ranks", trackers: "list[Tracker]") -> Path:
-            return train_vae(
-                settings,
-                output_dir,
-                ranks,
-                resume=resume,
-                max_steps=max_steps,
-                trackers=trackers,
-                on_step=StepReport().of("vae"),
-            )
-
-        _launch(settings, settings.run, output_dir, device, run, resume=resume, dry_run=dry_run)
+    _train("vae", options)
 
 
 @train_app.command()
-def text(
-    output_dir: OutputDir,
-    config: ConfigPath = None,
-    set_: Overrides = None,
-    max_steps: MaxSteps = None,
-    device: Device = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    debug: Debug = False,
-) -> None:
+@takes_options(TrainOptions)
+def text(options: TrainOptions) -> None:
     """Train nano's text encoder to tell camera motions apart. Prints its directory."""
-    with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.training.nano_config import TextEncoderConfig
-        from swifti2v.training.text_encoder import train_text_encoder
-
-        settings = _resolve(TextEncoderConfig, config, set_ or [])
-
-        def run(ranks: "Ranks", trackers: "list[Tracker]") -> Path:
-            return train_text_encoder(
-                settings,
-                output_dir,
-                ranks,
-                resume=resume,
-                max_steps=max_steps,
-                trackers=trackers,
-                on_step=StepReport().of("text"),
-            )
-
-        _launch(settings, settings.run, output_dir, device, run, resume=resume, dry_run=dry_run)
+    _train("text", options)
 
 
-class StepReport:
-    """A line on stderr every few seconds."""
-
-    def __init__(self) -> None:
-        self._last_part = ""
-        self._said_at = 0.0
-
-    def __call__(self, part: str, metrics: "StepMetrics") -> None:
-        """Tell of a step, unless it is too soon after the last line of the same part."""
-        now = time.monotonic()
-        if part == self._last_part and now - self._said_at < REPORT_SECONDS:
-            return
-        self._last_part, self._said_at = part, now
-        memory = (
-            f", {metrics.peak_device_bytes / 2**30:.1f} GiB" if metrics.peak_device_bytes else ""
-        )
-        typer.echo(
-            f"{part}: step {metrics.step}, {metrics.seconds:.0f} s, loss {metrics.loss:.4f}, "
-            f"learning rate {metrics.lr:.1e}, {metrics.samples_per_second:.2f} samples/s{memory}",
-            err=True,
-        )
-
-    def of(self, part: str) -> "Callable[[StepMetrics], None]":
-        """The report of one part."""
-        return lambda metrics: self(part, metrics)
-
-
-def _fine_tune(
-    part: str,
-    settings: Any,
-    output_dir: Path,
-    max_steps: int | None,
-    device: str | None,
-    *,
-    resume: bool,
-    dry_run: bool,
-) -> None:
-    def run(ranks: "Ranks", trackers: "list[Tracker]") -> Path:
-        from swifti2v.training.fine_tuning import FineTuning
-
-        return FineTuning(settings, output_dir, ranks).run(
-            resume=resume, max_steps=max_steps, trackers=trackers, on_step=StepReport().of(part)
-        )
-
-    _launch(settings, settings.run, output_dir, device, run, resume=resume, dry_run=dry_run)
-
-
-def _launch(
-    settings: Any,
-    run_config: "RunConfig",
-    output_dir: Path,
-    device: str | None,
-    run: "Callable[[Ranks, list[Tracker]], Path]",
-    *,
-    resume: bool,
-    dry_run: bool,
-) -> None:
+def _train(name: str, options: TrainOptions) -> None:
     """Join the ranks, begin the directory and train; the first rank prints what was written."""
-    if dry_run:
-        _print_settings(settings)
+    with exit_codes(debug=options.debug), Interruption().catch():
+        from swifti2v.cli.training_parts import PARTS
+        from swifti2v.training.ranks import join_ranks
+        from swifti2v.training.run_directory import begin_run_directory, require_run_directory
+        from swifti2v.training.session import Session
+        from swifti2v.training.trackers import open_trackers
+
+        part = PARTS[name]
+        settings = resolve_settings(part.settings, options.config, options.set_)
+        if options.dry_run:
+            _print_plan(settings, lambda: [part.plan(settings)], _find_num_ranks())
+            return
+        device, directory = choose_device(options.device), options.output_dir
+        with join_ranks(device, settings.run.num_replicas) as ranks, TrainingDisplay() as display:
+            values = to_dict(settings)
+            require_run_directory(directory, values, resume=options.resume)
+            ranks.wait()
+            if ranks.is_first:
+                begin_run_directory(directory, values)
+            session = Session(
+                directory=directory,
+                ranks=ranks,
+                resume=options.resume,
+                max_steps=options.max_steps,
+                trackers=open_trackers(settings.run.trackers, directory, values)
+                if ranks.is_first
+                else (),
+                on_step=display.of(name),
+            )
+            written = part.train(settings, session)
+            if ranks.is_first:
+                typer.echo(str(written.resolve()))
+
+
+def _print_plan(
+    settings: Any, plan: "Callable[[], Sequence[TrainingPlan]]", num_ranks: Sequence[int]
+) -> None:
+    """Settings, and as comments below what they take; of several processes the first one prints."""
+    if os.environ.get("RANK", "0") != "0":
         return
-    from swifti2v.training.ranks import join_ranks
-    from swifti2v.training.run_directory import begin_run_directory, require_run_directory
-    from swifti2v.training.trackers import open_trackers
-
-    with join_ranks(_find_device(device), run_config.num_replicas) as ranks:
-        values = to_dict(settings)
-        require_run_directory(output_dir, values, resume=resume)
-        ranks.wait()
-        trackers = []
-        if ranks.is_first:
-            begin_run_directory(output_dir, values)
-            trackers = open_trackers(run_config.trackers, output_dir, values)
-        written = run(ranks, trackers)
-        if ranks.is_first:
-            typer.echo(str(written.resolve()))
-
-
-def _print_settings(settings: Any) -> None:
+    from swifti2v.cli.training_plan import to_comments
     from swifti2v.training.run_directory import to_plain
 
-    typer.echo(yaml.safe_dump(to_plain(to_dict(settings)), sort_keys=False), nl=False)
-
-
-def _find_device(name: str | None) -> "torch.device":
-    import torch
-
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise InputError(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
+        comments = to_comments(plan(), num_ranks)
+    except LoadingError as error:
+        comments = (
+            f"# Sizes and memory are not predicted, the model's config.json is needed: {error}"
+        )
+    typer.echo(yaml.safe_dump(to_plain(to_dict(settings)), sort_keys=False), nl=False)
+    typer.echo(comments)
 
 
-def _resolve(kind: type[Config], path: Path | None, overrides: list[str]) -> Config:
+def _find_num_ranks() -> tuple[int, ...]:
+    """How many a launcher started, else some that may be."""
+    launched = os.environ.get("WORLD_SIZE")
+    return NUM_RANKS if launched is None else (int(launched),)
+
+
+def resolve_settings(
+    kind: type[Config], path: Path | None, overrides: Sequence[str] | None
+) -> Config:
+    """Settings of a YAML file with ``--set`` on top.
+
+    Raises:
+        ConfigError: Naming the file or the override.
+    """
     values = read_yaml(path) if path is not None else {}
     config = parse_config(kind, values, str(path))
-    for text in overrides:
-        values = merge(values, parse_override(text))
-        config = parse_config(kind, values, f"--set {text}")
+    for override in overrides or []:
+        values = merge(values, parse_override(override))
+        config = parse_config(kind, values, f"--set {override}")
     return config
 
 
-def _resolve_nano(
-    path: Path | None, overrides: list[str], minutes: float | None, steps: int | None
-) -> "NanoConfig":
-    from swifti2v.training.nano import limit_minutes, limit_steps
+def _resolve_nano(options: NanoOptions) -> "NanoConfig":
+    from swifti2v.training.nano_budget import limit_minutes, limit_steps
     from swifti2v.training.nano_config import NanoConfig
 
+    minutes, steps = options.minutes, options.steps
     if minutes is not None and steps is not None:
         raise ConfigError(f"give --minutes or --steps, not both ({minutes:g} and {steps})")
-    config = _resolve(NanoConfig, path, overrides)
+    config = resolve_settings(NanoConfig, options.config, options.set_)
     if minutes is not None:
         return limit_minutes(config, minutes)
     return limit_steps(config, steps) if steps is not None else config

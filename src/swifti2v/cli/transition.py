@@ -1,9 +1,7 @@
 """``swifti2v data transition``: true clips as Stage I draws them, for training Stage II."""
 
 import json
-import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -12,55 +10,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from swifti2v import __version__
+from swifti2v.cli.devices import find_device
 from swifti2v.cli.failures import Interruption, exit_codes
-from swifti2v.cli.options import Placement
+from swifti2v.cli.options import Placement, takes_options
+from swifti2v.cli.transition_job import Job, Outcome
 from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
-from swifti2v.errors import ConfigError, InputError, PromptError, SwiftI2VError
+from swifti2v.errors import InputError
 
 if TYPE_CHECKING:
     from swifti2v.models.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-    from swifti2v.training.manifest import Manifest, Reject, Sample
-    from swifti2v.training.stage_transition import TransitionConfig
-    from swifti2v.training.transition_store import TransitionStore
 
-REPORT_SECONDS = 10.0
-"""Between two lines on stderr."""
 LEAST_GAIN = 1.0
 """dB over a still first frame below which the motion counts as lost."""
 
 
-def transition(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransitionOptions:
+    """What the command takes."""
+
     manifest: Annotated[
         Path,
         typer.Argument(help="CSV, JSONL, Parquet, folder or saved HF dataset that lists clips."),
-    ],
+    ]
     output_dir: Annotated[
         Path, typer.Option(help="Gets clips/ and manifest-I-of-N.jsonl, a training manifest.")
-    ],
+    ]
     root: Annotated[
         Path | None, typer.Option(help="Folder with the clips; the manifest's if not given.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Only samples of this split.")] = None,
+    ] = None
+    split: Annotated[str | None, typer.Option(help="Only samples of this split.")] = None
     model: Annotated[
         str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
-    ] = "nano",
+    ] = "nano"
     lora: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATH[:STRENGTH]", help="Merged into Stage I. May be given more than once."
         ),
-    ] = None,
+    ] = None
     sigma: Annotated[
         str, typer.Option(metavar="LOW:HIGH", help="Range of the noise level, within (0, 1].")
-    ] = "0.2:0.6",
-    num_frames: Annotated[int | None, typer.Option(help="Frames of each clip, 4k + 1.")] = None,
+    ] = "0.2:0.6"
+    num_frames: Annotated[int | None, typer.Option(help="Frames of each clip, 4k + 1.")] = None
     height: Annotated[
         int | None, typer.Option(help="Of the true clip; the new one has a fraction of it.")
-    ] = None,
-    width: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second, of both clips.")] = None,
+    ] = None
+    width: Annotated[int | None, typer.Option(help="Likewise.")] = None
+    fps: Annotated[int | None, typer.Option(help="Frames a second, of both clips.")] = None
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,28 +65,31 @@ def transition(
             metavar="A.B=C",
             help="A setting by its path, as stage1.sampling.num_inference_steps=8. May be repeated.",
         ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of noise levels, noise and windows.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of noise levels, noise and windows.")] = 0
     shard: Annotated[
         str,
         typer.Option(
             metavar="I/N",
             help="Make only part I (from 1) of N; the parts may run anywhere at once.",
         ),
-    ] = "1/1",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    ] = "1/1"
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
     placement: Annotated[
         Placement,
         typer.Option(help="streamed keeps the weights in host memory: less GPU memory, slower."),
-    ] = Placement.RESIDENT,
+    ] = Placement.RESIDENT
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, print the settings and stop.")
-    ] = False,
+    ] = False
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
-) -> None:
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
+
+
+@takes_options(TransitionOptions)
+def transition(options: TransitionOptions) -> None:
     """Make stage-transition samples: scale clips down and draw them again with Stage I.
 
     The new clips keep the true motion but look as Stage I's do. What is finished when it is stopped
@@ -98,199 +98,40 @@ def transition(
     together make what one run would.
     """
     interruption = Interruption()
-    with exit_codes(debug=debug), interruption.catch():
-        low, high = _parse_sigma(sigma)
-        loras = _find_loras(lora or [])
-        flags = {"num_frames": num_frames, "height": height, "width": width, "fps": fps}
-        generation = _resolve(model, set_ or [], flags)
-        from swifti2v.training.manifest_readers import read_manifest
-        from swifti2v.training.stage_transition import TransitionConfig, parse_shard, take_shard
-        from swifti2v.training.transition_store import TransitionStore
-
-        index, num_shards = parse_shard(shard)
-        config = TransitionConfig(generation=generation, sigma_low=low, sigma_high=high, seed=seed)
-        store = TransitionStore(output_dir)
-        listed = take_shard(read_manifest(manifest, root=root, split=split), index, num_shards)
-        pipe = _load(model, device, placement, loras)
-        job = Job(pipe, config, store, {"name": model, "loras": [asdict(item) for item in loras]})
-        finished = job.find_finished(listed.samples)
-        if dry_run:
-            plan = job.describe(listed, len(finished))
-            text = yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip()
-            typer.echo(json.dumps(plan) if as_json else text)
-            return
-        outcome = job.run(listed, finished, interruption)
-        report = _finish(outcome, output_dir / f"manifest-{index}-of-{num_shards}.jsonl")
-    _warn_of_lost_motion(report)
-    typer.echo(json.dumps(report) if as_json else "\n".join(_to_lines(report)))
+    with exit_codes(debug=options.debug), interruption.catch():
+        report = _run(options, interruption)
+    if report is not None:
+        _warn_of_lost_motion(report)
+        typer.echo(json.dumps(report) if options.as_json else "\n".join(_to_lines(report)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What a run made of its part of the manifest."""
+def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, Any] | None:
+    """The account of the run; None of a dry run, which prints its plan."""
+    low, high = _parse_sigma(options.sigma)
+    loras = _find_loras(options.lora or [])
+    generation = _resolve(options)
+    from swifti2v.training.manifest_readers import read_manifest
+    from swifti2v.training.stage_transition import TransitionConfig, parse_shard, take_shard
+    from swifti2v.training.transition_store import TransitionStore
 
-    rows: list[dict[str, Any]]
-    """Of the new manifest, in the order of the old one."""
-    records: list[dict[str, Any]]
-    """Of the same samples."""
-    num_made: int
-    """Samples of this run; the others were finished before."""
-    rejects: list["Reject"]
-    """Clips that could not be used."""
-    seconds: float
-    """In all."""
-
-
-class Job:
-    """The samples of one run.
-
-    Args:
-        pipe: The model.
-        config: Settings.
-        store: Where finished samples are.
-        model: Name and LoRAs, for the records.
-    """
-
-    def __init__(
-        self,
-        pipe: "SwiftI2VPipeline",
-        config: "TransitionConfig",
-        store: "TransitionStore",
-        model: dict[str, Any],
-    ) -> None:
-        from swifti2v.training.stage_transition import describe_run
-
-        pipe.require_fit(config.generation)
-        self.pipe, self.config, self.store, self.model = pipe, config, store, model
-        self.parameters = describe_run(pipe, config)
-
-    def find_finished(self, samples: Sequence["Sample"]) -> dict[str, dict[str, Any]]:
-        """Records of the samples that are there, by id.
-
-        Raises:
-            InputError: One was made with other parameters.
-        """
-        from swifti2v.training.stage_transition import describe_sample
-
-        records = (
-            (s.id, self.store.find(s.id, {**self.parameters, **describe_sample(s)}))
-            for s in samples
-        )
-        return {sample_id: record for sample_id, record in records if record is not None}
-
-    def describe(self, listed: "Manifest", num_finished: int) -> dict[str, Any]:
-        """What a run would do, as plain values."""
-        generation = self.config.generation
-        low = generation.stage1.downscale
-        return {
-            "model": self.model,
-            **self.parameters,
-            "sizes": {
-                "clip": [generation.width, generation.height],
-                "reference": [generation.width // low, generation.height // low],
-                "num_frames": generation.num_frames,
-                "fps": generation.fps,
-            },
-            "num_clips": len(listed.samples),
-            "num_finished": num_finished,
-            "rejects": [asdict(reject) for reject in listed.rejects],
-        }
-
-    def run(
-        self,
-        listed: "Manifest",
-        finished: dict[str, dict[str, Any]],
-        interruption: Interruption,
-    ) -> Outcome:
-        """Make what is not finished yet.
-
-        Raises:
-            KeyboardInterrupt: It was stopped; a note says how it goes on.
-            SwiftI2VError: It cannot go on, with the same note.
-        """
-        from swifti2v.training.manifest import Reject
-        from swifti2v.training.stage_transition import make_row
-
-        began = said = time.monotonic()
-        rows, records, rejects = [], [], list(listed.rejects)
-        num_made = 0
-        folder = self.store.directory
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for number, sample in enumerate(listed.samples, 1):
-                made = finished.get(sample.id) or self._make(sample, interruption)
-                if isinstance(made, Reject):
-                    rejects.append(made)
-                    continue
-                num_made += sample.id not in finished
-                records.append(made)
-                clip = self.store.clip_path(sample.id)
-                rows.append(make_row(sample, clip, made["start"], made["end"], folder))
-                if (now := time.monotonic()) - said > REPORT_SECONDS:
-                    said = now
-                    typer.echo(
-                        f"{number} of {len(listed.samples)} clips, {len(rejects)} refused, "
-                        f"{now - began:.0f} s",
-                        err=True,
-                    )
-        except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:
-            error.add_note(
-                f"{len(finished) + num_made} finished samples are kept; run the same command again "
-                "to continue"
-            )
-            raise
-        return Outcome(
-            rows=rows,
-            records=records,
-            num_made=num_made,
-            rejects=rejects,
-            seconds=time.monotonic() - began,
-        )
-
-    def _make(self, sample: "Sample", interruption: Interruption) -> "dict[str, Any] | Reject":
-        """Make and store one sample, and return its record."""
-        import torch
-
-        from swifti2v.training.manifest import Reject
-        from swifti2v.training.stage_transition import (
-            describe_sample,
-            make_transition_sample,
-            read_window,
-        )
-
-        window = read_window(sample, self.config)
-        if isinstance(window, Reject):
-            return window
-        try:
-            made = make_transition_sample(
-                self.pipe, window.frames, sample.prompt, sample.id, self.config
-            )
-        except PromptError as error:
-            return Reject(sample.id, f"bad caption: {error}")
-        except torch.OutOfMemoryError as error:
-            raise SwiftI2VError(
-                f"the device is out of memory ({str(error).splitlines()[0]}); choose a smaller size, "
-                "fewer frames, or --placement streamed"
-            ) from error
-        parameters = {**self.parameters, **describe_sample(sample)}
-        origin = {"start": window.start, "end": window.end, **self._origin(sample)}
-        fps = self.config.generation.fps
-        with interruption.shield():
-            return self.store.save(sample.id, made, fps, parameters, origin)
-
-    def _origin(self, sample: "Sample") -> dict[str, Any]:
-        """Where a sample comes from and what made it; none of this decides it."""
-        from importlib.metadata import version
-
-        return {
-            "source": sample.media.name,
-            "model": self.model,
-            "device": self.pipe.components.device.type,
-            "versions": {
-                "swifti2v": __version__,
-                **{name: version(name) for name in ("torch", "diffusers", "av")},
-            },
-        }
+    index, num_shards = parse_shard(options.shard)
+    config = TransitionConfig(
+        generation=generation, sigma_low=low, sigma_high=high, seed=options.seed
+    )
+    store = TransitionStore(options.output_dir)
+    manifest = read_manifest(options.manifest, root=options.root, split=options.split)
+    listed = take_shard(manifest, index, num_shards)
+    pipe = _load(options, loras)
+    model = {"name": options.model, "loras": [asdict(item) for item in loras]}
+    job = Job(pipe, config, store, model)
+    finished = job.find_finished(listed.samples)
+    if options.dry_run:
+        plan = job.describe(listed, len(finished))
+        text = yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip()
+        typer.echo(json.dumps(plan) if options.as_json else text)
+        return None
+    outcome = job.run(listed, finished, interruption)
+    return _finish(outcome, options.output_dir / f"manifest-{index}-of-{num_shards}.jsonl")
 
 
 def _finish(outcome: Outcome, path: Path) -> dict[str, Any]:
@@ -299,13 +140,13 @@ def _finish(outcome: Outcome, path: Path) -> dict[str, Any]:
     Raises:
         InputError: There were clips, and none could be used.
     """
-    from swifti2v.training.transition_store import write_text_whole
+    from swifti2v.storage import write_whole
 
     for reject in outcome.rejects:
         typer.echo(f"refused {reject.id}: {reject.reason}", err=True)
     if outcome.rows:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in outcome.rows]
-        write_text_whole(path, "".join(lines))
+        write_whole(path, "".join(lines))
     elif outcome.rejects:
         raise InputError(
             f"no sample was made: all {len(outcome.rejects)} clips were refused, the first for: "
@@ -355,46 +196,34 @@ def _parse_sigma(text: str) -> tuple[float, float]:
 
 
 def _find_loras(texts: list[str]) -> "list[LoraSource]":
-    from swifti2v.models.lora import parse_lora_argument
+    from swifti2v.cli.loras import parse_lora
     from swifti2v.models.sources import LoraSource
 
-    loras = []
-    for text in texts:
-        path, strength = parse_lora_argument(text)
-        if not path.exists():
-            raise InputError(f"LoRA {path} does not exist; check the path")
-        loras.append(LoraSource(path=str(path), strength=strength))
-    return loras
+    named = [parse_lora(f"stage1={text}") for text in texts]
+    return [LoraSource(path=str(lora.path), strength=lora.strength) for lora in named]
 
 
-def _resolve(model: str, overrides: list[str], flags: dict[str, int | None]) -> GenerationConfig:
+def _resolve(options: TransitionOptions) -> GenerationConfig:
     """Settings of the model, with ``--set`` and then the options on top."""
     from swifti2v.models.sources import find_model
 
-    values = find_model(model)[0].settings
-    for text in overrides:
+    values = find_model(options.model)[0].settings
+    for text in options.set_ or []:
         asked = parse_override(text)
         parse_config(GenerationConfig, asked, f"--set {text}")
         values = merge(values, asked)
-    given = {name: value for name, value in flags.items() if value is not None}
+    names = ("num_frames", "height", "width", "fps")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     return parse_config(GenerationConfig, merge(values, given), "settings")
 
 
-def _load(
-    model: str, device: str | None, placement: Placement, loras: "list[LoraSource]"
-) -> "SwiftI2VPipeline":
-    import torch
-
+def _load(options: TransitionOptions, loras: "list[LoraSource]") -> "SwiftI2VPipeline":
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
-    try:
-        place = None if device is None else torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"device {device!r} is unknown; use cpu, cuda or cuda:N") from None
-    if place is not None and place.type == "cuda":
-        count = torch.cuda.device_count()
-        if (place.index or 0) >= count:
-            raise ConfigError(f"device {device!r} is not there: {count} CUDA devices are; use cpu")
     return SwiftI2VPipeline.from_pretrained(
-        model, device=place, placement=placement.value, loras={"stage1": loras}
+        options.model,
+        device=find_device(options.device),
+        placement=options.placement.value,
+        loras={"stage1": loras},
     )

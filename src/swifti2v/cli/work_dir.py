@@ -7,7 +7,6 @@ is whole. Latents and motion reference are stored exactly, with a checksum.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swifti2v.errors import InputError, MediaError
+from swifti2v.storage import UNFINISHED, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ Frames = NDArray[np.uint8]
 
 PLAN = "plan.json"
 MOTION_REFERENCE = "motion_reference.safetensors"
-TEMPORARY_SUFFIX = ".writing"
 
 
 class WorkDir:
@@ -77,7 +76,7 @@ class WorkDir:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.directory, error) from error
-        for leftover in self.directory.glob(f"*{TEMPORARY_SUFFIX}"):
+        for leftover in self.directory.glob(f"*{UNFINISHED}"):
             leftover.unlink()
         _write(self.directory / PLAN, json.dumps(plan, indent=2).encode())
 
@@ -132,7 +131,7 @@ def _read_plan(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise InputError(f"work dir {directory} is a file; name a directory")
     # A run killed before its plan was stored leaves half-written files only.
-    if all(path.name.endswith(TEMPORARY_SUFFIX) for path in directory.iterdir()):
+    if all(path.name.endswith(UNFINISHED) for path in directory.iterdir()):
         return {}
     path = directory / PLAN
     if not path.is_file():
@@ -189,21 +188,9 @@ def _checksum(tensor: Tensor) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Put a whole file in place, or leave what was there."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the new name, too, must survive a power cut
-        finally:
-            os.close(directory)
+        write_whole(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
 
 

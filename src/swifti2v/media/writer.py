@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from swifti2v.errors import MediaError, ShapeError
 from swifti2v.media.encoder import EncodingOptions, PieceEncoder, require_codec_fits
+from swifti2v.storage import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -347,11 +348,6 @@ class PngSequenceWriter(FrameWriter):
 
     def _save_frame(self, frame: NDArray[np.uint8]) -> None:
         path = self._folder / (self._pattern % self._num_frames_written)
-        unfinished = path.with_name(path.name + ".part")
-        try:
+        with whole_file(path) as unfinished:
             Image.fromarray(frame).save(unfinished, format="PNG", pnginfo=self._texts)
-            unfinished.replace(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
         self._num_frames_written += 1

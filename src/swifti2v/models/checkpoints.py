@@ -1,7 +1,8 @@
-"""Weights in the formats users have: read safely and load strictly, all or nothing."""
+"""Weights in the formats users have: read safely, load strictly and write, all or nothing."""
 
 import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from swifti2v.errors import LoadingError
+from swifti2v.errors import InputError, LoadingError, StorageError
 from swifti2v.models.conversion import (
     clip_state_dict,
     infer_wan_config,
@@ -25,11 +27,13 @@ __all__ = [
     "clip_state_dict",
     "infer_wan_config",
     "load_weights",
+    "read_metadata",
     "read_state_dict",
     "read_tensors",
     "umt5_state_dict",
     "wan_transformer_state_dict",
     "wan_vae_state_dict",
+    "write_tensors",
 ]
 
 logger = logging.getLogger(__name__)
@@ -79,6 +83,25 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not state:
         raise LoadingError(f"{path} holds no tensors; give a file with weights")
     return state, metadata
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """Read a checkpoint's safetensors metadata without its tensors; other formats have none.
+
+    Raises:
+        LoadingError: As in ``read_state_dict``.
+    """
+    metadata: dict[str, str] = {}
+    for file in _find_files(Path(path)):
+        require_whole(file)
+        if file.suffix in PICKLE_SUFFIXES:
+            continue
+        try:
+            with safe_open(file, framework="pt", device="cpu") as stream:
+                metadata |= stream.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+    return metadata
 
 
 def require_whole(file: Path) -> None:
@@ -152,7 +175,11 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
             return state, dict(stream.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise LoadingError(f"{file} is damaged or cut short ({error}); fetch it again") from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: BaseException) -> LoadingError:
+    return LoadingError(f"{file} is damaged or cut short ({error}); fetch it again")
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
@@ -233,3 +260,32 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     model.load_state_dict(full, assign=any(tensor.is_meta for tensor in wanted.values()))
     tie()
     logger.info("loaded %d keys of %s into %s", len(state), source, type(model).__name__)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under another name, then put it in its place.
+
+    Args:
+        tensors: By key; copied to the CPU one by one where they are not there.
+        path: Ends in ``.safetensors``.
+        metadata: For the header.
+
+    Raises:
+        InputError: The path has another ending, or a value of ``metadata`` is no text.
+        StorageError: The file cannot be written; what was there before is untouched.
+    """
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} must end in .safetensors")
+    if wrong := [key for key, text in metadata.items() if not isinstance(text, str)]:
+        raise InputError(f"metadata {shorten(wrong)} is not text; give every value as str")
+    unfinished = path.with_name(f"{path.name}.writing")
+    try:
+        ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(ready, unfinished, {"format": "pt", **metadata})
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(f"{path} cannot be written: {error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

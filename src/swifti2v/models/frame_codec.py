@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, patchify, unpatchify
 from torch import Tensor, nn
 
@@ -96,3 +97,18 @@ def frame_codec(vae: VideoVAE) -> FrameCodec:
     raise LoadingError(
         f"a VAE of class {type(vae).__name__} cannot be streamed: use AutoencoderKLWan or BlockCodec"
     )
+
+
+def store_cache(cache: Cache) -> None:
+    """Move a history to host memory, in place; pinned, if it comes from a GPU."""
+    for slot, entry in enumerate(cache):
+        if isinstance(entry, Tensor):
+            waiting = torch.empty_like(entry, device="cpu", pin_memory=entry.is_cuda)
+            cache[slot] = waiting.copy_(entry)
+
+
+def fetch_cache(cache: Cache, device: torch.device) -> None:
+    """Bring back what ``store_cache`` moved, in place."""
+    for slot, entry in enumerate(cache):
+        if isinstance(entry, Tensor):
+            cache[slot] = entry.to(device, non_blocking=True)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from swifti2v.errors import InputError, LoadingError, NumericalError, StorageError
-from swifti2v.models.checkpoints import read_tensors, require_whole
+from swifti2v.errors import InputError, LoadingError, NumericalError
+from swifti2v.models.checkpoints import read_tensors, require_whole, write_tensors
 from swifti2v.models.conversion import shorten, wan_names
 from swifti2v.models.lora import (
     KOHYA_PREFIX,
@@ -180,35 +178,6 @@ def read_lora_metadata(path: Path | str) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise LoadingError(f"{path} is damaged or no safetensors file ({error})") from None
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file under another name, then put it in its place.
-
-    Args:
-        tensors: By key; copied to the CPU one by one where they are not there.
-        path: Ends in ``.safetensors``.
-        metadata: For the header.
-
-    Raises:
-        InputError: The path has another ending, or a value of ``metadata`` is no text.
-        StorageError: The file cannot be written; what was there before is untouched.
-    """
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} must end in .safetensors")
-    if wrong := [key for key, text in metadata.items() if not isinstance(text, str)]:
-        raise InputError(f"metadata {shorten(wrong)} is not text; give every value as str")
-    unfinished = path.with_name(f"{path.name}.writing")
-    try:
-        ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(ready, unfinished, {"format": "pt", **metadata})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise StorageError(f"{path} cannot be written: {error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _sort(

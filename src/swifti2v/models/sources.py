@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
@@ -23,6 +23,8 @@ REQUIRED = (
 )
 OPTIONAL = ("image_encoder", "image_processor")
 YAML_SUFFIXES = (".yaml", ".yml")
+Reference = Literal["channels", "none"]
+"""How Stage II is shown the upsampled motion reference, see ``ComponentSource``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,9 @@ class ComponentSource:
     """A checkpoint loaded on top of a transformer, such as trained Stage II weights."""
     loras: tuple[LoraSource, ...] = ()
     """Merged into a transformer, in this order."""
+    reference: Reference = "channels"
+    """How a base model becomes Stage II: with more input channels, for the reference; or as it is,
+    so that the reference counts only where sampling starts from it (``strength`` below 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +82,8 @@ class ModelIndex:
                 raise ConfigError(
                     f"component {role} has weights or loras; only the transformers take them"
                 )
+            if source.reference == "none" and role != "stage2_transformer":
+                raise ConfigError(f"component {role} has reference: none; only Stage II takes it")
         parse_config(GenerationConfig, self.settings, "settings")
 
     def without_loras(self) -> "ModelIndex":

@@ -56,7 +56,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
     Weights, names and configuration are those of diffusers' ``WanTransformer3DModel``; only the
     forward pass differs. The input has 2C channels: the window's latents and, behind them, the
-    latents of the hybrid reference. With the weights of a widened base model (``from_base``) and
+    latents of the hybrid reference; or C channels, the latents alone. With the weights of a widened base model (``from_base``) and
     any reference, the output equals the base model's.
 
     Source:
@@ -103,24 +103,31 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             block.__class__ = SegmentTransformerBlock  # new blocks would draw their weights again
 
     @classmethod
-    def from_base(cls, base: WanTransformer3DModel) -> "SegmentTransformer3DModel":
+    def from_base(
+        cls, base: WanTransformer3DModel, *, takes_reference: bool = True
+    ) -> "SegmentTransformer3DModel":
         """Widen the patch embedding of a base model by a zero half for the reference.
 
         Args:
             base: A text-or-image-to-video Wan transformer with C input channels (48 for
                 Wan2.2-TI2V-5B). It is not changed.
+            takes_reference: False leaves the patch embedding as it is: the model sees no
+                reference, which then counts only as what its latents are noised from.
 
         Returns:
-            A model with 2C input channels on the device and in the dtype of ``base``.
+            A model with 2C input channels (C without a reference) on the device and in the dtype
+            of ``base``.
         """
         taken = inspect.signature(cls.__init__).parameters
         config = {key: value for key, value in base.config.items() if key in taken}
-        config["in_channels"] = 2 * base.config["in_channels"]
+        if takes_reference:
+            config["in_channels"] = 2 * base.config["in_channels"]
         with torch.device("meta"):
             model = cls(**config)
         state = dict(base.state_dict())
         weight = state["patch_embedding.weight"]
-        state["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+        if takes_reference:
+            state["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
         model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
         model.rope = type(base.rope)(
             base.config["attention_head_dim"],
@@ -141,7 +148,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         """Predict one value for every cell of every frame of the window.
 
         Args:
-            hidden_states: ``[B, 2C, N, h, w]``, latents of the window followed by the reference's.
+            hidden_states: ``[B, 2C, N, h, w]``, latents of the window followed by the reference's;
+                ``[B, C, N, h, w]`` for a model without a reference.
             sigma: ``[B, N]`` noise level of each frame in [0, 1]; 0 for clean frames.
             encoder_hidden_states: ``[B, L, text_dim]`` prompt embeddings.
             temporal_positions: N positions for the rotary embedding; ``0 .. N-1`` if not given.

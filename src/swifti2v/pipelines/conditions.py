@@ -1,11 +1,30 @@
 """Prompt and photo to the embeddings that both stages attend to."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swifti2v.models.image_encoder import encode_image
 from swifti2v.models.loading import Components
-from swifti2v.models.text import PromptCache, encode_prompt
+from swifti2v.models.text import encode_prompt
 from swifti2v.pipelines.stage1 import Conditions
+
+
+class PromptSource(Protocol):
+    """Gives what ``encode_prompt`` would, such as ``PromptCache``."""
+
+    def encode(
+        self,
+        text_encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str],
+        max_length: int,
+        truncate: bool = False,
+    ) -> Tensor:
+        """``[B, L, D]``; the text encoder may stay unused."""
 
 
 class ConditionEncoder:
@@ -20,7 +39,7 @@ class ConditionEncoder:
     def __init__(
         self,
         components: Components,
-        cache: PromptCache | None = None,
+        cache: PromptSource | None = None,
         truncate_prompt: bool = False,
     ) -> None:
         self.components = components

@@ -32,10 +32,13 @@ class Stopwatch:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self.stage: StageName | None = None
+        """The one that runs, or ran last."""
 
     @contextmanager
     def measure(self, stage: StageName) -> Iterator[None]:
         """Add the time of a ``with`` block to a stage."""
+        self.stage = stage
         start = time.perf_counter()
         try:
             yield

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
+from swifti2v.models.attention import use_attention
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import scale_factors
@@ -41,19 +42,24 @@ def predict_window(
     Args:
         transformer: The segment transformer.
         segment: Its window gives the absolute temporal positions.
-        hidden_states: ``[B, 2C, N, h, w]``, latents of the window and of its reference.
+        hidden_states: ``[B, 2C, N, h, w]``, latents of the window and of its reference; a
+            transformer of C channels is not shown the second half.
         sigma: ``[B, N]`` noise levels, 0 where the frame is given.
         prompt_embeds: ``[B, L, D]``.
-        config: Says which positions and noise levels the transformer is told.
+        config: Says which positions and noise levels the transformer is told, and which of its
+            tokens attend to each other.
 
     Returns:
         ``[B, C, N, h, w]`` float32, what the weights predict.
     """
     dtype = transformer.dtype
+    _, rows, columns = transformer.config["patch_size"]
+    height, width = hidden_states.shape[-2:]
+    use_attention(transformer, config.attention, height // rows, width // columns)
     absolute = config.temporal_positions == "absolute"
     told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
     output: Tensor = transformer(
-        hidden_states.to(dtype),
+        hidden_states[:, : transformer.config["in_channels"]].to(dtype),
         sigma if config.clean_sigma == "zero" else told,
         prompt_embeds.to(dtype),
         temporal_positions=segment.window if absolute else range(len(segment.window)),
@@ -105,6 +111,12 @@ class Stage2Pipeline:
         """Pixels a latent cell and a token stand for."""
         return scale_factors(self.vae, patch=self.transformer.config["patch_size"][1])
 
+    @property
+    def takes_reference(self) -> bool:
+        """Whether the transformer is shown the reference beside the latents."""
+        config = self.transformer.config
+        return bool(config["in_channels"] > config["out_channels"])
+
     def stream(
         self,
         reference: HybridReference,
@@ -140,7 +152,10 @@ class Stage2Pipeline:
         stopwatch = stopwatch or Stopwatch()
         finished = finished or {}
         segments = plan_segments(
-            reference.num_latent_frames, config.segment_size, config.context_size
+            reference.num_latent_frames,
+            config.segment_size,
+            config.context_size,
+            generates_anchor=config.anchor == "generated",
         )
         with stopwatch.measure("reference"):
             anchor = reference.latents((0,))  # the photo alone: z_x equals frame 0 of z_ref
@@ -191,11 +206,11 @@ class Stage2Pipeline:
         """
         sampling = config.sampling
         sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
-        num_given = len(segment.window) - len(segment.target)
-        given = torch.cat([clean[frame] for frame in segment.window[:num_given]], dim=2)
-        noise = draw_noise(
-            (given.shape[1], given.shape[3], given.shape[4]), segment.target, seed, given.device
-        )
+        num_given = len(segment.given)
+        empty = condition[:, :, :0]  # what is given where the segment generates the anchor
+        given = torch.cat([empty, *(clean[frame] for frame in segment.given)], dim=2)
+        _, channels, _, height, width = condition.shape
+        noise = draw_noise((channels, height, width), segment.target, seed, condition.device)
         start = noise
         if sigmas[0] < 1:
             start = add_noise(condition[:, :, num_given:], noise, sigmas[0])

@@ -30,6 +30,7 @@ class HybridReference:
         vae: Stage II's VAE.
         upsampling: Resize kernel.
         tile: Side of a spatial VAE tile in latent cells, or none.
+        offloads_history: See ``StreamingEncoder``.
 
     Raises:
         ShapeError: T is not ``time * k + 1`` or the clip's aspect is not the photo's.
@@ -45,6 +46,7 @@ class HybridReference:
         vae: AutoencoderKLWan | BlockCodec,
         upsampling: Upsampling = "lanczos",
         tile: int | None = None,
+        offloads_history: bool = False,
     ) -> None:
         _, low_height, low_width, _ = motion_reference.shape
         height, width = photo.shape[-2:]
@@ -56,7 +58,7 @@ class HybridReference:
         self.motion_reference = motion_reference
         self.photo = photo
         self.upsampling = upsampling
-        self._encoder = StreamingEncoder(vae, tile=tile)
+        self._encoder = StreamingEncoder(vae, tile=tile, offloads_history=offloads_history)
         self._time = int(vae.config["scale_factor_temporal"])
         self._latents: dict[int, Tensor] = {}
         self._encoded = 0

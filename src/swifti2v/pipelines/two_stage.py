@@ -12,9 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
-from swifti2v.errors import ShapeError
+from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import image_to_tensor, resize_video, video_to_frames
-from swifti2v.models.loading import Components, load_components, save_components
+from swifti2v.models.loading import (
+    STAGES,
+    Components,
+    Stage,
+    load_components,
+    save_components,
+)
 from swifti2v.models.placement import Placement, loading_device, place, require_placement
 from swifti2v.models.sources import LoraSource
 from swifti2v.models.vae import StreamingDecoder
@@ -82,6 +88,7 @@ class SwiftI2VPipeline:
         device: str | torch.device | None = None,
         placement: Placement = "resident",
         loras: Mapping[str, Sequence[LoraSource]] | None = None,
+        stages: Sequence[Stage] = STAGES,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
 
@@ -92,7 +99,10 @@ class SwiftI2VPipeline:
             device: By default the first GPU, else the CPU.
             placement: ``"streamed"`` holds the weights in host memory and brings them to the
                 device when used: slower, for models larger than the device's memory.
+                ``"offloaded"`` does so with the VAE's causal history as well.
             loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own.
+            stages: Stages that will run; the weights of another one are not loaded. ``refine`` and
+                ``upscale`` need ``"stage2"`` alone.
 
         Raises:
             LoadingError: Something is missing, damaged or does not match its configuration.
@@ -102,7 +112,7 @@ class SwiftI2VPipeline:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         start = loading_device(target, placement)
-        components, settings = load_components(name, dtype, start, loras)
+        components, settings = load_components(name, dtype, start, loras, stages=stages)
         place(components, target, placement)
         return cls(components, parse_config(GenerationConfig, settings, str(name)))
 
@@ -142,13 +152,26 @@ class SwiftI2VPipeline:
 
         Raises:
             ShapeError: Naming the nearest values that fit.
+            ConfigError: Stage II would not see the motion reference.
         """
         pixels = PixelShape(config.num_frames, config.height, config.width)
         if with_stage1:
             # Stage I works at a fraction of the size, so its sides are the stricter rule.
             stage1 = self.stage1.scale
             pixels.require_fit(stage1._replace(space=stage1.space * config.stage1.downscale))
-        pixels.require_fit(self.stage2.scale)
+        stage2, attention = self.stage2.scale, config.stage2.attention
+        pixels.require_fit(stage2)
+        if attention.kind == "gclf" and attention.pool is not None:
+            try:
+                pixels.require_fit(stage2._replace(patch=stage2.patch * attention.pool))
+            except ShapeError as error:
+                error.add_note(f"stage2.attention pools {attention.pool}x{attention.pool} tokens")
+                raise
+        if not self.stage2.takes_reference and config.stage2.sampling.strength == 1:
+            raise ConfigError(
+                "stage2.sampling.strength is 1 and this Stage II has no reference channels, so it "
+                "would not follow the motion reference; set a strength below 1, such as 0.7"
+            )
 
     def __call__(
         self,
@@ -309,8 +332,13 @@ class SwiftI2VPipeline:
             self.components.stage2_vae,
             config.stage2.upsampling,
             config.stage2.vae_tile,
+            self.components.offloads_history,
         )
-        decoder = StreamingDecoder(self.components.stage2_vae, tile=config.stage2.vae_tile)
+        decoder = StreamingDecoder(
+            self.components.stage2_vae,
+            tile=config.stage2.vae_tile,
+            offloads_history=self.components.offloads_history,
+        )
         segments = self.stage2.stream(
             reference, conditions, _seed(generator), config.stage2, finished, on_progress, stopwatch
         )
@@ -324,7 +352,7 @@ class SwiftI2VPipeline:
                     return
                 with stopwatch.measure("decode"):
                     latents = done.latents
-                    if done.segment.index == 0:
+                    if done.segment.index == 0 and config.stage2.anchor == "given":
                         latents = torch.cat([reference.latents((0,)), latents], dim=2)
                     frames = video_to_frames(decoder.decode(latents))
             now = stopwatch.total()
@@ -340,6 +368,7 @@ class SwiftI2VPipeline:
             (config.num_frames - 1) // time + 1,
             config.stage2.segment_size,
             config.stage2.context_size,
+            generates_anchor=config.stage2.anchor == "generated",
         )
         return [segment.latent_range for segment in segments]
 

@@ -239,6 +239,7 @@ def assign_buckets(
     samples: Sequence[Sample],
     rules: BucketRules,
     *,
+    look: Callable[[Sample], MediaFacts] = probe,
     num_threads: int = 4,
     on_progress: Callable[[int], None] | None = None,
 ) -> Assignment:
@@ -247,13 +248,14 @@ def assign_buckets(
     Args:
         samples: What to place.
         rules: Buckets to choose from.
+        look: Tells the facts of a sample; called in several threads at once.
         num_threads: Files read at a time.
         on_progress: Told how many samples are done.
     """
     results: list[Placement | Reject] = []
     with ThreadPoolExecutor(num_threads) as executor:
         for chunk in _in_chunks(samples):
-            results += executor.map(lambda sample: _place(sample, rules), chunk)
+            results += executor.map(lambda sample: _place(sample, rules, look), chunk)
             if on_progress is not None:
                 on_progress(len(results))
     return Assignment(
@@ -269,9 +271,11 @@ def _in_chunks(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
         yield chunk
 
 
-def _place(sample: Sample, rules: BucketRules) -> Placement | Reject:
+def _place(
+    sample: Sample, rules: BucketRules, look: Callable[[Sample], MediaFacts]
+) -> Placement | Reject:
     try:
-        return plan_bucket(sample, probe(sample), rules)
+        return plan_bucket(sample, look(sample), rules)
     except MediaError as error:
         return Reject(sample.id, f"cannot be read: {error}")
 
@@ -315,7 +319,7 @@ def _is_long_enough(bucket: PixelShape, _: MediaFacts, num_frames: int, __: Buck
 def _explain_aspect(
     buckets: Sequence[PixelShape], facts: MediaFacts, _: int, rules: BucketRules
 ) -> str:
-    nearest = min(buckets, key=lambda bucket: _crop_share(bucket, facts))
+    nearest = min(buckets, key=lambda bucket: (_crop_share(bucket, facts), bucket))
     share = float(_crop_share(nearest, facts))
     return (
         f"aspect: {facts.width}x{facts.height} px would lose {share:.1%} of a side in the nearest "

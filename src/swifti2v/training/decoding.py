@@ -28,6 +28,21 @@ class ClipPair(NamedTuple):
     """``[T, h, w, 3]``, of the reference's own size."""
 
 
+def draw_first(
+    sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
+) -> int:
+    """Draw the frame at which ``decode_clip`` begins, counted at ``fps``; 0 for an image.
+
+    Raises:
+        MediaError: The clip is shorter than the bucket.
+    """
+    if sample.kind == "image":
+        return 0
+    usable = plan_usable(sample, facts, fps)
+    _require_length(len(usable), bucket)
+    return usable.start + int(rng.integers(len(usable) - bucket.num_frames + 1))
+
+
 def decode_clip(
     sample: Sample,
     bucket: PixelShape,
@@ -107,8 +122,7 @@ def _decode_piece(
     length = bucket.num_frames
     fit = partial(_fit, bucket=bucket)
     with local_media(sample) as path:
-        _require_length(len(usable), bucket)
-        first = usable.start + int(rng.integers(len(usable) - length + 1))
+        first = draw_first(sample, bucket, fps, rng, facts)
         frames, num_seen = _read(path, fps, first, length, fit)
         if len(frames) < length:
             _require_length(num_seen - usable.start, bucket)

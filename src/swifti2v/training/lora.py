@@ -1,6 +1,5 @@
 """LoRA adapters for training: put on a frozen transformer, read out and put back."""
 
-import hashlib
 import logging
 import math
 import re
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from swifti2v.errors import ConfigError, InputError, LoadingError
 from swifti2v.models.conversion import shorten
+from swifti2v.models.lora_base import hash_base as hash_base
 
 logger = logging.getLogger(__name__)
 
@@ -203,17 +203,3 @@ def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> N
         )
     for key, tensor in own.items():
         tensor.copy_(state[key])
-
-
-def hash_base(transformer: nn.Module) -> str:
-    """SHA-256 of a transformer's own weights by name; the same with and without an adapter."""
-    digest = hashlib.sha256()
-    base = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in transformer.state_dict().items()
-        if ".lora_" not in name
-    }
-    for name, tensor in sorted(base.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

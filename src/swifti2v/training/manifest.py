@@ -33,6 +33,14 @@ class Media(Protocol):
         """
         ...
 
+    def stamp(self) -> tuple[str | int, ...]:
+        """Place, size and time of change: another stamp is another content.
+
+        Raises:
+            OSError: It is not there any more.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
@@ -49,6 +57,10 @@ class MediaFile:
     def open(self) -> Path:
         """The path; whether it can be read shows later."""
         return self.path
+
+    def stamp(self) -> tuple[str | int, ...]:
+        """Of the file."""
+        return _stamp_file(self.path)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +97,10 @@ class TarMember:
             raise MediaError(f"{self.archive} is cut off within {self.member}; copy it again")
         return io.BytesIO(data)
 
+    def stamp(self) -> tuple[str | int, ...]:
+        """Of the archive, with the place in it."""
+        return *_stamp_file(self.archive), self.offset, self.num_bytes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetRow:
@@ -120,6 +136,11 @@ class DatasetRow:
         if not isinstance(data, bytes):
             raise MediaError(f"{self.name} holds no bytes; the dataset has changed")
         return io.BytesIO(data)
+
+    def stamp(self) -> tuple[str | int, ...]:
+        """Of the dataset's files, with the row."""
+        folder = self.directory / (self.split or "")
+        return *_stamp_file(folder / "state.json"), self.index, self.column
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +230,11 @@ def local_media(sample: Sample) -> Iterator[Path]:
     except MediaError as error:
         text = str(error) if path is None else str(error).replace(str(path), sample.media.name)
         raise MediaError(f"sample {sample.id}: {text}") from error
+
+
+def _stamp_file(path: Path) -> tuple[str | int, ...]:
+    found = path.stat()
+    return str(path.resolve()), found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=8)

@@ -1,10 +1,12 @@
 """Clips of manifests as training takes them: which ones a step holds, read and cut to their bucket."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +15,25 @@ from pydantic import ConfigDict
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.shapes import PixelShape
 from swifti2v.training.batch_plan import BatchPlan
-from swifti2v.training.buckets import BucketRules, Placement, assign_buckets, format_bucket
+from swifti2v.training.buckets import (
+    BucketRules,
+    MediaFacts,
+    Placement,
+    assign_buckets,
+    format_bucket,
+    probe,
+)
+from swifti2v.training.crops import Crop, draw_crop
 from swifti2v.training.decoding import decode_clip, decode_pair
 from swifti2v.training.draws import Draw
-from swifti2v.training.manifest import Reject
+from swifti2v.training.manifest import Reject, Sample
 from swifti2v.training.manifest_readers import read_manifest
 
 logger = logging.getLogger(__name__)
 
 Frames = NDArray[np.uint8]
 """``[T, H, W, 3]`` RGB."""
+T = TypeVar("T")
 NUM_SHOWN = 3
 """Rejects of one cause that are named."""
 
@@ -57,6 +68,24 @@ class DataConfig:
     """Of real clips and of stage-transition samples; none trains on procedural clips."""
     rules: BucketRules = field(default_factory=BucketRules)
     """Sizes, lengths and the frame rate."""
+    num_pieces: int | None = None
+    """Different pieces that are taken from a clip; none takes another one each time it comes."""
+
+    def __post_init__(self) -> None:
+        if self.num_pieces is not None and self.num_pieces < 1:
+            raise ConfigError(f"data.num_pieces is {self.num_pieces}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What of a clip a step trains on, before anything is read."""
+
+    name: str
+    """Of the placement."""
+    seed: int
+    """Of the first frame."""
+    crop: Crop
+    """Within the frames of the bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +110,22 @@ class ManifestClips:
         batch_size: Samples of a step, on all ranks.
         seed: Of order and pieces.
         bad_samples: What to do about a clip that cannot be read.
+        look: Tells size, length and rate of a sample.
 
     Raises:
         InputError: No clip can be used; the message counts the reasons.
     """
 
     def __init__(
-        self, config: DataConfig, batch_size: int, seed: int, bad_samples: Literal["stop", "skip"]
+        self,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        bad_samples: Literal["stop", "skip"],
+        look: Callable[[Sample], MediaFacts] = probe,
     ) -> None:
         self.fps, self.bad_samples = config.rules.fps, bad_samples
+        self.num_pieces = config.num_pieces
         self.placements: dict[str, Placement] = {}
         members: dict[PixelShape, dict[str, float]] = {}
         rejects: list[Reject] = []
@@ -97,7 +133,7 @@ class ManifestClips:
             manifest = read_manifest(
                 source.path, root=source.root and Path(source.root), split=source.split
             )
-            assignment = assign_buckets(manifest.samples, config.rules)
+            assignment = assign_buckets(manifest.samples, config.rules, look=look)
             rejects += [*manifest.rejects, *assignment.rejects]
             for placement in assignment.placements:
                 name = f"{number}:{placement.sample.id}"
@@ -112,20 +148,43 @@ class ManifestClips:
         """Length and size of all clips of a step."""
         return self.plan.batch(step).bucket
 
-    def load(self, draw: Draw) -> tuple[list[LoadedClip], int]:
-        """The clips of a micro-batch, and how many of them stand in for unreadable ones.
+    def pieces(self, draw: Draw, side: int | None = None, step: int = 1) -> list[Piece]:
+        """What a micro-batch trains on.
+
+        Args:
+            draw: The micro-batch.
+            side: Of a random square of each clip; None takes whole frames.
+            step: Its corner lies on multiples of this.
+
+        Raises:
+            ConfigError: The square is larger than the frames.
+        """
+        batch = self.plan.batch(draw.step).take(draw.indices)
+        size = (batch.bucket.height, batch.bucket.width)
+        found = []
+        for name, seed, rng in zip(batch.ids, batch.seeds, draw.samples(), strict=True):
+            if self.num_pieces is not None:
+                seed = _hash_seed(name, seed % self.num_pieces)
+                rng = np.random.default_rng((seed, 1))
+            found.append(Piece(name, seed, draw_crop(size, side, step, rng)))
+        return found
+
+    def take(self, pieces: Sequence[Piece], read: Callable[[Piece], T]) -> tuple[list[T], int]:
+        """Read pieces, and tell how many are stood in for as they cannot be read.
+
+        Args:
+            pieces: Of a micro-batch.
+            read: Reads one of them, or raises ``MediaError``.
 
         Raises:
             MediaError: A clip cannot be read, unless such are skipped.
+            InputError: None of a bucket's clips can be read.
         """
-        batch = self.plan.batch(draw.step).take(draw.indices)
-        clips, num_replaced = [], 0
-        for name, seed in zip(batch.ids, batch.seeds, strict=True):
-            names = self._names[batch.bucket]
-            for offset in range(len(names)):
-                chosen = names[(names.index(name) + offset) % len(names)]
+        taken, num_replaced = [], 0
+        for piece in pieces:
+            for offset, candidate in enumerate(self.candidates(piece)):
                 try:
-                    clips.append(self._load_one(chosen, seed))
+                    taken.append(read(candidate))
                     break
                 except MediaError as error:
                     if self.bad_samples == "stop":
@@ -133,29 +192,46 @@ class ManifestClips:
                     logger.warning("%s; the next clip takes its place", error)
                     num_replaced += offset == 0
             else:
-                raise InputError(f"no clip of bucket {format_bucket(batch.bucket)} can be read")
-        return clips, num_replaced
+                bucket = self.placements[piece.name].bucket
+                raise InputError(f"no clip of bucket {format_bucket(bucket)} can be read")
+        return taken, num_replaced
 
-    def examples(self, count: int) -> list[LoadedClip]:
-        """Pieces of the first clips of the first bucket, the same every time."""
-        bucket = min(self._names)
-        return [self._load_one(name, 0) for name in self._names[bucket][:count]]
+    def candidates(self, piece: Piece) -> Iterator[Piece]:
+        """The piece, then those of the bucket's other clips that stand in for it, in order."""
+        names = self._names[self.placements[piece.name].bucket]
+        first = bisect_left(names, piece.name)
+        return (replace(piece, name=names[(first + i) % len(names)]) for i in range(len(names)))
 
-    def _load_one(self, name: str, seed: int) -> LoadedClip:
-        placement = self.placements[name]
-        sample, rng = placement.sample, np.random.default_rng(seed)
+    def read(self, piece: Piece) -> LoadedClip:
+        """The frames of a piece, uncropped.
+
+        Raises:
+            MediaError: They cannot be read.
+        """
+        placement = self.placements[piece.name]
+        sample, rng = placement.sample, np.random.default_rng(piece.seed)
         if sample.reference is None:
             frames = decode_clip(sample, placement.bucket, self.fps, rng, facts=placement.facts)
             return LoadedClip(sample.id, frames, None, sample.prompt)
         pair = decode_pair(sample, placement.bucket, self.fps, rng, facts=placement.facts)
         return LoadedClip(sample.id, pair.frames, pair.reference, sample.prompt)
 
+    def examples(self, count: int) -> list[LoadedClip]:
+        """Pieces of the first clips of the first bucket, the same every time."""
+        bucket = min(self._names)
+        whole = Crop(0, 0, bucket.height, bucket.width)
+        return [self.read(Piece(name, 0, whole)) for name in self._names[bucket][:count]]
 
-def with_procedural(config: DataConfig, path: str) -> DataConfig:
-    """The same settings, on the manifest of procedural clips where none is given."""
-    if config.manifests:
-        return config
-    return replace(config, manifests=(ManifestConfig(path=path),))
+    @property
+    def prompts(self) -> set[str]:
+        """Of all clips."""
+        return {placement.sample.prompt for placement in self.placements.values()}
+
+
+def _hash_seed(name: str, number: int) -> int:
+    """A seed for a clip's piece of a number, 63 bits."""
+    digest = hashlib.sha256(f"{number} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _report(

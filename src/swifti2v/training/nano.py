@@ -1,15 +1,11 @@
 """Training of the whole nano model: codec statistics, text encoder, Stage I, Stage II, assembly."""
 
-import copy
-import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
@@ -17,19 +13,14 @@ from transformers import UMT5EncoderModel
 
 from swifti2v.config import to_dict
 from swifti2v.errors import InputError
-from swifti2v.media import video_to_frames
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.loading import Components, save_components
+from swifti2v.models.loading import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.sampling import plan_sigmas
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
 from swifti2v.training.data import Material, make_procedural_material, read_material
-from swifti2v.training.draws import draws_of_step, split_batch
-from swifti2v.training.initialization import fit_output_layer, initialize_stage2
 from swifti2v.training.motion_phases import initialize_stage1
-from swifti2v.training.moving_pictures import NUM_FRAMES, draw_motion_path, render_path
+from swifti2v.training.nano_assembly import assemble
+from swifti2v.training.nano_budget import Part
 from swifti2v.training.nano_codec import fit_codec, measure_residual
 from swifti2v.training.nano_config import NanoConfig, Stage2Phase
 from swifti2v.training.nano_models import (
@@ -38,30 +29,22 @@ from swifti2v.training.nano_models import (
     make_stage1_transformer,
     make_stage2_transformer,
 )
+from swifti2v.training.nano_stage2 import fit_to_task, redraw_motions, start_stage2
 from swifti2v.training.phases_task import PhasesTask
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.run_config import PhaseConfig, RunConfig
 from swifti2v.training.run_directory import begin_run_directory, require_run_directory
+from swifti2v.training.run_log import StepMetrics
+from swifti2v.training.session import Session, train_task
 from swifti2v.training.stage1 import Stage1Task
 from swifti2v.training.stage1_sources import CameraMotionSource
 from swifti2v.training.stage2 import Stage2Task
 from swifti2v.training.stage2_sources import MaterialSource, TransitionClip
-from swifti2v.training.stage_transition import TransitionConfig, make_transition_sample
+from swifti2v.training.tasks import Task
 from swifti2v.training.text_encoder import TextTask, make_tokenizer
-from swifti2v.training.trainer import StepMetrics, Task, Trainer, compute_in
 
-logger = logging.getLogger(__name__)
-
-Model = TypeVar("Model", bound=nn.Module)
-AnyPhase = TypeVar("AnyPhase", bound=PhaseConfig)
-Part = Literal["text", "motion_start", "stage1", "stage2"]
-"""What is trained one after the other; the motion's start is Stage I's first part."""
 OnPartStep = Callable[[Part, StepMetrics], None]
 """Called after each step of a part."""
-MINUTES_SHARE: dict[Part, float] = {
-    "text": 0.04, "motion_start": 0.06, "stage1": 0.4, "stage2": 0.5,
-}  # fmt: skip
-"""How ``limit_minutes`` divides a budget."""
 
 
 class NanoTraining:
@@ -136,7 +119,7 @@ class NanoTraining:
             run = replace(own.run, ema_decay=None)
             self._train("motion_start", PhasesTask(first, layout, start), run, phases)
             transformer.load_state_dict(first.state_dict(), strict=False)
-            self._fit_output_layer(transformer, task, own.run, own.num_fit_batches)
+            fit_to_task(task, own.run, own.num_fit_batches)
         self._train("stage1", task, own.run, own.phases)
         return transformer
 
@@ -145,18 +128,28 @@ class NanoTraining:
     ) -> SegmentTransformer3DModel:
         """Stage II: a ridge regression, then the phases of its curriculum."""
         own = self.config.stage2
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own.run.seed)
+        is_new = not self._is_begun("stage2")
+        if is_new:
+            residual = measure_residual(self.material.clips, self.config.downscale)
+            transformer = start_stage2(
+                own.size,
+                self.config.text.width,
+                residual,
+                self.config.num_inference_steps,
+                own.run.seed,
+            )
+        else:  # its weights are those of the checkpoint
             transformer = make_stage2_transformer(own.size, self.config.text.width)
-            is_new = not self._is_begun("stage2")
-            if is_new:
-                sigmas = torch.tensor(plan_sigmas(self.config.num_inference_steps)[:-1])
-                residual = measure_residual(self.material.clips, self.config.downscale)
-                initialize_stage2(transformer, residual, sigmas)
         nn.Module.to(transformer, self.device)
         redrawn: Sequence[TransitionClip] = ()
         if any(phase.mix.transition > 0 for phase in own.phases):
-            redrawn = self._redraw(self._pipeline(text_encoder, stage1, transformer))
+            redrawn = redraw_motions(
+                self._pipeline(text_encoder, stage1, transformer),
+                self.material.pictures,
+                self.material.size,
+                self.settings,
+                own.redraw,
+            )
         no_text = torch.zeros(1, 1, self.config.text.width, device=self.device)
         task = Stage2Task(
             transformer,
@@ -173,7 +166,7 @@ class NanoTraining:
             lambda prompts: no_text.expand(len(prompts), -1, -1),
         )
         if is_new:
-            self._fit_output_layer(transformer, task, own.run, own.num_fit_batches)
+            fit_to_task(task, own.run, own.num_fit_batches)
         self._train("stage2", task, own.run, own.phases)
         return transformer
 
@@ -218,28 +211,6 @@ class NanoTraining:
         pipe.encoder.truncate_prompt = True  # as in Stage I's training
         return pipe
 
-    def _redraw(self, pipe: SwiftI2VPipeline) -> list[TransitionClip]:
-        """Camera motions over pictures, and Stage I's version of their small clips."""
-        own, size = self.config.stage2.redraw, self.material.size
-        settings = TransitionConfig(
-            generation=self.settings, sigma_low=own.sigma[0], sigma_high=own.sigma[1], seed=own.seed
-        )
-        clips = []
-        for index in range(own.num_clips):
-            rng = np.random.default_rng((own.seed, index))
-            motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
-            picture = self.material.pictures[int(rng.integers(len(self.material.pictures)))]
-            path = draw_motion_path(motion, picture.shape[:2], size, rng)
-            # A whole motion over the clip, however long, as Stage I is asked for it.
-            times = np.linspace(0, NUM_FRAMES - 1, self.config.num_frames).tolist()
-            video = render_path(picture, path, times, size, (0, 0, *size))
-            frames = video_to_frames(video[None])
-            prompt = draw_prompt(motion, rng)
-            with compute_in("bfloat16", self.device):
-                low = make_transition_sample(pipe, frames, prompt, f"{index}", settings).frames
-            clips.append(TransitionClip(f"{prompt} ({index})", frames, low, prompt))
-        return clips
-
     def _fitting_lengths(self, phase: Stage2Phase) -> dict[int, float]:
         """Lengths that at least one clip has."""
         longest = max(len(clip) for clip in self.material.clips)
@@ -251,30 +222,19 @@ class NanoTraining:
             )
         return fitting
 
-    def _fit_output_layer(
-        self,
-        transformer: WanTransformer3DModel,
-        task: Stage1Task | Stage2Task,
-        run: RunConfig,
-        count: int,
-    ) -> None:
-        parts = split_batch(run.batch_size, 1, 1)
-        # Steps that training itself does not reach, so that it sees other samples.
-        draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(count))
-        with compute_in(run.precision, self.device):
-            fit_output_layer(transformer, (task.draw_fit_sample(draw) for draw in draws))
-
     def _is_begun(self, part: Part) -> bool:
         return (self.output_dir / "training" / part / "checkpoints" / "latest").is_file()
 
     def _train(
         self, part: Part, task: Task[Any], run: RunConfig, phases: Sequence[PhaseConfig]
     ) -> None:
-        on_step = None if self.on_step is None else partial(self.on_step, part)
-        ranks = Ranks(rank=0, world_size=1, device=self.device, mesh=None)
-        trainer = Trainer(task, run, phases, self.output_dir / "training" / part, ranks)
-        trainer.run(resume=True, on_step=on_step)
-        trainer.take_average()
+        session = Session(
+            directory=self.output_dir / "training" / part,
+            ranks=Ranks(rank=0, world_size=1, device=self.device, mesh=None),
+            resume=True,
+            on_step=None if self.on_step is None else partial(self.on_step, part),
+        )
+        train_task(task, run, phases, session)
 
 
 def train_nano(
@@ -341,82 +301,3 @@ def prepare_material(config: NanoConfig, data_dir: Path | None) -> Material:
     )
     material.require_clips(config.num_frames)
     return material
-
-
-def assemble(
-    config: NanoConfig,
-    codecs: tuple[BlockCodec, BlockCodec],
-    text_encoder: UMT5EncoderModel,
-    transformers: tuple[WanTransformer3DModel, SegmentTransformer3DModel],
-    directory: Path,
-) -> None:
-    """Write the trained parts as a model directory in bfloat16, replacing an older one.
-
-    Args:
-        config: Settings; they give the model's defaults.
-        codecs: Of Stage I and Stage II, with statistics.
-        text_encoder: Not changed.
-        transformers: Of Stage I and Stage II; not changed.
-        directory: To write; it appears, or is replaced, only once it is whole.
-    """
-    components = Components(
-        text_encoder=round_weights(text_encoder),
-        tokenizer=make_tokenizer(),
-        stage1_transformer=round_weights(transformers[0]),
-        stage1_vae=codecs[0],
-        stage2_transformer=round_weights(transformers[1]),
-        stage2_vae=codecs[1],
-        max_text_length=config.max_text_length,
-    )
-    unfinished = directory.with_name(f"{directory.name}.writing")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_components(components, to_dict(config.to_generation_config()), unfinished)
-    if directory.exists():
-        shutil.rmtree(directory)
-    unfinished.rename(directory)
-    logger.info("model written to %s", directory)
-
-
-def round_weights(model: Model) -> Model:
-    """Copy of a model on the CPU in bfloat16, but for the parts its class keeps in float32."""
-    rounded = copy.deepcopy(model).cpu()
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    for name, parameter in rounded.named_parameters():
-        if not any(part in name.split(".") for part in kept):
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return rounded
-
-
-def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:
-    """Same settings with so many minutes in all, divided by ``MINUTES_SHARE``."""
-
-    def limit(part: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
-        own = minutes * MINUTES_SHARE[part] / len(phases)
-        return tuple(replace(phase, minutes=own, steps=None) for phase in phases)
-
-    return _with_budgets(config, limit)
-
-
-def limit_steps(config: NanoConfig, steps: int) -> NanoConfig:
-    """Same settings with so many steps for each part's phases."""
-
-    def limit(_: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
-        return tuple(replace(phase, minutes=None, steps=steps) for phase in phases)
-
-    return _with_budgets(config, limit)
-
-
-def _with_budgets(
-    config: NanoConfig, limit: Callable[[Part, Sequence[Any]], tuple[Any, ...]]
-) -> NanoConfig:
-    text, stage1, stage2 = config.text, config.stage1, config.stage2
-    return replace(
-        config,
-        text=replace(text, phases=limit("text", text.phases)),
-        stage1=replace(
-            stage1,
-            motion_start=limit("motion_start", (stage1.motion_start,))[0],
-            phases=limit("stage1", stage1.phases),
-        ),
-        stage2=replace(stage2, phases=limit("stage2", stage2.phases)),
-    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.sampling import plan_sigmas, shift_sigma
+from swifti2v.training.draws import Draw
 
 NUM_BINS = 20
 
@@ -82,6 +83,23 @@ def draw_sigmas(config: NoiseLevelConfig, uniforms: Tensor) -> Tensor:
             f"{numbers.max() if numbers.numel() else 'nothing'}"
         )
     return torch.tensor([_level(config, u) for u in numbers.tolist()], dtype=torch.float32)
+
+
+def draw_step_sigmas(config: NoiseLevelConfig, draw: Draw) -> Tensor:
+    """Noise levels of a micro-batch, a function of the seed, the step and the samples alone.
+
+    Args:
+        config: Settings.
+        draw: The micro-batch; of all samples of a step, however they are divided, the levels are
+            the same.
+
+    Returns:
+        ``[b]`` float32 in (0, 1], on the CPU.
+    """
+    uniforms = draw.uniforms()
+    if config.stratified:
+        uniforms = stratify(uniforms, torch.tensor(draw.indices), draw.batch_size, draw.step)
+    return draw_sigmas(config, uniforms)
 
 
 def stratify(uniforms: Tensor, indices: Tensor, num_strata: int, seed: int) -> Tensor:

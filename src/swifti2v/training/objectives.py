@@ -1,13 +1,14 @@
 """Training losses as pure functions: tensors in, one number for each sample out."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from swifti2v.sampling import Parameterization, to_velocity
+from swifti2v.sampling import Parameterization, plan_sigmas, to_velocity
 from swifti2v.segments import Segment
 
 Model = Callable[[Tensor, Tensor], Tensor]
@@ -46,16 +47,55 @@ def segment_flow_loss(
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.2 (training with CSG and teacher forcing).
     """
+    arguments = (model, latents, reference, segment, sigma, noise, parameterization)
+    error = _window_error(*arguments)[:, :, -len(segment.target) :]
+    return _weighted_mean(error, channel_weight)
+
+
+def window_flow_loss(
+    model: Model,
+    latents: Tensor,
+    reference: Tensor,
+    segment: Segment,
+    sigma: Tensor,
+    noise: Tensor,
+    *,
+    parameterization: Parameterization = "velocity",
+    channel_weight: Tensor | None = None,
+) -> Tensor:
+    """The same on all frames of the window, to find out what leaving the given ones out is worth.
+
+    The model is also asked for the velocity of the frames that it is given clean, as if they were
+    noise alone. Arguments and result as in ``segment_flow_loss``.
+    """
+    arguments = (model, latents, reference, segment, sigma, noise, parameterization)
+    return _weighted_mean(_window_error(*arguments), channel_weight)
+
+
+def _window_error(
+    model: Model,
+    latents: Tensor,
+    reference: Tensor,
+    segment: Segment,
+    sigma: Tensor,
+    noise: Tensor,
+    parameterization: Parameterization,
+) -> Tensor:
+    """``[B, C, N, h, w]`` squared error of the velocity; see ``window_flow_loss``."""
     window = list(segment.window)
     clean, condition, drawn = latents[:, :, window], reference[:, :, window], noise[:, :, window]
     is_target = torch.zeros(len(window), dtype=torch.bool, device=latents.device)
     is_target[-len(segment.target) :] = True
-    sigma_per_frame = sigma[:, None] * is_target  # [B, N]
-    level = sigma_per_frame[:, None, :, None, None]
-    noisy = torch.where(level > 0, (1 - level) * clean + level * drawn, clean)
-    output = model(torch.cat([noisy, condition], dim=1), sigma_per_frame)
-    velocity = to_velocity(output, noisy, condition, sigma_per_frame, parameterization)
-    error = (velocity - (drawn - clean))[:, :, is_target].float().square()
+    level = torch.where(is_target, sigma[:, None], 1.0)  # [B, N]
+    states = (1 - level[:, None, :, None, None]) * clean + level[:, None, :, None, None] * drawn
+    shown = torch.where(is_target[:, None, None], states, clean)
+    output = model(torch.cat([shown, condition], dim=1), level * is_target)
+    velocity = to_velocity(output, states, condition, level, parameterization)
+    return (velocity - (drawn - clean)).float().square()
+
+
+def _weighted_mean(error: Tensor, channel_weight: Tensor | None) -> Tensor:
+    """``[B]`` means of ``[B, C, ...]``."""
     if channel_weight is not None:
         error = error * channel_weight[:, None, None, None]
     return error.flatten(1).mean(dim=1)
@@ -99,10 +139,7 @@ def flow_loss(
     error = (velocity - (noise - latents)).float()
     if error_of == "clean":
         error = error * level
-    error = error.square()
-    if channel_weight is not None:
-        error = error * channel_weight[:, None, None, None]
-    return error.flatten(1).mean(dim=1)
+    return _weighted_mean(error.square(), channel_weight)
 
 
 def reconstruction_loss(
@@ -139,3 +176,67 @@ def reconstruction_loss(
 def _penalize(difference: Tensor, error: Literal["squared", "absolute"]) -> Tensor:
     values = difference.square() if error == "squared" else difference.abs()
     return values.flatten(1).mean(dim=1)
+
+
+def hfato_loss(
+    model: Model, latents: Tensor, degraded: Tensor, sigma: Tensor, noise: Tensor
+) -> Tensor:
+    """Loss that asks for the fine detail which noised, degraded latents have lost.
+
+    The model sees ``(1 - sigma) * degraded + sigma * noise`` and shall predict the velocity that
+    leads to the latents before the degradation. The error is that of the clean latents, so it
+    equals ``w * sigma**2`` times the squared error of the velocity, where the wanted velocity is
+    ``noise - degraded + (degraded - latents) / sigma``.
+
+    Args:
+        model: The transformer with everything but latents and noise level bound, predicting the
+            velocity; it is given ``[B, C, F, h, w]`` and ``sigma [B, F]``.
+        latents: ``[B, C, F, h, w]`` ground truth; F is 1 for images.
+        degraded: ``[B, C, F, h, w]``, see ``swifti2v.training.degradations``.
+        sigma: ``[B]`` noise levels in (0, 1].
+        noise: ``[B, C, F, h, w]`` standard normal.
+
+    Returns:
+        ``[B]`` float32, mean squared error of the clean latents times ``w(sigma)``, see
+        ``bell_weight``.
+
+    Source:
+        ViBe, arXiv:2603.23326 (high-frequency-awareness training objective).
+    """
+    level = sigma[:, None, None, None, None]
+    noisy = (1 - level) * degraded + level * noise
+    velocity = model(noisy, sigma[:, None].expand(-1, latents.shape[2]))
+    clean = noisy.float() - level.float() * velocity.float()
+    error = (clean - latents.float()).square().flatten(1).mean(dim=1)
+    return bell_weight(sigma) * error
+
+
+def bell_weight(sigma: Tensor) -> Tensor:
+    """Weight of a noise level: highest in the middle of the 1000 timesteps, 0 at both ends.
+
+    ``exp(-2 ((t - 500) / 1000) ** 2)`` with ``t = 1000 sigma``, less its least value, scaled so
+    that its mean over the 1000 levels of the schedule with shift 5 is 1.
+
+    Args:
+        sigma: Noise levels in [0, 1], of any shape.
+
+    Returns:
+        Of the same shape, float32.
+
+    Source:
+        ViBe's public code (arXiv:2603.23326).
+    """
+    least, mean = _bell_scale()
+    return (_bell(sigma.float()) - least) / mean
+
+
+@cache
+def _bell_scale() -> tuple[float, float]:
+    """Least value of the bell over the schedule, and its mean above that."""
+    values = _bell(torch.tensor(plan_sigmas(1000, shift=5.0)[:-1], dtype=torch.float64))
+    least = float(values.min())
+    return least, float(values.mean()) - least
+
+
+def _bell(sigma: Tensor) -> Tensor:
+    return torch.exp(-2 * (sigma - 0.5).square())

@@ -40,7 +40,9 @@ class PhasesTask:
 
     def load_batch(self, draw: Draw) -> Stage1Batch:
         """Clips of a micro-batch."""
-        return self.stage1.load_batch(draw)
+        batch = self.stage1.load_batch(draw)
+        assert isinstance(batch, Stage1Batch)  # motions over pictures are never cached
+        return batch
 
     def loss(self, batch: Stage1Batch, draw: Draw) -> Tensor:
         """``[b]`` mean squared error of the phases; the latents are pure noise."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from swifti2v.media import open_writer, video_to_frames
 from swifti2v.shapes import PixelShape
+from swifti2v.storage import whole_file, write_whole
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
 from swifti2v.training.data import draw_picture
 
@@ -43,12 +44,13 @@ def write_procedural_clips(
             picture = draw_picture(2 * size[0], 2 * size[1], rng)
             times = np.linspace(0, bucket.num_frames / 33, bucket.num_frames).tolist()
             video = render_motion(picture, motion, times, draw_view(rng), size)
-            unfinished = directory / f"{name}.writing.mkv"
-            with open_writer(
-                unfinished, height=size[0], width=size[1], fps=fps, codec="ffv1"
-            ) as writer:
+            with (
+                whole_file(directory / name, ending=".mkv") as unfinished,
+                open_writer(
+                    unfinished, height=size[0], width=size[1], fps=fps, codec="ffv1"
+                ) as writer,
+            ):
                 writer.write(video_to_frames(video[None]))
-            unfinished.rename(directory / name)
     manifest = directory / MANIFEST_NAME
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(manifest, "".join(json.dumps(row) + "\n" for row in rows))
     return manifest

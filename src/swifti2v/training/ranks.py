@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from swifti2v.errors import ConfigError
+from swifti2v.errors import ConfigError, StorageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +138,9 @@ def save_model(kind: type[nn.Module], model: Any, directory: Path, ranks: Ranks)
         model: Of diffusers or transformers, with a configuration.
         directory: Made by the first rank; all ranks take part.
         ranks: Of this training.
+
+    Raises:
+        StorageError: The files cannot be written.
     """
     state = gather_weights(model.state_dict())
     if not ranks.is_first:
@@ -145,4 +149,10 @@ def save_model(kind: type[nn.Module], model: Any, directory: Path, ranks: Ranks)
     with torch.device("meta"):
         whole: Any = make(model.config)
     whole.load_state_dict(state, assign=True)
-    whole.save_pretrained(directory)
+    try:
+        whole.save_pretrained(directory)
+    except (SafetensorError, OSError) as error:
+        raise StorageError(
+            f"{directory} cannot be written ({error}); free space and call again with --resume: "
+            "the last checkpoint holds the weights"
+        ) from None

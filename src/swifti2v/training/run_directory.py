@@ -8,6 +8,20 @@ import yaml
 from swifti2v.errors import ConfigError, InputError
 
 CONFIG_NAME = "config.yaml"
+FREE_SETTINGS = frozenset(
+    {
+        "num_micro_batches",
+        "num_replicas",
+        "num_workers",
+        "checkpoint_steps",
+        "checkpoint_minutes",
+        "num_checkpoints",
+        "validation_steps",
+        "trackers",
+    }
+)
+"""Of ``RunConfig``: they do not change what is trained beyond the order of sums, so a run may go on
+with others, on other machines."""
 
 
 def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -20,7 +34,7 @@ def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: 
 
     Raises:
         InputError: It holds something and ``resume`` is not set, or no run of training.
-        ConfigError: It was begun with other settings.
+        ConfigError: It was begun with other settings, apart from ``FREE_SETTINGS``.
     """
     if directory.is_file():
         raise InputError(f"output directory {directory} is a file; choose another name")
@@ -34,7 +48,8 @@ def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: 
     path = directory / CONFIG_NAME
     if not path.is_file():
         raise InputError(f"{directory} holds no training of this kind; choose another directory")
-    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), to_plain(settings)
+    before = _without_free(yaml.safe_load(path.read_text(encoding="utf-8")))
+    now = _without_free(to_plain(settings))
     if different := sorted(key for key in now if before.get(key) != now[key]):
         raise ConfigError(
             f"{directory} was begun with other settings of {', '.join(different)}; repeat them, or "
@@ -56,3 +71,14 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     return value
+
+
+def _without_free(settings: Any) -> Any:
+    """Nested settings without those that a run may change on its way."""
+    if not isinstance(settings, dict):
+        return settings
+    kept = {key: _without_free(value) for key, value in settings.items()}
+    run = kept.get("run")
+    if isinstance(run, dict):
+        kept["run"] = {key: run[key] for key in run if key not in FREE_SETTINGS}
+    return kept

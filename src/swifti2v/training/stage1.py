@@ -11,17 +11,16 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from swifti2v.config import Stage1Config
-from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.vae import StreamingEncoder
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.shapes import LatentShape
 from swifti2v.training.draws import Draw
 from swifti2v.training.initialization import FitSample
-from swifti2v.training.nano_codec import encode_window, weigh_channels
-from swifti2v.training.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
+from swifti2v.training.latents import each_clip, encode_clips
+from swifti2v.training.nano_codec import weigh_channels
+from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
 from swifti2v.training.objectives import flow_loss
-from swifti2v.training.stage1_sources import Stage1Batch, Stage1Source
+from swifti2v.training.stage1_sources import Stage1Batch, Stage1Latents, Stage1Source
 
 EncodePrompts = Callable[[tuple[str, ...]], Tensor]
 """``b`` prompts to embeddings ``[b, L, D]``."""
@@ -80,11 +79,11 @@ class Stage1Task:
         """Take the source of a phase."""
         self.phase = phase
 
-    def load_batch(self, draw: Draw) -> Stage1Batch:
+    def load_batch(self, draw: Draw) -> Stage1Batch | Stage1Latents:
         """Clips of a micro-batch."""
         return self.sources[self.phase].load(draw)
 
-    def loss(self, batch: Stage1Batch, draw: Draw) -> Tensor:
+    def loss(self, batch: Stage1Batch | Stage1Latents, draw: Draw) -> Tensor:
         """``[b]`` flow loss."""
         latents = self.encode(batch)
         weight = self.channel_weight
@@ -103,7 +102,9 @@ class Stage1Task:
         """See ``Task``."""
         return {} if self._validate is None else self._validate(directory)
 
-    def predictor(self, batch: Stage1Batch, latents: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def predictor(
+        self, batch: Stage1Batch | Stage1Latents, latents: Tensor
+    ) -> Callable[[Tensor, Tensor], Tensor]:
         """The transformer with photo and prompts of a batch bound.
 
         Args:
@@ -112,8 +113,7 @@ class Stage1Task:
         """
         condition = self.prepare_condition(batch, latents)
         embeds = self.encode_prompts(batch.prompts)
-        photos = batch.video[:, :, :1].to(latents.device)
-        image_embeds = None if self.encode_photos is None else self.encode_photos(photos)
+        image_embeds = self.embed_photos(batch)
 
         def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
             run: Any = self.model
@@ -129,30 +129,38 @@ class Stage1Task:
         return predict
 
     @torch.no_grad()
-    def encode(self, batch: Stage1Batch) -> Tensor:
+    def encode(self, batch: Stage1Batch | Stage1Latents) -> Tensor:
         """Latents ``[b, C, k, h, w]`` of the frames that a batch covers."""
-        video = batch.video.to(self.model.device)
-        if isinstance(self.vae, BlockCodec):
-            return encode_window(self.vae, video)
-        return StreamingEncoder(self.vae).encode(video, final=True)
+        if isinstance(batch, Stage1Latents):
+            return batch.latents.to(self.model.device)
+        return encode_clips(self.vae, batch.video)
 
     @torch.no_grad()
-    def prepare_condition(self, batch: Stage1Batch, latents: Tensor) -> Tensor:
+    def prepare_condition(self, batch: Stage1Batch | Stage1Latents, latents: Tensor) -> Tensor:
         """Mask and image latents ``[b, 4 + C, k, h, w]`` of the frames that a batch covers."""
+        if isinstance(batch, Stage1Latents):
+            return batch.condition.to(latents.device)
         _, channels, _, height, width = latents.shape
         shape = LatentShape(channels, batch.num_latent_frames, height, width)
         pipeline = Stage1Pipeline(self.model, self.vae)
         photos = batch.video[:, :, :1].to(latents.device)
-        condition = pipeline.prepare_condition(photos, shape, self.stage1)
+        condition = each_clip(
+            self.vae, lambda photo: pipeline.prepare_condition(photo, shape, self.stage1), photos
+        )
         return condition[:, :, list(batch.latent_frames)]
+
+    def embed_photos(self, batch: Stage1Batch | Stage1Latents) -> Tensor | None:
+        """``[b, L, D]`` of CLIP, for models that take them."""
+        if isinstance(batch, Stage1Latents):
+            embeds = batch.image_embeds
+            return None if embeds is None else embeds.to(self.model.device)
+        if self.encode_photos is None:
+            return None
+        return self.encode_photos(batch.video[:, :, :1].to(self.vae.device))
 
     def draw_sigma(self, draw: Draw) -> Tensor:
         """``[b]`` noise levels of a micro-batch."""
-        uniforms = draw.uniforms()
-        if self.objective.noise.stratified:
-            indices = torch.tensor(draw.indices)
-            uniforms = stratify(uniforms, indices, draw.batch_size, draw.step)
-        return draw_sigmas(self.objective.noise, uniforms)
+        return draw_step_sigmas(self.objective.noise, draw)
 
     @torch.no_grad()
     def draw_fit_sample(self, draw: Draw) -> FitSample:

@@ -33,10 +33,28 @@ class Stage1Batch:
     """Of the b samples."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Latents:
+    """Clips that were encoded before, and their photos."""
+
+    ids: tuple[str, ...]
+    """Of the b samples."""
+    num_replaced: int
+    """Samples that could not be read and were replaced."""
+    latents: Tensor
+    """``[b, C, F, h, w]``."""
+    condition: Tensor
+    """``[b, 4 + C, F, h, w]``: mask and image latents."""
+    image_embeds: Tensor | None
+    """``[b, L, D]`` of CLIP; None for models that do not take them."""
+    prompts: tuple[str, ...]
+    """Of the b samples."""
+
+
 class Stage1Source(Protocol):
     """Loads clips."""
 
-    def load(self, draw: Draw) -> Stage1Batch:
+    def load(self, draw: Draw) -> Stage1Batch | Stage1Latents:
         """The samples of a micro-batch."""
 
 

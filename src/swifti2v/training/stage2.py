@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict
@@ -13,14 +14,15 @@ from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.models.vae import StreamingEncoder
 from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
+from swifti2v.segments import Segment
 from swifti2v.training.draws import Draw
 from swifti2v.training.initialization import FitSample
-from swifti2v.training.nano_codec import encode_window, weigh_channels
-from swifti2v.training.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
-from swifti2v.training.objectives import segment_flow_loss
-from swifti2v.training.stage2_sources import Stage2Batch, Stage2Source
+from swifti2v.training.latents import encode_clips
+from swifti2v.training.nano_codec import weigh_channels
+from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
+from swifti2v.training.objectives import segment_flow_loss, window_flow_loss
+from swifti2v.training.stage2_sources import Stage2Batch, Stage2Latents, Stage2Source
 from swifti2v.training.windows import WindowConfig, draw_window, localize
 
 EncodePrompts = Callable[[tuple[str, ...]], Tensor]
@@ -37,6 +39,8 @@ class Stage2Objective:
     """Which segments."""
     noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
     """At which noise levels."""
+    loss_on: Literal["target", "window"] = "target"
+    """The target frames, or all frames of a window."""
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
 
@@ -76,22 +80,26 @@ class Stage2Task:
         """Take the source of a phase."""
         self.phase = phase
 
-    def load_batch(self, draw: Draw) -> Stage2Batch:
+    def load_batch(self, draw: Draw) -> Stage2Batch | Stage2Latents:
         """Windows of one segment, drawn for the whole step."""
-        rng = draw.shared()
-        source = self.sources[self.phase]
-        num_frames = source.num_frames(draw, rng)
-        num_latent_frames = (num_frames - 1) // int(self.vae.config["scale_factor_temporal"]) + 1
-        segment = draw_window(self.objective.windows, num_latent_frames, rng)
-        return source.load(draw, segment, num_latent_frames)
+        segment, num_latent_frames = self.draw_segment(draw)
+        return self.sources[self.phase].load(draw, segment, num_latent_frames)
 
-    def loss(self, batch: Stage2Batch, draw: Draw) -> Tensor:
+    def draw_segment(self, draw: Draw) -> tuple[Segment, int]:
+        """The segment of a step, and the latent frames of its clips."""
+        rng = draw.shared()
+        num_frames = self.sources[self.phase].num_frames(draw, rng)
+        num_latent_frames = (num_frames - 1) // int(self.vae.config["scale_factor_temporal"]) + 1
+        return draw_window(self.objective.windows, num_latent_frames, rng), num_latent_frames
+
+    def loss(self, batch: Stage2Batch | Stage2Latents, draw: Draw) -> Tensor:
         """``[b]`` flow loss on the target frames."""
         latents, reference = self.encode(batch)
         given = len(batch.segment.window) - len(batch.segment.target)
         reference = prepare_window_reference(latents[:, :, :given], reference, self.stage2)
         weight = self.channel_weight
-        return segment_flow_loss(
+        loss = segment_flow_loss if self.objective.loss_on == "target" else window_flow_loss
+        return loss(
             self.predictor(batch),
             latents,
             reference,
@@ -106,7 +114,7 @@ class Stage2Task:
         """See ``Task``."""
         return {} if self._validate is None else self._validate(directory)
 
-    def predictor(self, batch: Stage2Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    def predictor(self, batch: Stage2Batch | Stage2Latents) -> Callable[[Tensor, Tensor], Tensor]:
         """The transformer with segment and prompts of a batch bound."""
         embeds = self.encode_prompts(batch.prompts)
 
@@ -119,16 +127,14 @@ class Stage2Task:
 
     def draw_sigma(self, draw: Draw) -> Tensor:
         """``[b]`` noise levels of a micro-batch."""
-        uniforms = draw.uniforms()
-        if self.objective.noise.stratified:
-            indices = torch.tensor(draw.indices)
-            uniforms = stratify(uniforms, indices, draw.batch_size, draw.step)
-        return draw_sigmas(self.objective.noise, uniforms)
+        return draw_step_sigmas(self.objective.noise, draw)
 
     @torch.no_grad()
-    def encode(self, batch: Stage2Batch) -> tuple[Tensor, Tensor]:
+    def encode(self, batch: Stage2Batch | Stage2Latents) -> tuple[Tensor, Tensor]:
         """Latents of the window and of its reference, ``[b, C, N, h, w]`` each."""
         device = self.model.device
+        if isinstance(batch, Stage2Latents):
+            return batch.latents.to(device), batch.reference.to(device)
         return (
             encode_frames_of_window(self.vae, batch.video.to(device), batch),
             encode_frames_of_window(self.vae, batch.reference.to(device), batch),
@@ -145,7 +151,8 @@ class Stage2Task:
         level = sigma[:, None, :, None, None]
         noisy = (1 - level) * latents + level * draw.noise_like(latents)
         predict = self.predictor(batch)
-        inputs = torch.cat([noisy, reference], dim=1)
+        shown = prepare_window_reference(latents[:, :, :num_given], reference, self.stage2)
+        inputs = torch.cat([noisy, shown], dim=1)
         return FitSample(lambda: predict(inputs, sigma), (latents - reference)[:, :, num_given:])
 
 
@@ -163,13 +170,10 @@ def encode_frames_of_window(vae: VideoVAE, video: Tensor, batch: Stage2Batch) ->
     Raises:
         ConfigError: A causal VAE was given the window alone.
     """
-    if isinstance(vae, BlockCodec):
-        latents = encode_window(vae, video)
-    elif batch.latent_frames == tuple(range(batch.segment.window[-1] + 1)):
-        latents = StreamingEncoder(vae).encode(video, final=True)
-    else:
+    covers_all = batch.latent_frames == tuple(range(batch.segment.window[-1] + 1))
+    if not (covers_all or isinstance(vae, BlockCodec)):
         raise ConfigError(
             f"a causal VAE needs the frames before a window, not {batch.latent_frames} alone"
         )
     places = [batch.latent_frames.index(frame) for frame in batch.segment.window]
-    return latents[:, :, places]
+    return encode_clips(vae, video)[:, :, places]

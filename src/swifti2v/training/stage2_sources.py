@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.media import frames_to_video, resize_video
 from swifti2v.segments import Segment
+from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
 from swifti2v.training.data import Frames, Material, degrade, pixel_frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.moving_pictures import draw_path, render_path
@@ -39,13 +39,33 @@ class Stage2Batch:
     """Of the b samples."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Latents:
+    """Windows of clips that were encoded before, all of the same segment."""
+
+    ids: tuple[str, ...]
+    """Of the b samples."""
+    num_replaced: int
+    """Samples that could not be read and were replaced."""
+    segment: Segment
+    """Within the whole clip."""
+    latents: Tensor
+    """``[b, C, N, h, w]`` of the window."""
+    reference: Tensor
+    """``[b, C, N, h, w]``, what Stage II is given instead."""
+    prompts: tuple[str, ...]
+    """Of the b samples."""
+
+
 class Stage2Source(Protocol):
     """Loads windows."""
 
     def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
         """Length of all clips of a step; ``rng`` is the same on all ranks."""
 
-    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
+    def load(
+        self, draw: Draw, segment: Segment, num_latent_frames: int
+    ) -> Stage2Batch | Stage2Latents:
         """One window of each sample of a micro-batch; F is that of the whole clip."""
 
 
@@ -191,19 +211,18 @@ class MaterialSource:
         start = int(rng.integers(len(clip) - num_frames + 1))
         is_halved = rng.random() < 0.25 and 2 * self.crop <= min(clip.shape[1:3])
         side = 2 * self.crop if is_halved else self.crop
-        top, left = _draw_corner(clip.shape[1:3], side, 1, rng)
-        piece = clip[[start + frame for frame in frames], top : top + side, left : left + side]
-        video = frames_to_video(piece)[0]
+        crop = draw_crop(clip.shape[1:3], side, 1, rng)
+        video = cut_clip(clip, crop, [start + frame for frame in frames])[0]
         return f"clip {index}", F.avg_pool3d(video, (1, 2, 2)) if is_halved else video
 
     def _render_picture(self, rng: np.random.Generator, frames: list[int]) -> tuple[str, Tensor]:
         index = int(rng.integers(len(self.material.pictures)))
         picture, size = self.material.pictures[index], self.material.size
         path = draw_path(picture.shape[:2], size, rng)
-        corner = _draw_corner(size, self.crop, 1, rng)
+        crop = draw_crop(size, self.crop, 1, rng)
         # Longer clips move as far as short ones.
         slowed = [frame * 32 / max(32, *frames) for frame in frames]
-        video = render_path(picture, path, slowed, size, (*corner, self.crop, self.crop))
+        video = render_path(picture, path, slowed, size, crop)
         return f"picture {index}", video
 
     def _cut_transition(
@@ -211,31 +230,11 @@ class MaterialSource:
     ) -> tuple[str, Tensor, Tensor, str]:
         index = _draw_long([clip.frames for clip in self.transition], num_frames, rng)
         clip, low = self.transition[index], self.downscale
-        top, left = _draw_corner(clip.frames.shape[1:3], self.crop, low, rng)
-        piece = clip.frames[frames, top : top + self.crop, left : left + self.crop]
-        small = clip.low[
-            frames,
-            top // low : (top + self.crop) // low,
-            left // low : (left + self.crop) // low,
-        ]
-        video = frames_to_video(piece)
-        reference = resize_video(frames_to_video(small), self.crop, self.crop, "lanczos")
-        reference[:, :, 0] = video[:, :, 0]
+        crop = draw_crop(clip.frames.shape[1:3], self.crop, low, rng)
+        video, reference = cut_pair(clip.name, clip.frames, clip.low, frames, crop, low)
         return clip.name, video[0], reference[0], clip.prompt
 
 
 def _draw_long(clips: Sequence[Frames], num_frames: int, rng: np.random.Generator) -> int:
     long_enough = [index for index, clip in enumerate(clips) if len(clip) >= num_frames]
     return long_enough[int(rng.integers(len(long_enough)))]
-
-
-def _draw_corner(
-    size: tuple[int, int], side: int, step: int, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top and left of a square of ``side`` pixels, multiples of ``step``."""
-    if side > min(size):
-        raise ConfigError(
-            f"crop {side} is larger than the clips, {size[1]}x{size[0]}; take a smaller one"
-        )
-    top, left = (step * int(rng.integers((length - side) // step + 1)) for length in size)
-    return top, left

@@ -29,8 +29,8 @@ from swifti2v.pipelines.stage1 import plan_redraw_sigmas
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.buckets import BucketRules, exact_rate, plan_bucket, plan_range, probe
 from swifti2v.training.decoding import decode_clip
+from swifti2v.training.fingerprints import fingerprint_model
 from swifti2v.training.manifest import Manifest, MediaFile, Reject, Sample
-from swifti2v.training.tensor_cache import fingerprint_model
 
 Frames = NDArray[np.uint8]
 """``[T, H, W, 3]`` RGB."""

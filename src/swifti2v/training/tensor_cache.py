@@ -1,35 +1,39 @@
-"""Tensors that cost much to compute and come again every epoch, on disk: embeddings and latents."""
+"""What costs much to compute and comes again, on disk: embeddings, latents, facts about files."""
 
-import hashlib
 import json
 import logging
 import os
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from swifti2v.errors import InputError, LoadingError, MediaError
+from swifti2v.storage import UNFINISHED, whole_file
 
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_NAME = "fingerprint.json"
 SHARD_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.jsonl"
-TEMPORARY_SUFFIX = ".writing"
 SHARD_BYTES = 256 * 2**20
 """A shard is written when so many bytes wait."""
-ENDS_BYTES = 2**20
-"""Of the head and of the tail of a file that ``hash_source`` reads."""
-SAMPLED_VALUES = 65536
-"""Values of a weight that ``fingerprint_model`` reads; larger weights are sampled evenly."""
 _KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-")
+
+
+class Entry(NamedTuple):
+    """What is kept under a key."""
+
+    record: dict[str, Any]
+    """Plain JSON values, such as what the tensors were made from."""
+    tensors: dict[str, Tensor]
+    """By name; there may be none."""
 
 
 class _Place(NamedTuple):
@@ -37,12 +41,13 @@ class _Place(NamedTuple):
 
     shard: str
     names: tuple[str, ...]
+    record: dict[str, Any]
 
 
 class TensorCache:
     """A directory of safetensors shards, and which entry is in which of them.
 
-    Entries wait in memory until they fill a shard; a shard is written under another name, synced
+    An entry holds tensors and a record of plain values. Entries wait in memory until they fill a shard; a shard is written under another name, synced
     and renamed, so that one under its own name is whole. Each process writes shards and an index
     of its own, so many may write into one directory at once; what others wrote shows after
     ``refresh``. Each shard says itself what it holds and of which settings: indexes only save
@@ -71,7 +76,7 @@ class TensorCache:
         >>> cache = TensorCache(Path("cache"), {"vae": fingerprint_model(vae), "dtype": "bfloat16"})
         >>> key = make_key(hash_source(path), start, num_frames)
         >>> if (entry := cache.get(key)) is None:
-        ...     cache.put(key, {"latents": latents})
+        ...     cache.put(key, {"latents": latents}, {"source": path.name})
     """
 
     def __init__(
@@ -87,57 +92,96 @@ class TensorCache:
         self.damaged: tuple[str, ...] = ()
         """Names of shards that could not be used."""
         self._places: dict[str, _Place] = {}
-        self._waiting: dict[str, dict[str, Tensor]] = {}
+        self._waiting: dict[str, Entry] = {}
         self._start_writer()
         _require_same(directory, self.fingerprint)
         self.refresh()
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """Tensors of an entry, on the CPU and in memory of their own; None if it is not there.
+    def get(self, key: str) -> Entry | None:
+        """An entry, its tensors on the CPU and in memory of their own; None if it is not there.
 
         Raises:
             LoadingError: Its shard was deleted or damaged after this instance had looked.
         """
         self._own_writer()
-        if key in self._waiting:
-            return {name: tensor.clone() for name, tensor in self._waiting[key].items()}
+        if (waiting := self._waiting.get(key)) is not None:
+            tensors = {name: tensor.clone() for name, tensor in waiting.tensors.items()}
+            return Entry(dict(waiting.record), tensors)
         if (place := self._places.get(key)) is None:
             return None
+        if not place.names:
+            return Entry(dict(place.record), {})
         path = self.directory / place.shard
         try:
             with safe_open(path, framework="pt") as file:
                 # Copied: what is mapped from a file is not aligned, and kernels round differently.
-                return {name: file.get_tensor(f"{key}/{name}").clone() for name in place.names}
+                tensors = {name: file.get_tensor(f"{key}/{name}").clone() for name in place.names}
         except (SafetensorError, OSError) as error:
             raise LoadingError(
                 f"cache shard {path} cannot be read ({error}); delete it and run again, its "
                 "entries are then made anew"
             ) from None
+        return Entry(dict(place.record), tensors)
 
-    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add an entry; one that is there already stays as it is.
+    def record(self, key: str) -> dict[str, Any] | None:
+        """The record of an entry, without reading its tensors; None if it is not there."""
+        self._own_writer()
+        found = self._waiting.get(key) or self._places.get(key)
+        return None if found is None else dict(found.record)
+
+    def require(self, key: str, name: str, origin: Mapping[str, Any], remedy: str) -> Entry:
+        """An entry that must be there, made from what is there now.
+
+        Args:
+            key: Of the entry.
+            name: For messages.
+            origin: What its record must say.
+            remedy: For messages.
+
+        Raises:
+            InputError: It is not there or stale; the message names it and what differs.
+            LoadingError: See ``get``.
+        """
+        if (entry := self.get(key)) is None:
+            raise InputError(f"cache {self.directory} does not hold {name}; {remedy}")
+        stale = [
+            f"{field} is {entry.record.get(field)!r} there and {value!r} now"
+            for field, value in _to_plain(origin).items()
+            if entry.record.get(field) != value
+        ]
+        if stale:
+            raise InputError(
+                f"cache {self.directory}: its entry of {name} is stale ({'; '.join(stale)}); {remedy}"
+            )
+        return entry
+
+    def put(
+        self, key: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Add an entry; one of the same record stays as it is, one of another is replaced.
 
         Args:
             key: Up to 128 letters, digits, dots, dashes and underscores, see ``make_key``.
             tensors: By name; copied, so they may change afterwards.
+            record: Plain JSON values, kept in the index: few and short.
 
         Raises:
-            InputError: Such a key cannot be, or there is no tensor.
+            InputError: Such a key cannot be, or the entry holds nothing.
             MediaError: A shard was full and could not be written.
         """
         if not 0 < len(key) <= 128 or not _KEY_CHARACTERS.issuperset(key):
             raise InputError(f"cache key {key!r} cannot be; use make_key")
-        if not tensors:
-            raise InputError(f"cache entry {key} holds no tensor; give at least one")
+        if not tensors and not record:
+            raise InputError(f"cache entry {key} holds nothing; give a tensor or a record")
         self._own_writer()
-        if key in self:
+        if self.record(key) == (kept := _to_plain(record or {})):
             return
-        entry = {
+        own = {
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-        self._waiting[key] = entry
-        self._waiting_bytes += sum(tensor.nbytes for tensor in entry.values())
+        self._waiting[key] = Entry(kept, own)
+        self._waiting_bytes += sum(tensor.nbytes for tensor in own.values())
         if self._waiting_bytes >= self.shard_bytes:
             self.flush()
 
@@ -152,25 +196,26 @@ class TensorCache:
         if not self._waiting:
             return
         shard = f"{self._writer}-{self._num_shards:05d}{SHARD_SUFFIX}"
-        names = {key: sorted(entry) for key, entry in self._waiting.items()}
-        tensors = {
-            f"{k}/{name}": t for k, entry in self._waiting.items() for name, t in entry.items()
-        }
-        metadata = {"entries": json.dumps(names), "fingerprint": json.dumps(self.fingerprint)}
+        waiting = self._waiting.items()
+        entries = {key: [sorted(entry.tensors), entry.record] for key, entry in waiting}
+        tensors = {f"{key}/{n}": t for key, entry in waiting for n, t in entry.tensors.items()}
+        metadata = {"entries": json.dumps(entries), "fingerprint": json.dumps(self.fingerprint)}
+        path = self.directory / shard
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             _claim(self.directory, self.fingerprint)
-            num_bytes = _write_shard(self.directory / shard, tensors, metadata)
-            line = json.dumps({"shard": shard, "bytes": num_bytes, "entries": names})
+            with whole_file(path) as unfinished:
+                save_file(tensors, unfinished, metadata)
+            line = {"shard": shard, "bytes": path.stat().st_size, "entries": entries}
             with (self.directory / f"{self._writer}{INDEX_SUFFIX}").open("a") as file:
-                file.write(line + "\n")
+                file.write(json.dumps(line) + "\n")
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise MediaError(
                 f"cache {self.directory} cannot be written ({reason}): make room, or choose "
                 "another directory"
             ) from error
-        self._places |= {key: _Place(shard, tuple(own)) for key, own in names.items()}
+        self._places |= _places_in(shard, entries)
         self._num_shards += 1
         self._waiting, self._waiting_bytes = {}, 0
 
@@ -186,7 +231,7 @@ class TensorCache:
                 logger.warning("%s", error)
                 damaged.append(path.name)
                 continue
-            places |= {key: _Place(path.name, tuple(names)) for key, names in entries.items()}
+            places |= _places_in(path.name, entries)
         self._places, self.damaged = places, tuple(damaged)
 
     def __contains__(self, key: object) -> bool:
@@ -213,64 +258,14 @@ class TensorCache:
         self.__init__(**state)  # type: ignore[misc]
 
     def _start_writer(self) -> None:
-        self._writer, self._process = uuid.uuid4().hex[:12], os.getpid()
+        # In the order of time: of two shards with an entry of one key, the later one counts.
+        self._writer, self._process = f"{time.time_ns():x}-{uuid.uuid4().hex[:8]}", os.getpid()
         self._num_shards, self._waiting_bytes = 0, 0
         self._waiting = {}
 
     def _own_writer(self) -> None:
         if self._process != os.getpid():  # a fork: its parent writes what waits
             self._start_writer()
-
-
-def hash_source(path: Path) -> str:
-    """SHA-256 of a file's size, first and last MiB: changes with any export, costs one read.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{size} ".encode())
-    with path.open("rb") as file:
-        digest.update(file.read(ENDS_BYTES))
-        if size > ENDS_BYTES:
-            file.seek(max(ENDS_BYTES, size - ENDS_BYTES))
-            digest.update(file.read(ENDS_BYTES))
-    return digest.hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """SHA-256 of a prompt, exactly as it is given."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def make_key(*parts: str | int | float) -> str:
-    """Key of an entry that depends on several things, such as a source's hash and a window."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 of a model's configuration and weights, for a cache's fingerprint.
-
-    Weights of up to 65536 values count whole, larger ones at as many evenly spaced places. The
-    dtype counts; where the model came from and the device do not.
-
-    Raises:
-        LoadingError: The weights are not in memory (``meta``).
-    """
-    config: Any = getattr(model, "config", {})
-    values = dict(config.to_dict() if hasattr(config, "to_dict") else config)
-    own = {key: value for key, value in values.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode())
-    for name, weight in sorted(model.state_dict().items()):
-        if weight.is_meta:
-            raise LoadingError(f"weight {name} is not in memory; take the fingerprint when it is")
-        flat = weight.detach().reshape(-1)
-        count = min(len(flat), SAMPLED_VALUES)
-        places = torch.arange(count) * (len(flat) - 1) // max(1, count - 1)
-        sample = flat[places.to(flat.device)].cpu().contiguous()
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _to_plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,7 +312,7 @@ def _claim(directory: Path, fingerprint: Mapping[str, Any]) -> None:
     """Store the fingerprint unless another process was first; then it must be the same."""
     path = directory / FINGERPRINT_NAME
     if not path.exists():
-        aside = directory / f"{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        aside = directory / f"{uuid.uuid4().hex}{UNFINISHED}"
         aside.write_text(json.dumps(fingerprint, indent=2) + "\n", encoding="utf-8")
         try:
             os.link(aside, path)  # unlike a rename this replaces nothing
@@ -326,27 +321,6 @@ def _claim(directory: Path, fingerprint: Mapping[str, Any]) -> None:
         finally:
             aside.unlink()
     _require_same(directory, fingerprint)
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
-    aside = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        save_file(tensors, aside, metadata)
-        sync(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync(path.parent)
-    return path.stat().st_size
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a power cut."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _read_indexes(directory: Path) -> dict[str, dict[str, Any]]:
@@ -362,16 +336,17 @@ def _read_indexes(directory: Path) -> dict[str, dict[str, Any]]:
     return listed
 
 
-def _read_entries(path: Path, listed: dict[str, Any] | None) -> Mapping[str, Iterable[str]]:
-    """Keys of a shard and the names of their tensors, from its index line or its own header."""
-    entries: Mapping[str, Iterable[str]]
+def _read_entries(path: Path, listed: dict[str, Any] | None) -> Mapping[str, Any]:
+    """Names and record of each entry of a shard, from its index line or its own header."""
     if listed is None:
-        entries = json.loads(_read_metadata(path)["entries"])
-    else:
-        size, entries = path.stat().st_size, listed["entries"]
-        if size != listed["bytes"]:
-            raise _damaged(path, f"{size} of {listed['bytes']} bytes")
-    return entries
+        return dict(json.loads(_read_metadata(path)["entries"]))
+    if (size := path.stat().st_size) != listed["bytes"]:
+        raise _damaged(path, f"{size} of {listed['bytes']} bytes")
+    return dict(listed["entries"])
+
+
+def _places_in(shard: str, entries: Mapping[str, Any]) -> dict[str, _Place]:
+    return {key: _Place(shard, tuple(names), record) for key, (names, record) in entries.items()}
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

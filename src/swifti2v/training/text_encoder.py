@@ -1,6 +1,6 @@
 """Training of the nano model's byte-level text encoder: to tell camera motions apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from swifti2v.models.text import tokenize_prompts
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
 from swifti2v.training.draws import Draw
 from swifti2v.training.nano_config import TextEncoderConfig
-from swifti2v.training.ranks import Ranks, save_model
-from swifti2v.training.trackers import Tracker
-from swifti2v.training.trainer import OnStep, Trainer
+from swifti2v.training.session import Session, save_trained, train_task
 
 VOCABULARY = 384
 """256 bytes, three special tokens, and room as ByT5 has it."""
@@ -112,33 +110,16 @@ class TextTask:
         return {}
 
 
-def train_text_encoder(
-    config: TextEncoderConfig,
-    directory: Path,
-    ranks: Ranks,
-    *,
-    resume: bool,
-    max_steps: int | None,
-    trackers: Sequence[Tracker] = (),
-    on_step: OnStep | None = None,
-) -> Path:
+def train_text_encoder(config: TextEncoderConfig, session: Session) -> Path:
     """Train the encoder on its own and write it.
 
     Args:
         config: Settings.
-        directory: Of the run.
-        ranks: Who takes part.
-        resume: Continue the directory's latest checkpoint.
-        max_steps: Stop earlier.
-        trackers: Besides ``metrics.jsonl``.
-        on_step: Called after each step.
+        session: Where, with whom and how far.
 
     Returns:
         The encoder's directory, in the layout of ``transformers``.
     """
-    task = TextTask(config, ranks.device)
-    trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
-    trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
-    trainer.take_average()
-    save_model(UMT5EncoderModel, task.model.encoder, directory / "text_encoder", ranks)
-    return directory / "text_encoder"
+    task = TextTask(config, session.ranks.device)
+    train_task(task, config.run, config.phases, session)
+    return save_trained(UMT5EncoderModel, task.model.encoder, "text_encoder", session)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 
 from swifti2v.errors import InputError
 from swifti2v.media import open_writer
+from swifti2v.storage import whole_file, write_whole
 from swifti2v.training.stage_transition import TransitionSample
-from swifti2v.training.tensor_cache import sync
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +97,12 @@ class TransitionStore:
         """
         clip = self.clip_path(sample_id)
         clip.parent.mkdir(parents=True, exist_ok=True)
-        aside = clip.with_name(f"{clip.stem}.writing.mkv")
         num_frames, height, width, _ = sample.frames.shape
-        with open_writer(aside, height=height, width=width, fps=fps, codec="ffv1") as writer:
+        with (
+            whole_file(clip, ending=clip.suffix) as aside,
+            open_writer(aside, height=height, width=width, fps=fps, codec="ffv1") as writer,
+        ):
             writer.write(sample.frames)
-        sync(aside)
-        aside.replace(clip)
         frames = np.ascontiguousarray(sample.frames).tobytes()
         record = {
             "id": sample_id,
@@ -123,7 +122,7 @@ class TransitionStore:
             **origin,
         }
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        write_text_whole(clip.with_suffix(".json"), text)
+        write_whole(clip.with_suffix(".json"), text)
         return record
 
 
@@ -133,17 +132,6 @@ def file_stem(sample_id: str) -> str:
     if len(stem) <= MAX_STEM and re.fullmatch(r"[^.].*", stem) and not stem.endswith(".writing"):
         return stem
     return f"{stem[:MAX_STEM].replace('.', '_')}-{hashlib.sha256(sample_id.encode()).hexdigest()}"
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Put a whole text file in place, or leave what was there."""
-    aside = path.with_name(f"{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    sync(path.parent)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from swifti2v.errors import InputError
-from swifti2v.training.clip_sources import cut_square
+from swifti2v.training.crops import cut_clip
 from swifti2v.training.draws import Draw
 from swifti2v.training.manifest_clips import ManifestClips
 from swifti2v.training.objectives import reconstruction_loss
@@ -78,10 +78,11 @@ class VaeTask:
 
     def load_batch(self, draw: Draw) -> VideoBatch:
         """Crops of a micro-batch."""
-        loaded, num_replaced = self.clips[self.phase].load(draw)
+        clips = self.clips[self.phase]
+        pieces = clips.pieces(draw, self.crop)
+        loaded, num_replaced = clips.take(pieces, clips.read)
         videos = [
-            cut_square(clip.frames, self.crop, 1, rng)
-            for clip, rng in zip(loaded, draw.samples(), strict=True)
+            cut_clip(clip.frames, piece.crop) for clip, piece in zip(loaded, pieces, strict=True)
         ]
         ids = tuple(clip.id for clip in loaded)
         return VideoBatch(ids=ids, num_replaced=num_replaced, video=torch.cat(videos))

@@ -1,6 +1,5 @@
-"""Training of a video VAE or of nano's text encoder on its own, from settings to files."""
+"""Training of a video VAE on its own, from settings to files."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from pydantic import ConfigDict
+from torch import nn
 
 from swifti2v.errors import ConfigError
 from swifti2v.training.fine_tuning import ClipsPhase, find_clips
-from swifti2v.training.ranks import Ranks, save_model
 from swifti2v.training.run_config import RunConfig
-from swifti2v.training.trackers import Tracker
-from swifti2v.training.trainer import OnStep, Trainer
+from swifti2v.training.session import Session, save_trained, train_task
 from swifti2v.training.vae import VaeObjective, VaeTask
 
 NANO_VAE = {
@@ -55,26 +53,12 @@ class VaeTrainingConfig:
     """The curriculum."""
 
 
-def train_vae(
-    config: VaeTrainingConfig,
-    directory: Path,
-    ranks: Ranks,
-    *,
-    resume: bool,
-    max_steps: int | None,
-    trackers: Sequence[Tracker] = (),
-    on_step: OnStep | None = None,
-) -> Path:
+def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
     """Train a VAE and write the averaged weights.
 
     Args:
         config: Settings.
-        directory: Of the run.
-        ranks: Who takes part.
-        resume: Continue the directory's latest checkpoint.
-        max_steps: Stop earlier.
-        trackers: Besides ``metrics.jsonl``.
-        on_step: Called after each step.
+        session: Where, with whom and how far.
 
     Returns:
         The VAE's directory, in diffusers' layout.
@@ -83,16 +67,26 @@ def train_vae(
         ConfigError: The VAE's configuration is none.
     """
     torch.manual_seed(config.run.seed)
-    made: Any = AutoencoderKLWan
+    vae = make_vae(config).requires_grad_(True)
+    nn.Module.to(vae, session.ranks.device)
+    clips = find_clips(
+        config.phases, config.num_procedural_clips, config.run, session.directory, session.ranks
+    )
+    task = VaeTask(vae, clips, config.crop, config.objective)
+    train_task(task, config.run, config.phases, session)
+    return save_trained(AutoencoderKLWan, vae, "vae", session)
+
+
+def make_vae(config: VaeTrainingConfig) -> AutoencoderKLWan:
+    """The VAE that training starts from.
+
+    Raises:
+        ConfigError: The configuration is none, or there is no such model.
+    """
+    kind: Any = AutoencoderKLWan
     try:
-        vae = made(**config.vae) if config.model is None else made.from_pretrained(config.model)
+        vae = kind(**config.vae) if config.model is None else kind.from_pretrained(config.model)
     except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"vae: {error}; see diffusers' AutoencoderKLWan") from None
-    vae = vae.to(ranks.device).requires_grad_(True)
-    clips = find_clips(config.phases, config.num_procedural_clips, config.run, directory, ranks)
-    task = VaeTask(vae, clips, config.crop, config.objective)
-    trainer = Trainer(task, config.run, config.phases, directory, ranks, trackers)
-    trainer.run(resume=resume, max_steps=max_steps, on_step=on_step)
-    trainer.take_average()
-    save_model(AutoencoderKLWan, vae, directory / "vae", ranks)
-    return directory / "vae"
+    made: AutoencoderKLWan = vae
+    return made

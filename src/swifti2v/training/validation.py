@@ -145,7 +145,7 @@ def shrink(frames: Frames, downscale: int) -> Frames:
     return video_to_frames(resize_video(frames_to_video(frames), height, width, "area"))
 
 
-def _measure(output: Frames, truth: Frames, segment_size: int) -> dict[str, float]:
+def _measure(output: Frames, truth: Frames, segment_size: int | None) -> dict[str, float]:
     segments = plan_segments((len(truth) - 1) // 4 + 1, segment_size)
     starts = [segment.target[0] for segment in segments[1:]]
     metrics = {
@@ -153,7 +153,7 @@ def _measure(output: Frames, truth: Frames, segment_size: int) -> dict[str, floa
         "detail_coherence": detail_coherence(output[1:], truth[1:]),
         "flicker": flicker(output),
     }
-    if starts and segment_size > 1:
+    if starts and segment_size != 1:  # segments of one frame have no frames between seams
         metrics["seam_score"] = seam_score(output, starts)
     return metrics
 

@@ -1,0 +1,124 @@
+"""``swifti2v data cache``: what a training's frozen encoders give, computed before it."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swifti2v.cli.devices import choose_device
+from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.options import takes_options
+from swifti2v.cli.train import resolve_settings
+from swifti2v.errors import InputError
+
+REPORT_SECONDS = 10.0
+"""Between two lines on stderr."""
+
+
+class Stage(StrEnum):
+    """What the configuration trains."""
+
+    STAGE1 = "stage1"
+    STAGE2 = "stage2"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheOptions:
+    """What the command takes."""
+
+    config: Annotated[Path, typer.Option(help="YAML file of the training.")]
+    output_dir: Annotated[
+        Path, typer.Option(help="Gets prompts/, latents, probes/; name it as cache.directory.")
+    ]
+    stage: Annotated[Stage, typer.Option(help="Which training the file is of.")] = Stage.STAGE2
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
+    ] = None
+    max_steps: Annotated[
+        int | None, typer.Option(help="Only what the first so many steps ask for.")
+    ] = None
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Make only part I (from 1) of N; the parts may run anywhere at once.",
+        ),
+    ] = "1/1"
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look into the clips, count, print and stop.")
+    ] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
+
+
+@takes_options(CacheOptions)
+def cache(options: CacheOptions) -> None:
+    """Encode the prompts and clips that a training will ask for.
+
+    Train with --set cache.directory=OUTPUT_DIR then: it reads latents instead of frames, and its
+    text encoder leaves the device. With 'cache.latents=false' only prompts are encoded. Of a clip
+    only the windows that the steps ask for are kept. What is finished when it is stopped is kept,
+    and what is there is not made again; entries of clips that have changed are.
+    """
+    with exit_codes(debug=options.debug), Interruption().catch():
+        from swifti2v.training.cache_making import CacheMaking
+        from swifti2v.training.fine_tuning import Stage1FineTuning, Stage2FineTuning
+        from swifti2v.training.stage_transition import parse_shard
+
+        shard, directory = parse_shard(options.shard), options.output_dir
+        kind: type[Stage1FineTuning | Stage2FineTuning] = (
+            Stage2FineTuning if options.stage == Stage.STAGE2 else Stage1FineTuning
+        )
+        config = resolve_settings(kind, options.config, options.set_)
+        if directory.is_file():
+            raise InputError(f"output dir {directory} is a file; name a directory")
+        making = CacheMaking(config, directory, choose_device(options.device), shard)
+        plan = making.plan(options.max_steps)
+        account = {
+            "directory": str(directory.resolve()),
+            "prompts": len(plan.prompts),
+            "pieces": len(plan.jobs),
+            "entries": plan.num_entries,
+            "latent_bytes": plan.num_bytes,
+        }
+        if not options.dry_run:
+            try:
+                account |= asdict(making.run(plan, _Progress()))
+            except KeyboardInterrupt as error:
+                error.add_note("what is finished is kept; run the same command again to continue")
+                raise
+    typer.echo(json.dumps(account) if options.as_json else _render(account))
+
+
+def _render(account: dict[str, object]) -> str:
+    lines = [
+        str(account["directory"]),
+        "{prompts} prompts, {entries} entries of {pieces} pieces of clips, {latent_bytes:,} bytes of "
+        "latents".format(**account),
+    ]
+    if "prompts_made" in account:
+        lines.append(
+            "made {prompts_made} prompts and {entries_made} entries, kept {prompts_kept} and "
+            "{entries_kept}; {unreadable} pieces could not be read".format(**account)
+        )
+    return "\n".join(lines)
+
+
+class _Progress:
+    """A line on stderr every few seconds."""
+
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def __call__(self, num_done: int, total: int) -> None:
+        if time.monotonic() - self._said_at >= REPORT_SECONDS:
+            self._said_at = time.monotonic()
+            typer.echo(f"{num_done} of {total} prompts and pieces", err=True)

@@ -1,0 +1,51 @@
+"""Files and folders that a command is to write, checked before any work."""
+
+import os
+from pathlib import Path
+
+from swifti2v.errors import InputError
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that no file can be made in.
+
+    Raises:
+        InputError: It is not there, or not writable.
+    """
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InputError(f"folder {folder} is not there or not writable; choose another one")
+
+
+def require_writable_file(path: Path) -> None:
+    """Refuse a file that cannot be made or replaced.
+
+    Raises:
+        InputError: As said.
+    """
+    require_folder(path.parent)
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise InputError(f"{path} cannot be replaced; choose another name")
+
+
+def require_contact_sheet(path: Path) -> None:
+    """Refuse a contact sheet that cannot be written, or is no PNG.
+
+    Raises:
+        InputError: As said.
+    """
+    if path.suffix.lower() != ".png":
+        raise InputError(f"contact sheet {path} must end in .png")
+    require_writable_file(path)
+
+
+def require_new_file(path: Path, suffix: str) -> None:
+    """Refuse a file that is there already, or has another ending.
+
+    Raises:
+        InputError: As said.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"output {path} must end in {suffix}")
+    if path.exists():
+        raise InputError(f"output {path} is there already; choose another name")
+    require_folder(path.parent)

@@ -1,0 +1,41 @@
+"""What ``swifti2v train`` can train on its own: settings, prediction and training of each part."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swifti2v.training.fine_tuning import FineTuning, Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.nano_config import TextEncoderConfig
+from swifti2v.training.plan import TrainingPlan, plan_stage, plan_text_encoder, plan_vae
+from swifti2v.training.session import Session
+from swifti2v.training.text_encoder import train_text_encoder
+from swifti2v.training.vae_training import VaeTrainingConfig, train_vae
+
+
+class Part(NamedTuple):
+    """Something to train."""
+
+    settings: type[Any]
+    """Its configuration; has ``run`` and ``phases``."""
+    plan: Callable[[Any], TrainingPlan]
+    """Predicts what it takes."""
+    train: Callable[[Any, Session], Path]
+    """Trains it and says what was written."""
+
+
+def fine_tune(config: Stage1FineTuning | Stage2FineTuning, session: Session) -> Path:
+    """Train a stage of a model that is there."""
+    return FineTuning(config, session.directory, session.ranks).run(
+        resume=session.resume,
+        max_steps=session.max_steps,
+        trackers=session.trackers,
+        on_step=session.on_step,
+    )
+
+
+PARTS = {
+    "stage1": Part(Stage1FineTuning, plan_stage, fine_tune),
+    "stage2": Part(Stage2FineTuning, plan_stage, fine_tune),
+    "vae": Part(VaeTrainingConfig, plan_vae, train_vae),
+    "text": Part(TextEncoderConfig, plan_text_encoder, train_text_encoder),
+}

@@ -1,0 +1,189 @@
+"""The samples of one run of ``swifti2v data transition``, one after the other."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from swifti2v import __version__
+from swifti2v.cli.failures import Interruption
+from swifti2v.errors import PromptError, SwiftI2VError
+
+if TYPE_CHECKING:
+    from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+    from swifti2v.training.manifest import Manifest, Reject, Sample
+    from swifti2v.training.stage_transition import TransitionConfig
+    from swifti2v.training.transition_store import TransitionStore
+
+REPORT_SECONDS = 10.0
+"""Between two lines on stderr."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a run made of its part of the manifest."""
+
+    rows: list[dict[str, Any]]
+    """Of the new manifest, in the order of the old one."""
+    records: list[dict[str, Any]]
+    """Of the same samples."""
+    num_made: int
+    """Samples of this run; the others were finished before."""
+    rejects: list["Reject"]
+    """Clips that could not be used."""
+    seconds: float
+    """In all."""
+
+
+class Job:
+    """The samples of one run.
+
+    Args:
+        pipe: The model.
+        config: Settings.
+        store: Where finished samples are.
+        model: Name and LoRAs, for the records.
+    """
+
+    def __init__(
+        self,
+        pipe: "SwiftI2VPipeline",
+        config: "TransitionConfig",
+        store: "TransitionStore",
+        model: dict[str, Any],
+    ) -> None:
+        from swifti2v.training.stage_transition import describe_run
+
+        pipe.require_fit(config.generation)
+        self.pipe, self.config, self.store, self.model = pipe, config, store, model
+        self.parameters = describe_run(pipe, config)
+
+    def find_finished(self, samples: Sequence["Sample"]) -> dict[str, dict[str, Any]]:
+        """Records of the samples that are there, by id.
+
+        Raises:
+            InputError: One was made with other parameters.
+        """
+        from swifti2v.training.stage_transition import describe_sample
+
+        records = (
+            (s.id, self.store.find(s.id, {**self.parameters, **describe_sample(s)}))
+            for s in samples
+        )
+        return {sample_id: record for sample_id, record in records if record is not None}
+
+    def describe(self, listed: "Manifest", num_finished: int) -> dict[str, Any]:
+        """What a run would do, as plain values."""
+        generation = self.config.generation
+        low = generation.stage1.downscale
+        return {
+            "model": self.model,
+            **self.parameters,
+            "sizes": {
+                "clip": [generation.width, generation.height],
+                "reference": [generation.width // low, generation.height // low],
+                "num_frames": generation.num_frames,
+                "fps": generation.fps,
+            },
+            "num_clips": len(listed.samples),
+            "num_finished": num_finished,
+            "rejects": [asdict(reject) for reject in listed.rejects],
+        }
+
+    def run(
+        self,
+        listed: "Manifest",
+        finished: dict[str, dict[str, Any]],
+        interruption: Interruption,
+    ) -> Outcome:
+        """Make what is not finished yet.
+
+        Raises:
+            KeyboardInterrupt: It was stopped; a note says how it goes on.
+            SwiftI2VError: It cannot go on, with the same note.
+        """
+        from swifti2v.training.manifest import Reject
+        from swifti2v.training.stage_transition import make_row
+
+        began = said = time.monotonic()
+        rows, records, rejects = [], [], list(listed.rejects)
+        num_made = 0
+        folder = self.store.directory
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, sample in enumerate(listed.samples, 1):
+                made = finished.get(sample.id) or self._make(sample, interruption)
+                if isinstance(made, Reject):
+                    rejects.append(made)
+                    continue
+                num_made += sample.id not in finished
+                records.append(made)
+                clip = self.store.clip_path(sample.id)
+                rows.append(make_row(sample, clip, made["start"], made["end"], folder))
+                if (now := time.monotonic()) - said > REPORT_SECONDS:
+                    said = now
+                    typer.echo(
+                        f"{number} of {len(listed.samples)} clips, {len(rejects)} refused, "
+                        f"{now - began:.0f} s",
+                        err=True,
+                    )
+        except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:
+            error.add_note(
+                f"{len(finished) + num_made} finished samples are kept; run the same command again "
+                "to continue"
+            )
+            raise
+        return Outcome(
+            rows=rows,
+            records=records,
+            num_made=num_made,
+            rejects=rejects,
+            seconds=time.monotonic() - began,
+        )
+
+    def _make(self, sample: "Sample", interruption: Interruption) -> "dict[str, Any] | Reject":
+        """Make and store one sample, and return its record."""
+        import torch
+
+        from swifti2v.training.manifest import Reject
+        from swifti2v.training.stage_transition import (
+            describe_sample,
+            make_transition_sample,
+            read_window,
+        )
+
+        window = read_window(sample, self.config)
+        if isinstance(window, Reject):
+            return window
+        try:
+            made = make_transition_sample(
+                self.pipe, window.frames, sample.prompt, sample.id, self.config
+            )
+        except PromptError as error:
+            return Reject(sample.id, f"bad caption: {error}")
+        except torch.OutOfMemoryError as error:
+            raise SwiftI2VError(
+                f"the device is out of memory ({str(error).splitlines()[0]}); choose a smaller size, "
+                "fewer frames, or --placement streamed"
+            ) from error
+        parameters = {**self.parameters, **describe_sample(sample)}
+        origin = {"start": window.start, "end": window.end, **self._origin(sample)}
+        fps = self.config.generation.fps
+        with interruption.shield():
+            return self.store.save(sample.id, made, fps, parameters, origin)
+
+    def _origin(self, sample: "Sample") -> dict[str, Any]:
+        """Where a sample comes from and what made it; none of this decides it."""
+        from importlib.metadata import version
+
+        return {
+            "source": sample.media.name,
+            "model": self.model,
+            "device": self.pipe.components.device.type,
+            "versions": {
+                "swifti2v": __version__,
+                **{name: version(name) for name in ("torch", "diffusers", "av")},
+            },
+        }

@@ -1,0 +1,51 @@
+"""How long the parts of nano are trained: one budget for all of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from swifti2v.training.nano_config import NanoConfig
+from swifti2v.training.run_config import PhaseConfig
+
+AnyPhase = TypeVar("AnyPhase", bound=PhaseConfig)
+Part = Literal["text", "motion_start", "stage1", "stage2"]
+"""What is trained one after the other; the motion's start is Stage I's first part."""
+MINUTES_SHARE: dict[Part, float] = {
+    "text": 0.04, "motion_start": 0.06, "stage1": 0.4, "stage2": 0.5,
+}  # fmt: skip
+"""How ``limit_minutes`` divides a budget."""
+
+
+def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:
+    """Same settings with so many minutes in all, divided by ``MINUTES_SHARE``."""
+
+    def limit(part: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
+        own = minutes * MINUTES_SHARE[part] / len(phases)
+        return tuple(replace(phase, minutes=own, steps=None) for phase in phases)
+
+    return _with_budgets(config, limit)
+
+
+def limit_steps(config: NanoConfig, steps: int) -> NanoConfig:
+    """Same settings with so many steps for each part's phases."""
+
+    def limit(_: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
+        return tuple(replace(phase, minutes=None, steps=steps) for phase in phases)
+
+    return _with_budgets(config, limit)
+
+
+def _with_budgets(
+    config: NanoConfig, limit: Callable[[Part, Sequence[Any]], tuple[Any, ...]]
+) -> NanoConfig:
+    text, stage1, stage2 = config.text, config.stage1, config.stage2
+    return replace(
+        config,
+        text=replace(text, phases=limit("text", text.phases)),
+        stage1=replace(
+            stage1,
+            motion_start=limit("motion_start", (stage1.motion_start,))[0],
+            phases=limit("stage1", stage1.phases),
+        ),
+        stage2=replace(stage2, phases=limit("stage2", stage2.phases)),
+    )

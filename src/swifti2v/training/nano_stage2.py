@@ -1,0 +1,99 @@
+"""Parts of nano's Stage II training that its ablations share: the start, and redrawn motions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swifti2v.config import GenerationConfig
+from swifti2v.media import video_to_frames
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.sampling import plan_sigmas
+from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
+from swifti2v.training.data import Frames
+from swifti2v.training.draws import draws_of_step, split_batch
+from swifti2v.training.initialization import fit_output_layer, initialize_stage2
+from swifti2v.training.moving_pictures import NUM_FRAMES, draw_motion_path, render_path
+from swifti2v.training.nano_config import RedrawConfig
+from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
+from swifti2v.training.precision import compute_in
+from swifti2v.training.run_config import RunConfig
+from swifti2v.training.stage1 import Stage1Task
+from swifti2v.training.stage2 import Stage2Task
+from swifti2v.training.stage2_sources import TransitionClip
+from swifti2v.training.stage_transition import TransitionConfig, make_transition_sample
+
+
+def start_stage2(
+    size: TransformerSize,
+    text_dim: int,
+    residual_energy: Tensor,
+    num_inference_steps: int,
+    seed: int,
+) -> SegmentTransformer3DModel:
+    """A new Stage II whose block 0 fetches the same place of the clean frames.
+
+    Args:
+        size: Of the transformer.
+        text_dim: Features of a prompt's token.
+        residual_energy: ``[384]`` from ``measure_residual``.
+        num_inference_steps: Of the sampler whose noise levels it is told apart.
+        seed: Of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = make_stage2_transformer(size, text_dim)
+        sigmas = torch.tensor(plan_sigmas(num_inference_steps)[:-1])
+        initialize_stage2(transformer, residual_energy, sigmas)
+    return transformer
+
+
+def fit_to_task(task: Stage1Task | Stage2Task, run: RunConfig, num_batches: int) -> None:
+    """Solve the output layer by ridge regression on batches of a task.
+
+    Args:
+        task: Its model's ``proj_out`` is changed.
+        run: Seed, batch size and precision.
+        num_batches: Drawn where training does not reach, so that it sees other samples.
+    """
+    parts = split_batch(run.batch_size, 1, 1)
+    draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(num_batches))
+    with compute_in(run.precision, task.model.device):
+        fit_output_layer(task.model, (task.draw_fit_sample(draw) for draw in draws))
+
+
+def redraw_motions(
+    pipe: SwiftI2VPipeline,
+    pictures: Sequence[Frames],
+    size: tuple[int, int],
+    settings: GenerationConfig,
+    config: RedrawConfig,
+) -> list[TransitionClip]:
+    """Camera motions over pictures, and Stage I's version of their small clips.
+
+    Args:
+        pipe: Its Stage I is used.
+        pictures: ``[H, W, 3]`` each, drawn from at random.
+        size: Height and width of the clips.
+        settings: Length of the clips, and how Stage I samples.
+        config: How many, and at which noise levels.
+    """
+    transition = TransitionConfig(
+        generation=settings, sigma_low=config.sigma[0], sigma_high=config.sigma[1], seed=config.seed
+    )
+    clips = []
+    for index in range(config.num_clips):
+        rng = np.random.default_rng((config.seed, index))
+        motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
+        picture = pictures[int(rng.integers(len(pictures)))]
+        path = draw_motion_path(motion, picture.shape[:2], size, rng)
+        # A whole motion over the clip, however long, as Stage I is asked for it.
+        times = np.linspace(0, NUM_FRAMES - 1, settings.num_frames).tolist()
+        frames = video_to_frames(render_path(picture, path, times, size, (0, 0, *size))[None])
+        prompt = draw_prompt(motion, rng)
+        with compute_in("bfloat16", pipe.components.device):
+            low = make_transition_sample(pipe, frames, prompt, f"{index}", transition).frames
+        clips.append(TransitionClip(f"{prompt} ({index})", frames, low, prompt))
+    return clips

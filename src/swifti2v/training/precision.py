@@ -1,0 +1,27 @@
+"""What a training computes in."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@contextmanager
+def compute_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Autocast to a precision; ``float32`` changes nothing.
+
+    Args:
+        precision: A key of ``DTYPES``.
+        device: Where the block computes.
+    """
+    dtype = DTYPES[precision]
+    with (
+        warnings.catch_warnings(),
+        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        # RMSNorm keeps its weights in float32; that it is not fused is known.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
