@@ -175,7 +175,7 @@ def test_a_streamed_pipeline_is_loaded_and_saved_like_a_resident_one(image, tmp_
 
 
 def test_what_cannot_be_placed_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="'disk' is unknown; use resident or streamed"):
+    with pytest.raises(ConfigError, match="'disk' is unknown; use resident, streamed, offloaded"):
         place(tiny_components(), CPU, "disk")  # type: ignore[arg-type]
     missing: Any = "disk"
     with pytest.raises(ConfigError, match="placement 'disk'"):  # before it looks for the model

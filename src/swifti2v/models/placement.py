@@ -4,14 +4,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.hooks.group_offloading import apply_group_offloading
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
 
-Placement = Literal["resident", "streamed"]
+Placement = Literal["resident", "streamed", "offloaded"]
 HOST = torch.device("cpu")
 
 
@@ -22,7 +22,7 @@ def require_placement(plan: str) -> None:
         ConfigError: Naming the plans there are.
     """
     if plan not in get_args(Placement):
-        raise ConfigError(f"placement {plan!r} is unknown; use {' or '.join(get_args(Placement))}")
+        raise ConfigError(f"placement {plan!r} is unknown; use {', '.join(get_args(Placement))}")
 
 
 def loading_device(device: torch.device, plan: Placement) -> torch.device:
@@ -35,12 +35,13 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
 
     ``resident`` moves all weights to the device. ``streamed`` leaves them in host memory and
     brings them to the device block by block when they are used; on CUDA the next block is copied
-    while one computes. Results do not depend on the plan.
+    while one computes. ``offloaded`` also keeps the causal history of the VAEs in host memory, but
+    for what a frame goes through. Results do not depend on the plan.
 
     Args:
         components: As loaded; LoRAs are merged already.
         device: What computes.
-        plan: ``resident`` or ``streamed``.
+        plan: ``resident``, ``streamed`` or ``offloaded``.
 
     Raises:
         ConfigError: An unknown plan, or components that are streamed already.
@@ -55,6 +56,7 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
         else:
             _stream(model, device)
     components.device = device
+    components.offloads_history = plan == "offloaded"
 
 
 def is_streamed(model: nn.Module) -> bool:
@@ -71,24 +73,58 @@ def _models(components: Components) -> list[nn.Module]:
         components.stage2_transformer,
         components.stage2_vae,
     ]
-    return list({id(part): part for part in parts if part is not None}.values())
+    loaded = [part for part in parts if part is not None and not _is_empty(part)]
+    return list({id(part): part for part in loaded}.values())
+
+
+def _is_empty(model: nn.Module) -> bool:
+    """Whether it is of a stage that does not run, see ``load_components``."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def streamed_groups(model: nn.Module) -> list[list[Tensor]]:
+    """Weights that come to the device together when ``model`` is streamed.
+
+    Returns:
+        First those that stay while the model runs, then those of each block.
+    """
+    root, block_modules = _find_root(model)
+    fixed: list[Tensor] = []
+    blocks: list[list[Tensor]] = []
+    pending: list[nn.Module] = [root]
+    while pending:
+        module = pending.pop()
+        fixed += module.parameters(recurse=False)
+        for name, child in module.named_children():
+            if name in block_modules:
+                pending.append(child)
+            elif isinstance(child, (nn.ModuleList, nn.Sequential)):
+                blocks += [list(block.parameters()) for block in child]
+            else:
+                fixed += child.parameters()
+    return [fixed, *blocks]
+
+
+def _find_root(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """What ``apply_group_offloading`` is applied to, and its children that hold blocks."""
+    if isinstance(model, UMT5EncoderModel):
+        return model.encoder, []  # holds all weights; the shared embedding is its own
+    if isinstance(model, CLIPVisionModel):
+        return model, ["encoder"]  # its layers are one level deeper
+    return model, list(getattr(model, "_group_offload_block_modules", None) or [])
 
 
 def _stream(model: nn.Module, device: torch.device) -> None:
     model.to(HOST)
-    blocks: list[str] | None = None
-    use_stream = device.type == "cuda"
-    if isinstance(model, UMT5EncoderModel):
-        model = model.encoder  # holds all weights; the shared embedding is its own
-    elif isinstance(model, CLIPVisionModel):
-        blocks = ["encoder"]  # its layers are one level deeper, where prefetching does not reach
-        use_stream = False
+    root, block_modules = _find_root(model)
+    # Prefetching does not reach the layers of CLIP, which are one level deeper.
+    use_stream = device.type == "cuda" and not isinstance(model, CLIPVisionModel)
     apply_group_offloading(
-        model,
+        root,
         onload_device=device,
         offload_device=HOST,
         offload_type="block_level",
         num_blocks_per_group=1,
         use_stream=use_stream,
-        block_modules=blocks,
+        block_modules=block_modules or None,
     )

@@ -1,14 +1,15 @@
 """Video VAEs a piece at a time: causal encode and decode whose memory does not grow with the clip."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
-from swifti2v.models.frame_codec import Cache, VideoVAE, frame_codec
+from swifti2v.models.frame_codec import Cache, VideoVAE, fetch_cache, frame_codec, store_cache
 from swifti2v.models.tiles import MIN_TILE, Span, plan_spans
 from swifti2v.shapes import ScaleFactors
 
@@ -60,13 +61,23 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)  # safetensors takes no other
 
 
+class _Work(NamedTuple):
+    """One latent frame: how it is coded, from what, and where the result belongs in time."""
+
+    step: Callable[[Tensor, Cache], Tensor]
+    chunk: Tensor
+    place: slice
+
+
 class _Stream:
     """A clip on its way through a VAE, a latent frame at a time: size, place, causal caches."""
 
     _kind: str
     """Prefix of the keys of a saved state."""
 
-    def __init__(self, vae: VideoVAE, *, tile: int | None = None) -> None:
+    def __init__(
+        self, vae: VideoVAE, *, tile: int | None = None, offloads_history: bool = False
+    ) -> None:
         if tile is not None and tile < MIN_TILE:
             raise ConfigError(
                 f"tile is {tile}; it must be None or at least {MIN_TILE} latent cells"
@@ -76,6 +87,7 @@ class _Stream:
         self._scale = scale_factors(vae, patch=1)
         self._z_dim: int = vae.config["z_dim"]
         self._tile = tile
+        self._offloads_history = offloads_history
         self.reset()
 
     def reset(self) -> None:
@@ -164,20 +176,23 @@ class _Stream:
         """Pixel frames that the latent frame at ``position`` holds."""
         return self._scale.time if position else 1
 
-    def _run(self, step: Callable[[Tensor, Cache], Tensor], chunk: Tensor) -> Tensor:
-        """Run ``step`` on each tile of one latent frame and blend; one tile is returned as is."""
-        if len(self._spans) == 1:
-            return step(chunk, self._caches[0])
-        blended = torch.empty(0)
+    def _run(self, frames: Sequence[_Work], output: Tensor) -> None:
+        """Blend the results of all tiles into ``output``, which is zero; one tile is copied as is.
+
+        A tile goes through all frames before the next one starts: its history is fetched once.
+        """
         for cache, (row, column) in zip(self._caches, self._spans, strict=True):
-            result = step(chunk[..., row.read, column.read], cache)
-            if not blended.numel():
-                last_row, last_column = self._spans[-1]
-                size = (*result.shape[:3], last_row.write.stop, last_column.write.stop)
-                blended = torch.zeros(size, device=result.device)
+            if self._offloads_history:
+                fetch_cache(cache, self._vae.device)
             weight = row.weight[:, None] * column.weight
-            blended[..., row.write, column.write] += result.float() * weight
-        return blended
+            for step, chunk, place in frames:
+                result = step(chunk[..., row.read, column.read], cache)
+                if len(self._spans) == 1:
+                    output[:, :, place] = result
+                else:
+                    output[:, :, place, row.write, column.write] += result.float() * weight
+            if self._offloads_history:
+                store_cache(cache)
 
 
 class StreamingEncoder(_Stream):
@@ -193,6 +208,8 @@ class StreamingEncoder(_Stream):
         tile: Side in latent cells of overlapping tiles that are encoded one after the other and
             blended, to save memory; the result then differs from the untiled one. A tile that
             covers the frame changes nothing.
+        offloads_history: Keep the causal history of a tile in host memory, pinned, while no frame
+            goes through it; nothing but device memory and time depends on it.
 
     Raises:
         ConfigError: ``tile`` is below 4.
@@ -232,12 +249,13 @@ class StreamingEncoder(_Stream):
         side = self._scale.space
         self._require_size(batch, height // side, width // side)
         size = (batch, self._z_dim, num_latent_frames, height // side, width // side)
-        latents = torch.empty(size, device=self._vae.device)
+        latents = torch.zeros(size, device=self._vae.device)
         start = 0
         for index in range(num_latent_frames):
             stop = start + self._num_frames_at(self._position) - num_held
             chunk = self._join(video[:, :, start:stop])
-            latents[:, :, index : index + 1] = self._run(self._codec.encode_frame, chunk)
+            work = _Work(self._codec.encode_frame, chunk, slice(index, index + 1))
+            self._run([work], latents)
             self._position += 1
             self._pending, num_held, start = None, 0, stop
         if start < num_frames:
@@ -325,6 +343,7 @@ class StreamingDecoder(_Stream):
     Args:
         vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
         tile: As for ``StreamingEncoder``.
+        offloads_history: As for ``StreamingEncoder``; tiles are fetched once for each piece.
 
     Raises:
         ConfigError: ``tile`` is below 4.
@@ -358,17 +377,18 @@ class StreamingDecoder(_Stream):
         num_frames = sum(self._num_frames_at(place) for place in range(self._position, last))
         side = self._scale.space
         size = (batch, 3, num_frames, height * side, width * side)
-        video = torch.empty(size, device=self._vae.device)
-        start = 0
+        video = torch.zeros(size, device=self._vae.device)
+        work, start = [], 0
         for index in range(num_latent_frames):
+            stop = start + self._num_frames_at(self._position + index)
             frame = latents[:, :, index : index + 1].to(self._vae.device)
             frame = denormalize_latents(self._vae, frame).to(self._vae.dtype)
-            step = partial(self._codec.decode_frame, first=self._position == 0)
-            stop = start + self._num_frames_at(self._position)
-            video[:, :, start:stop] = self._run(step, frame).clamp(-1, 1)
-            self._position += 1
+            step = partial(self._codec.decode_frame, first=self._position + index == 0)
+            work.append(_Work(step, frame, slice(start, stop)))
             start = stop
-        return video
+        self._run(work, video)
+        self._position = last
+        return video.clamp_(-1, 1)
 
     def _sides(self) -> tuple[int, int]:
         return 1, self._scale.space

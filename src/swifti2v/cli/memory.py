@@ -1,0 +1,131 @@
+"""``--memory``: the fastest placement that fits, found before a weight is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from swifti2v.cli.devices import choose_device
+from swifti2v.cli.options import ClipOptions
+from swifti2v.cli.settings import RunSettings
+from swifti2v.config import merge, to_dict
+from swifti2v.errors import ConfigError
+from swifti2v.models.placement import Placement
+from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision, free_bytes, memory_bytes
+from swifti2v.planning.models import Models
+from swifti2v.planning.plans import Plan, Wish, make_plan
+from swifti2v.planning.work import ClipCounter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """How a run is placed."""
+
+    placement: Placement
+    settings: RunSettings
+    """With the VAE tile that was chosen, if the user chose none."""
+    note: str | None
+    """Why, if it was planned."""
+
+
+def place_run(
+    options: ClipOptions,
+    like: RunSettings | None,
+    settings: RunSettings,
+    stored: Mapping[str, Any],
+) -> Placed:
+    """Choose what the user left open, if ``--memory`` asks for it.
+
+    A tile that the user names, or that a video to repeat or a run to continue was made with, is
+    kept, and so is ``--placement``.
+
+    Args:
+        options: Of the command line.
+        like: Settings of the video to repeat.
+        settings: Of the run.
+        stored: Plan of the run to continue.
+
+    Raises:
+        ConfigError: Nothing fits, or ``--memory`` is neither ``auto`` nor a number above 0.
+    """
+    placement: Placement | None = options.placement.value if options.placement else None
+    if options.memory is None:
+        return Placed(placement=placement or "resident", settings=settings, note=None)
+    budget = None if options.memory == "auto" else parse_gigabytes(options.memory)
+    device = choose_device(options.device)
+    given: dict[str, Any] = to_dict(like.config) if like else {}
+    for asked in (*(asked for _, asked in options.changes()), dict(stored.get("config", {}))):
+        given = merge(given, asked)
+    stage2 = replace(
+        settings.config.stage2,
+        vae_tile=given.get("stage2", {}).get("vae_tile", settings.config.stage2.vae_tile),
+    )
+    settings = replace(settings, config=replace(settings.config, stage2=stage2))
+    wish = Wish(
+        placement=placement,
+        is_tile_given="vae_tile" in given.get("stage2", {}),
+        vae_tile=stage2.vae_tile,
+    )
+    precision = options.dtype.value if options.dtype else (like.dtype if like else "")
+    plan = plan_run(settings, device, precision, budget or free_bytes(device), wish)
+    chosen = plan.require_fit()
+    stage2 = replace(stage2, vae_tile=chosen.vae_tile)
+    return Placed(
+        placement=chosen.placement,  # type: ignore[arg-type] # "8-bit" is never chosen
+        settings=replace(settings, config=replace(settings.config, stage2=stage2)),
+        note=f"placement: {plan.why}",
+    )
+
+
+def plan_run(
+    settings: RunSettings, device: torch.device, precision: str, budget: float, wish: Wish
+) -> Plan:
+    """The plan of a run on a device of this machine; ``precision`` may be empty for the usual one.
+
+    Nothing is measured, so that the same command gives the same plan: which of two placements is
+    faster does not depend on the card.
+    """
+    usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
+    known = next((name for name in PRECISIONS if name == precision), usual)
+    models = Models(settings.model, getattr(torch, known))
+    counter = ClipCounter(models, settings.config, with_stage1=settings.command == "generate")
+    typical = replace(
+        DEVICES["rtx4090"],
+        name=device.type,
+        memory_bytes=memory_bytes(device),
+        is_cpu=device.type == "cpu",
+    )
+    return make_plan(counter, typical, known, budget, wish)
+
+
+def parse_gigabytes(text: str) -> float:
+    """Bytes of a number of GB (10^9).
+
+    Raises:
+        ConfigError: It is no positive number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"--memory {text!r} is neither 'auto' nor a number of GB above 0")
+    return number * 1e9
+
+
+def suggest_plan(settings: RunSettings, placement: Placement) -> str:
+    """What to try after the device ran out of memory: the fastest plan that needs clearly less."""
+    device, tile = torch.device(settings.device), settings.config.stage2.vae_tile
+    now = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
+    total = memory_bytes(device)
+    failed = plan_run(settings, device, settings.dtype, total, now)
+    budget = 0.9 * min(total, failed.smallest.peak_device_bytes["peak"])
+    plan = plan_run(settings, device, settings.dtype, budget, Wish())
+    if plan.chosen is None:
+        return f"choose a smaller size: {plan.why}"
+    flags = f"--placement {plan.chosen.placement}"
+    if plan.chosen.vae_tile is not None:
+        flags += f" --set stage2.vae_tile={plan.chosen.vae_tile}"
+    needed = plan.chosen.peak_device_bytes["peak"] / 1e9
+    return f"repeat with {flags}, which needs about {needed:.1f} GB"

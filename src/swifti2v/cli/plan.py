@@ -1,0 +1,115 @@
+"""``swifti2v plan``: seconds and memory of a clip on a machine, before anything is downloaded."""
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swifti2v.cli.failures import exit_codes
+
+if TYPE_CHECKING:
+    from swifti2v.planning.plans import Plan
+
+
+class Precision(StrEnum):
+    """Number type of the weights, see ``swifti2v.planning.devices``."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+
+
+def plan(
+    model: Annotated[
+        str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
+    ] = "paper",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="rtx3090, rtx4090, rtx5090, l40s, a100, h100, h200; cpu and auto measure this "
+            "machine."
+        ),
+    ] = "auto",
+    height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of the weights (default bfloat16, on a CPU float32)."),
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", help="Device memory to use (default all of it).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Predict time and memory of each placement, and say which one to take."""
+    with exit_codes(debug=debug):
+        sizes = {"height": height, "width": width, "num_frames": num_frames}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        made = _make(model, device, given, precision, None if memory is None else memory * 1e9)
+        if as_json:
+            import json
+
+            typer.echo(json.dumps(made.to_dict()))
+        else:
+            typer.echo("\n".join(describe(made, given)))
+
+
+def _make(
+    model: str,
+    device_name: str,
+    given: dict[str, Any],
+    asked: Precision | None,
+    budget_bytes: float | None,
+) -> "Plan":
+    import torch
+
+    from swifti2v.config import GenerationConfig, merge, parse_config
+    from swifti2v.planning.devices import PRECISIONS, find_device
+    from swifti2v.planning.models import Models
+    from swifti2v.planning.plans import make_plan
+    from swifti2v.planning.work import ClipCounter
+
+    is_cpu = device_name == "cpu" or (device_name == "auto" and not torch.cuda.is_available())
+    usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
+    precision = next(name for name in PRECISIONS if name == (asked or usual))
+    device = find_device(device_name, precision)
+    models = Models(model, getattr(torch, precision))
+    config = parse_config(GenerationConfig, merge(models.index.settings, given), "settings")
+    return make_plan(ClipCounter(models, config), device, precision, budget_bytes)
+
+
+def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
+    """A plan for people: what and where, then every option by stage, then the choice."""
+    from swifti2v.planning.work import STAGES
+
+    size = ", ".join(f"{name} {value}" for name, value in given.items())
+    flops = ", ".join(f"{name} {_tera(made.flops[name])}" for name in (*STAGES, "total"))
+    lines = [
+        f"{made.model} on {made.device}, {made.precision}{', ' if size else ''}{size}",
+        f"work in TFLOP: {flops}",
+        "",
+        f"{'':34}{''.join(f'{name:>11}' for name in (*STAGES, 'in all'))}",
+    ]
+    for option in made.options:
+        mark = "*" if option is made.chosen else " " if option.is_available else "-"
+        seconds = [option.seconds[name] for name in (*STAGES, "total")]
+        peaks = [option.peak_device_bytes[name] / 2**20 for name in (*STAGES, "peak")]
+        lines += [
+            f"{mark} {option!s:26}{'s':>6}{''.join(f'{value:11.1f}' for value in seconds)}",
+            f"{'':28}{'MiB':>6}{''.join(f'{value:11,.0f}' for value in peaks)}",
+        ]
+    shown = made.chosen or made.smallest
+    return [
+        *lines,
+        "- is not available in this version; in all: sum of the seconds, most of the memory",
+        "",
+        f"{'chosen' if made.chosen else 'does not fit'}: {made.why}",
+        f"host memory {shown.host_bytes / 1e9:.0f} GB, weights {made.disk_bytes / 1e9:.1f} GB; "
+        "predicted from assumed efficiencies, loading and file writing not included",
+    ]
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.2f}"

@@ -1,0 +1,222 @@
+"""What machines can do: data sheets of common GPUs, and a short measurement of this machine."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch.nn import functional as F
+
+from swifti2v.errors import ConfigError
+
+Precision = Literal["bfloat16", "float16", "float32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+MIB = 2**20
+PCIE4, PCIE5 = 31.5e9, 63e9
+"""Bytes a second of 16 lanes in one direction."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """What a device reaches in practice at one precision."""
+
+    linear: float
+    """FLOP a second of matrix products."""
+    attention: float
+    """FLOP a second of scaled dot-product attention."""
+    convolution: float
+    """FLOP a second of convolutions."""
+    traffic: float
+    """Bytes a second of all other operations, inputs and outputs."""
+    transfer: float
+    """Bytes a second between host and device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Efficiency:
+    """Share of a data sheet's peak that is reached. Assumptions, not measured by this project."""
+
+    linear: float
+    attention: float
+    convolution: float
+    traffic: float = 0.84
+    transfer: float = 0.8
+
+
+HOPPER = Efficiency(linear=0.66, attention=0.35, convolution=0.5)
+"""650 TFLOP/s of linears, 350 of torch's default attention, 500 of convolutions and 2.8 TB/s on an
+H100 reproduce the published forward pass of Wan2.1-T2V-14B (480x832, 81 frames, eager), 4.6 s.
+
+Source:
+    github.com/huggingface/diffusers, pull request 11605.
+"""
+WORKSTATION = Efficiency(linear=0.85, attention=0.75, convolution=0.65)
+"""Cards with a low ratio of arithmetic to memory traffic come nearer to their peak: the same forward
+pass, streamed, takes 13.7 s on an RTX 4090, and 11.6 s (88 % of the peak) compiled.
+
+Source:
+    github.com/huggingface/diffusers, pull request 11605; convolutions by analogy.
+"""
+SERVER = Efficiency(linear=0.75, attention=0.6, convolution=0.55)
+"""A100 and L40S, between the two; by analogy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """A GPU by its data sheet, or a measured machine."""
+
+    name: str
+    memory_bytes: int
+    """All of it, as ``nvidia-smi`` reports it."""
+    rates: Mapping[str, Rates]
+    """By ``Precision``; ``float8`` means linear layers alone, the rest in bfloat16."""
+    is_cpu: bool = False
+    """Whether weights and activations live in host memory anyway."""
+
+
+def _gpu(
+    name: str,
+    memory_mib: int,
+    bandwidth: float,
+    tflops: tuple[float, float, float | None],
+    pcie: float,
+    share: Efficiency,
+) -> Device:
+    """A GPU by its data sheet.
+
+    Args:
+        name: For people.
+        memory_mib: As ``nvidia-smi`` reports it.
+        bandwidth: Bytes a second between memory and chip.
+        tflops: Dense peaks with 32-bit accumulation in bfloat16 or float16, float32 (without tensor
+            cores) and float8.
+        pcie: Bytes a second between host and device, in one direction.
+        share: Of the peaks that is reached.
+    """
+    half, single, quarter = (None if peak is None else peak * 1e12 for peak in tflops)
+    assert half is not None
+    assert single is not None
+
+    def rates(linear: float, attention: float, convolution: float) -> Rates:
+        return Rates(
+            linear=linear * share.linear,
+            attention=attention * share.attention,
+            convolution=convolution * share.convolution,
+            traffic=bandwidth * share.traffic,
+            transfer=pcie * share.transfer,
+        )
+
+    by_precision = {
+        "bfloat16": rates(half, half, half),
+        "float16": rates(half, half, half),
+        # cuDNN computes float32 convolutions in TF32, at half the rate of bfloat16.
+        "float32": rates(single, single, max(single, half / 2)),
+    }
+    if quarter is not None:
+        by_precision["float8"] = rates(quarter, half, half)
+    return Device(name=name, memory_bytes=memory_mib * MIB, rates=by_precision)
+
+
+DEVICES = {
+    "rtx3090": _gpu("GeForce RTX 3090", 24576, 936e9, (71, 35.6, None), PCIE4, WORKSTATION),
+    "rtx4090": _gpu("GeForce RTX 4090", 24564, 1008e9, (165.2, 82.6, 330.3), PCIE4, WORKSTATION),
+    "rtx5090": _gpu("GeForce RTX 5090", 32607, 1792e9, (209.5, 104.8, 419), PCIE5, WORKSTATION),
+    "l40s": _gpu("L40S", 46068, 864e9, (362, 91.6, 733), PCIE4, SERVER),
+    "a100": _gpu("A100 SXM 80 GB", 81920, 2039e9, (312, 19.5, None), PCIE4, SERVER),
+    "h100": _gpu("H100 SXM", 81559, 3350e9, (989.4, 66.9, 1978.9), PCIE5, HOPPER),
+    "h200": _gpu("H200 SXM", 143771, 4800e9, (989.4, 66.9, 1978.9), PCIE5, HOPPER),
+}
+"""By the name that the command line takes.
+
+Source:
+    NVIDIA's data sheets of A100, L40S, H100 and H200; architecture papers of GA102, Ada and RTX
+    Blackwell (GeForce cards accumulate in 32 bits at half of their quoted tensor rate).
+"""
+KNOWN = (*DEVICES, "cpu", "auto")
+
+
+def find_device(name: str, precision: Precision) -> Device:
+    """A device by name; ``cpu`` and ``auto`` (the first GPU here, else the CPU) are measured.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    if name not in KNOWN:
+        raise ConfigError(f"device {name!r} is unknown; use one of {', '.join(KNOWN)}")
+    is_gpu = name == "auto" and torch.cuda.is_available()
+    return measure(torch.device("cuda" if is_gpu else "cpu"), precision)
+
+
+def measure(device: torch.device, precision: Precision) -> Device:
+    """Measure a device of this machine for about a second.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        precision: The one that is measured; the result knows no other.
+    """
+    dtype, is_gpu = getattr(torch, precision), device.type == "cuda"
+    side, tokens, channels = (8192, 8192, 256) if is_gpu else (768, 1024, 32)
+    make = partial(torch.randn, device=device, dtype=dtype)
+    matrix, query = make(side, side), make(1, 8, tokens, 64)
+    frames, kernel = make(1, channels, 6, 66, 66), make(channels, channels, 3, 3, 3)
+    values = torch.randn(2**28 if is_gpu else 2**21, device=device)
+    attend = partial(F.scaled_dot_product_attention, query, query, query)
+    with torch.inference_mode():
+        rates = Rates(
+            linear=2 * side**3 / _seconds(lambda: matrix @ matrix),
+            attention=4 * 8 * tokens**2 * 64 / _seconds(attend),
+            convolution=2 * 4 * 64 * 64 * channels**2 * 27
+            / _seconds(lambda: F.conv3d(frames, kernel)),
+            traffic=2 * values.nbytes / _seconds(lambda: values + 1),
+            transfer=_measure_transfer(device) if is_gpu else float("inf"),
+        )  # fmt: skip
+    return Device(
+        name=torch.cuda.get_device_name(device) if is_gpu else "CPU",
+        memory_bytes=memory_bytes(device),
+        rates={precision: rates},
+        is_cpu=not is_gpu,
+    )
+
+
+def _measure_transfer(device: torch.device) -> float:
+    pinned = torch.empty(2**26, pin_memory=True)
+    return pinned.nbytes / _seconds(lambda: pinned.to(device, non_blocking=True))
+
+
+def _seconds(run: Callable[[], object], times: int = 5) -> float:
+    """Median time of a call after two that are not counted."""
+    spent = []
+    for index in range(times + 2):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if index > 1:
+            spent.append(time.perf_counter() - start)
+    return statistics.median(spent)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a device of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device of this machine that can be had now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with suppress(OSError):  # Linux; elsewhere, what no one uses
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,118 @@
+"""The models of a run without their weights: what they hold, and what one forward pass costs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from swifti2v.models.architectures import KINDS, Architecture, find_architecture
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.loading import float32_parts
+from swifti2v.models.placement import streamed_groups
+from swifti2v.models.sources import ModelIndex, find_model
+from swifti2v.planning.counting import META, Count, count, extrapolate
+
+LAYERS = {
+    "text_encoder": "num_layers",
+    "image_encoder": "num_hidden_layers",
+    "stage1_transformer": "num_layers",
+    "stage2_transformer": "num_layers",
+}
+"""Configuration key that counts a component's equal layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Memory of a component's weights."""
+
+    num_bytes: float
+    """Of all of them."""
+    streamed_bytes: float
+    """Most of them on the device at one time when streamed: one block computes, one is fetched."""
+    pinned_bytes: float
+    """Host memory they take when streamed, see ``pinned_bytes``."""
+
+
+class Models:
+    """The components of a model on the meta device, made when they are asked for.
+
+    Args:
+        name: See ``swifti2v.models.sources.find_model``.
+        dtype: Of the weights; parts that stay float32 when loaded do so here.
+
+    Raises:
+        ConfigError: No such model.
+        LoadingError: The configuration of a component cannot be found.
+    """
+
+    def __init__(self, name: str | Path, dtype: torch.dtype) -> None:
+        self.name = str(name)
+        index, root = find_model(name)
+        self.index: ModelIndex = index
+        self.dtype = dtype
+        self.architectures: dict[str, Architecture] = {
+            role: find_architecture(role, source, root)
+            for role, source in index.components.items()
+            if role in KINDS
+        }
+        self._made: dict[tuple[str, int | None], Any] = {}
+
+    def get(self, role: str, num_layers: int | None = None) -> Any:
+        """A component in eval mode.
+
+        Args:
+            role: Its name in ``Components``.
+            num_layers: Fewer layers than it has; None for all.
+        """
+        if (role, num_layers) not in self._made:
+            kind, config = self.architectures[role]
+            if num_layers is not None:
+                config = {**config, LAYERS[role]: num_layers}
+            model = Architecture(kind, config).make_empty(role)
+            self._made[role, num_layers] = _cast(model, self.dtype).to(META)
+        return self._made[role, num_layers]
+
+    def count_layers(self, role: str, run: Callable[[Any], object]) -> Count:
+        """Cost of ``run`` on a component, from one with one layer and one with two."""
+        num_layers = int(getattr(self.get(role).config, LAYERS[role]))
+        models = self.get(role, 1), self.get(role, 2)  # made before anything is counted
+        first, second = (count(partial(run, model)) for model in models)
+        return extrapolate(first, second, num_layers - 1)
+
+    def weights(self, role: str) -> Weights:
+        """Memory of a component."""
+        model = self.get(role)
+        groups = [] if isinstance(model, BlockCodec) else streamed_groups(model)
+        blocks = sorted((sum(map(num_bytes, group)) for group in groups[1:]), reverse=True)
+        return Weights(
+            num_bytes=sum(map(num_bytes, _tensors(model))),
+            streamed_bytes=sum(map(num_bytes, groups[0])) + sum(blocks[:2]) if groups else 0,
+            pinned_bytes=sum(map(pinned_bytes, _tensors(model))),
+        )
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> Any:
+    keep = float32_parts(model, dtype)
+    for name, parameter in model.named_parameters():
+        if not keep & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    return iter({id(tensor): tensor for tensor in model.parameters()}.values())
+
+
+def pinned_bytes(tensor: torch.Tensor) -> int:
+    """Pinned host memory that a copy of ``tensor`` takes: PyTorch rounds up to a power of two."""
+    size = num_bytes(tensor)
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the values of ``tensor``."""
+    return tensor.numel() * tensor.itemsize

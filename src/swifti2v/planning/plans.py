@@ -1,0 +1,314 @@
+"""Does a clip fit, with which placement, and how long will it take: counted work over known rates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+from swifti2v.errors import ConfigError
+from swifti2v.models.placement import Placement
+from swifti2v.planning.devices import Device, Precision
+from swifti2v.planning.work import STAGES, ClipCounter, ClipWork, Stage, StageWork
+
+CONTEXT_BYTES = 0.5 * 2**30
+"""Taken on a GPU by the CUDA context and its libraries, in host memory by Python and PyTorch.
+An assumption, not measured."""
+SLACK = 1.1
+"""Activations with the allocator's gaps and the workspaces of cuDNN. An assumption, not measured."""
+MIN_TILE = 24
+"""Latent cells along the side of the smallest VAE tile that is proposed."""
+NO_STREAMED_PREFETCH = ("image_encoder",)
+"""Components whose blocks are fetched when they are due, not before."""
+PLACEMENTS: tuple[Placement, ...] = ("resident", "streamed", "offloaded")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One way to run a clip."""
+
+    placement: Placement | Literal["8-bit"]
+    """See ``swifti2v.models.placement.place``."""
+    vae_tile: int | None
+    """Side of Stage II's VAE tiles in latent cells; None for whole frames."""
+    seconds: dict[str, float]
+    """By stage, and ``total``; loading weights and writing files are not included."""
+    peak_device_bytes: dict[str, float]
+    """By stage, and ``peak``."""
+    host_bytes: float
+    """Host memory."""
+    is_available: bool = True
+    """Whether this version can run it; if not, it is shown for comparison."""
+
+    def __str__(self) -> str:
+        tiles = "" if self.vae_tile is None else f", VAE tiles of {self.vae_tile}"
+        return f"{self.placement}{tiles}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The options for a clip on a device, and the one to take."""
+
+    model: str
+    device: str
+    precision: Precision
+    budget_bytes: float
+    """Device memory that may be used."""
+    chosen: Option | None
+    """The fastest that fits; None if none does."""
+    smallest: Option
+    """The available one that needs least device memory."""
+    options: tuple[Option, ...]
+    flops: dict[str, float]
+    """By stage, and ``total``, of the chosen option (of the smallest, if none fits)."""
+    disk_bytes: float
+    """The weights in this precision."""
+
+    @property
+    def why(self) -> str:
+        """The choice in one sentence."""
+        if self.chosen is None:
+            return (
+                f"nothing fits into {_gib(self.budget_bytes)}: the smallest, {self.smallest}, needs "
+                f"{_gib(self.smallest.peak_device_bytes['peak'])}"
+            )
+        faster = [
+            option
+            for option in self.options
+            if option.is_available and option.seconds["total"] < self.chosen.seconds["total"]
+        ]
+        needs = [f"{item} needs {_gib(item.peak_device_bytes['peak'])}" for item in faster[:3]]
+        reason = f" ({'; '.join(needs)})" if needs else ""
+        return f"{self.chosen}: the fastest that fits into {_gib(self.budget_bytes)}{reason}"
+
+    def require_fit(self) -> Option:
+        """The chosen option.
+
+        Raises:
+            ConfigError: None fits; the message says what would.
+        """
+        if self.chosen is None:
+            needed = self.smallest.peak_device_bytes["peak"] / 1e9
+            raise ConfigError(
+                f"{self.why}; give {needed:.0f} GB or more, a smaller size, or fewer frames in a "
+                "segment (--segment-size)"
+            )
+        return self.chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; bytes and FLOP as whole numbers."""
+        shown = self.chosen or self.smallest
+        return {
+            "fits": self.chosen is not None,
+            "placement": None if self.chosen is None else self.chosen.placement,
+            "vae_tile": shown.vae_tile,
+            "why": self.why,
+            "model": self.model,
+            "device": self.device,
+            "precision": self.precision,
+            "budget_bytes": round(self.budget_bytes),
+            "flops": _rounded(self.flops),
+            "seconds": shown.seconds,
+            "peak_device_bytes": _rounded(shown.peak_device_bytes),
+            "host_bytes": round(shown.host_bytes),
+            "disk_bytes": round(self.disk_bytes),
+            "options": [
+                {
+                    "placement": option.placement,
+                    "vae_tile": option.vae_tile,
+                    "is_available": option.is_available,
+                    "seconds": option.seconds,
+                    "peak_device_bytes": _rounded(option.peak_device_bytes),
+                    "host_bytes": round(option.host_bytes),
+                }
+                for option in self.options
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What the user has decided already; a plan never overrides it."""
+
+    placement: Placement | None = None
+    """None leaves the choice."""
+    is_tile_given: bool = False
+    """Whether ``vae_tile`` is decided."""
+    vae_tile: int | None = None
+    """Side of Stage II's VAE tiles; None for whole frames."""
+
+
+def make_plan(
+    counter: ClipCounter,
+    device: Device,
+    precision: Precision,
+    budget_bytes: float | None = None,
+    wish: Wish | None = None,
+) -> Plan:
+    """Find the fastest placement that fits.
+
+    VAE tiles are tried from large to small, until one fits: smaller ones cost more work.
+
+    Args:
+        counter: Of the clip.
+        device: What computes.
+        precision: Of the weights.
+        budget_bytes: Device memory that may be used; None for all of the device's.
+        wish: Decisions to keep.
+
+    Raises:
+        ConfigError: A budget that is not positive, or a device without this precision.
+    """
+    wish = wish or Wish()
+    budget = device.memory_bytes if budget_bytes is None else budget_bytes
+    if budget <= 0:
+        raise ConfigError(f"a budget of {budget / 1e9:g} GB holds nothing; give a positive number")
+    if precision not in device.rates:
+        known = ", ".join(device.rates)
+        raise ConfigError(f"the rates of {device.name} are not known in {precision}; use {known}")
+    placements = PLACEMENTS if wish.placement is None else (wish.placement,)
+    if device.is_cpu and wish.placement is None:
+        placements = ("resident",)
+    tiles = [wish.vae_tile] if wish.is_tile_given else [None, *propose_tiles(counter)]
+    options: list[Option] = []
+    works: dict[int, ClipWork] = {}
+    for tile, placement in product(tiles, placements):
+        if tile != tiles[0] and any(_fits(option, budget) for option in options):
+            break
+        work = counter.count(tile, offloads_history=placement == "offloaded")
+        options.append(estimate(work, device, precision, placement))
+        works[id(options[-1])] = work
+    fitting = [option for option in options if _fits(option, budget)]
+    smallest = min(options, key=lambda option: option.peak_device_bytes["peak"])
+    chosen = min(fitting, key=lambda option: option.seconds["total"], default=None)
+    shown = chosen or smallest
+    if not device.is_cpu:
+        options.append(_estimate_8bit(works[id(options[0])], device, precision))
+    work = works[id(shown)]
+    return Plan(
+        model=counter.models.name,
+        device=device.name,
+        precision=precision,
+        budget_bytes=budget,
+        chosen=chosen,
+        smallest=smallest,
+        options=tuple(options),
+        flops=work.flops,
+        disk_bytes=sum(weights.num_bytes for weights in work.weights.values()),
+    )
+
+
+def propose_tiles(counter: ClipCounter) -> list[int]:
+    """Sides of VAE tiles worth trying, from large to small: no smaller one overlaps less."""
+    least, proposed = float("inf"), []
+    for side in range(MIN_TILE, max(counter.large[2:])):
+        num_tiles, (rows, columns) = counter.tiling(side)
+        if num_tiles * rows * columns < least:
+            least = num_tiles * rows * columns
+            proposed.append(side)
+    return proposed[::-1]
+
+
+def estimate(work: ClipWork, device: Device, precision: Precision, placement: Placement) -> Option:
+    """Time and memory of a clip in one placement.
+
+    A stage takes the time of its matrix products, attention, convolutions and remaining memory
+    traffic, one after the other. Streamed weights are copied while a block computes, so the longer
+    of the two counts; the causal history is not.
+
+    Args:
+        work: Counted with ``offloads_history`` as the placement says.
+        device: What computes.
+        precision: Of the weights.
+        placement: Where they live.
+    """
+    is_streamed = placement != "resident"
+    seconds = {
+        name: _seconds(work, work.stages[name], device, precision, is_streamed) for name in STAGES
+    }
+    return Option(
+        placement=placement,
+        vae_tile=work.vae_tile,
+        seconds=_with_total(seconds),
+        peak_device_bytes=_peaks(work, is_streamed=is_streamed),
+        host_bytes=_host_bytes(work, device, is_streamed=is_streamed),
+    )
+
+
+def _seconds(
+    work: ClipWork, stage: StageWork, device: Device, precision: str, is_streamed: bool
+) -> float:
+    rates, count = device.rates[precision], stage.count
+    compute = (
+        count.linear / rates.linear
+        + count.attention / rates.attention
+        + count.convolution / rates.convolution
+        + count.other_bytes / rates.traffic
+    )
+    moved = count.transfer_bytes / rates.transfer
+    hidden = shown = 0.0
+    for role, passes in stage.passes.items() if is_streamed else ():
+        copied = passes * work.weights[role].num_bytes / rates.transfer
+        if role in NO_STREAMED_PREFETCH:
+            shown += copied
+        else:
+            hidden += copied
+    return max(compute, hidden) + shown + moved
+
+
+def _peaks(work: ClipWork, *, is_streamed: bool, weight_share: float = 1.0) -> dict[str, float]:
+    """Device memory by stage: weights, activations and the history that other stages keep."""
+    all_weights = sum(weights.num_bytes for weights in work.weights.values())
+    kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
+    peaks: dict[str, float] = {}
+    for name in STAGES:
+        stage = work.stages[name]
+        weights = weight_share * all_weights
+        if is_streamed:
+            own = [work.weights[role].streamed_bytes for role in stage.passes]
+            weights = max(own, default=0)
+        waiting = 0.0
+        if name in ("reference", "stage2", "decode"):  # they take turns, segment by segment
+            waiting = sum(kept.values()) - kept[name]
+        peaks[name] = CONTEXT_BYTES + weights + SLACK * (stage.count.peak_bytes + waiting)
+    return {**peaks, "peak": max(peaks.values())}
+
+
+def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
+    weights = work.weights.values()
+    held = sum(own.pinned_bytes for own in weights)
+    if device.is_cpu:
+        held = _peaks(work, is_streamed=False)["peak"] - CONTEXT_BYTES
+    elif not is_streamed:  # each component passes through the host on its way to the device
+        held = max(own.num_bytes for own in weights)
+    return CONTEXT_BYTES + held + work.host_bytes
+
+
+def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:
+    """All weights resident in 8 bits: what it would bring."""
+    rates = "float8" if "float8" in device.rates else precision
+    seconds = {name: _seconds(work, work.stages[name], device, rates, False) for name in STAGES}
+    plain = estimate(work, device, precision, "resident")
+    return replace(
+        plain,
+        placement="8-bit",
+        seconds=_with_total(seconds),
+        peak_device_bytes=_peaks(work, is_streamed=False, weight_share=0.5),
+        is_available=False,
+    )
+
+
+def _fits(option: Option, budget: float) -> bool:
+    return option.is_available and option.peak_device_bytes["peak"] <= budget
+
+
+def _with_total(seconds: Mapping[Stage, float]) -> dict[str, float]:
+    by_stage: dict[str, float] = {name: seconds[name] for name in STAGES}
+    return {**by_stage, "total": sum(seconds.values())}
+
+
+def _rounded(values: dict[str, float]) -> dict[str, int]:
+    return {name: round(value) for name, value in values.items()}
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,311 @@
+"""What a clip costs, stage by stage: the pipeline's own steps on meta tensors at their true size.
+
+Equal layers and equal latent frames are counted once and multiplied, which is exact.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swifti2v.config import AttentionConfig, GenerationConfig
+from swifti2v.media import video_to_frames
+from swifti2v.models.tiles import plan_spans
+from swifti2v.models.vae import scale_factors
+from swifti2v.pipelines.stage1 import Stage1Pipeline
+from swifti2v.pipelines.stage2 import predict_window
+from swifti2v.pipelines.transition import HybridReference
+from swifti2v.planning.counting import META, Count, count, extrapolate
+from swifti2v.planning.models import Models, Weights
+from swifti2v.planning.streams import STEADY, TileWork, count_decoder, count_encoder
+from swifti2v.sampling import plan_sigmas
+from swifti2v.segments import Segment, plan_segments
+from swifti2v.shapes import LatentShape, PixelShape
+
+Stage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageWork:
+    """One stage of a clip."""
+
+    count: Count
+    """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
+    passes: dict[str, int]
+    """How often it runs each component from its first weight to its last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipWork:
+    """A whole clip, independent of any machine."""
+
+    stages: dict[Stage, StageWork]
+    weights: dict[str, Weights]
+    """By component."""
+    vae_tile: int | None
+    """Side of Stage II's VAE tiles in latent cells."""
+    offloads_history: bool
+    """Whether the causal history waits in host memory."""
+    host_bytes: float
+    """Clips and latents in host memory, and the history if it waits there."""
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """By stage, and ``total``."""
+        by_stage: dict[str, float] = {name: self.stages[name].count.flops for name in STAGES}
+        return {**by_stage, "total": sum(by_stage.values())}
+
+
+class ClipCounter:
+    """Counts the clips of one model and one setting, with and without VAE tiles.
+
+    Args:
+        models: The components.
+        config: Settings; ``stage2.vae_tile`` is not read, and attention counts as full.
+        with_stage1: Whether Stage I runs.
+
+    Raises:
+        ShapeError: The size or the frame count does not fit the model.
+    """
+
+    def __init__(
+        self, models: Models, config: GenerationConfig, *, with_stage1: bool = True
+    ) -> None:
+        self.models = models
+        stage2 = replace(config.stage2, attention=AttentionConfig())
+        self.config = config = replace(config, stage2=stage2)
+        patch1, patch2 = (
+            models.get(f"{stage}_transformer", 1).config["patch_size"][1]
+            for stage in ("stage1", "stage2")
+        )
+        vae1, vae2 = models.get("stage1_vae"), models.get("stage2_vae")
+        low = config.stage1.downscale
+        pixels = PixelShape(config.num_frames, config.height, config.width)
+        scale1, scale2 = scale_factors(vae1, patch1), scale_factors(vae2, patch2)
+        self.large = LatentShape.from_pixel_shape(pixels, scale2, vae2.config["z_dim"])
+        nothing = StageWork(count=Count(), passes={})
+        self._common: dict[Stage, StageWork] = {
+            "text": self._count_text(),
+            "image": nothing,
+            "stage1": nothing,
+        }
+        if with_stage1:
+            pixels.require_fit(scale1._replace(space=scale1.space * low))
+            small = PixelShape(config.num_frames, config.height // low, config.width // low)
+            self.small = LatentShape.from_pixel_shape(small, scale1, vae1.config["z_dim"])
+            self._common |= {"image": self._count_image(), "stage1": self._count_stage1()}
+        self.segments = plan_segments(
+            self.large.num_frames,
+            config.stage2.segment_size,
+            config.stage2.context_size,
+            generates_anchor=config.stage2.anchor == "generated",
+        )
+        self._common["stage2"] = self._count_stage2()
+        self._weights = {role: models.weights(role) for role in models.architectures}
+
+    @cache  # noqa: B019 - a counter lives for one plan
+    def count(self, vae_tile: int | None = None, *, offloads_history: bool = False) -> ClipWork:
+        """Work of the clip.
+
+        Args:
+            vae_tile: Side of Stage II's VAE tiles in latent cells; None for whole frames.
+            offloads_history: See ``StreamingDecoder``.
+        """
+        num_tiles, tile = self.tiling(vae_tile)
+        encoder, decoder = self._count_tile(tile)
+        reference = self._count_reference(encoder, num_tiles, offloads_history)
+        decode = self._count_decode(decoder, num_tiles, offloads_history)
+        pinned = num_tiles * (encoder.pinned_bytes + decoder.pinned_bytes)
+        waiting = pinned if offloads_history else 0
+        config = self.config
+        clip_bytes = 3 * config.num_frames * config.height * config.width
+        return ClipWork(
+            stages={**self._common, "reference": reference, "decode": decode},
+            weights=self._weights,
+            vae_tile=vae_tile,
+            offloads_history=offloads_history,
+            host_bytes=waiting + clip_bytes * (1 / config.stage1.downscale**2 + 1),
+        )
+
+    def tiling(self, vae_tile: int | None) -> tuple[int, tuple[int, int]]:
+        """Number of tiles of that side that cover a frame, and height and width of each."""
+        sides = self.large[2:]
+        spans = [plan_spans(side, vae_tile, (1, 1), META) for side in sides]
+        height, width = (side if vae_tile is None else min(side, vae_tile) for side in sides)
+        return len(spans[0]) * len(spans[1]), (height, width)
+
+    @property
+    def _piece_sizes(self) -> list[int]:
+        """Latent frames of each segment as they are decoded: the anchor comes with the first."""
+        sizes = [len(segment.target) for segment in self.segments]
+        return [sizes[0] + len(self.segments[0].given[:1]), *sizes[1:]]
+
+    @property
+    def _is_guided(self) -> bool:
+        config = self.config
+        return max(stage.sampling.guidance_scale for stage in (config.stage1, config.stage2)) > 1
+
+    def _count_text(self) -> StageWork:
+        ids = torch.empty(1, self.models.index.max_text_length, dtype=torch.long, device=META)
+        cost = self.models.count_layers(
+            "text_encoder", lambda m: m(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        )
+        num_prompts = 2 if self._is_guided else 1
+        return StageWork(
+            count=replace(cost * num_prompts, kept_bytes=0), passes={"text_encoder": num_prompts}
+        )
+
+    def _count_image(self) -> StageWork:
+        """CLIP, and the photo with the empty frames behind it through Stage I's VAE."""
+        config = self.config
+        cost, passes = Count(), {"stage1_vae": self.small.num_frames}
+        if "image_encoder" in self.models.architectures:
+            side = self.models.get("image_encoder", 1).config.image_size
+            pixels = torch.empty(1, 3, side, side, dtype=self.models.dtype, device=META)
+            cost = self.models.count_layers(
+                "image_encoder",
+                lambda m: m(pixel_values=pixels, output_hidden_states=True).hidden_states[-2],
+            )
+            passes["image_encoder"] = 1
+        pipeline = self._stage1()
+        height, width = config.height, config.width
+        low = config.stage1.downscale
+        image = torch.empty(1, 3, 1, height // low, width // low, device=META)
+        encode = _count_frames(
+            lambda n: pipeline.prepare_condition(
+                image, self.small._replace(num_frames=n), config.stage1
+            ),
+            self.small.num_frames,
+        )
+        return StageWork(count=replace(cost + encode, kept_bytes=0), passes=passes)
+
+    def _count_stage1(self) -> StageWork:
+        sampling = self.config.stage1.sampling
+        num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
+        forward = self.models.count_layers("stage1_transformer", self._run_stage1)
+        pipeline = self._stage1()
+        decode = _count_frames(
+            lambda n: pipeline.decode(_empty(self.small._replace(num_frames=n))),
+            self.small.num_frames,
+        )
+        return StageWork(
+            count=replace(forward * num_calls + decode, kept_bytes=0),
+            passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
+        )
+
+    def _stage1(self) -> Stage1Pipeline:
+        models = self.models
+        return Stage1Pipeline(models.get("stage1_transformer", 1), models.get("stage1_vae"))
+
+    def _run_stage1(self, transformer: Any) -> Tensor:
+        config, dtype = transformer.config, self.models.dtype
+        latents = _empty(self.small._replace(channels=config["in_channels"]), dtype)
+        image = None
+        if config["image_dim"] is not None:
+            side, patch = (
+                getattr(self.models.get("image_encoder", 1).config, name)
+                for name in ("image_size", "patch_size")
+            )
+            num_tokens = (side // patch) ** 2 + 1
+            image = torch.empty(1, num_tokens, config["image_dim"], dtype=dtype, device=META)
+        output: Tensor = transformer(
+            hidden_states=latents,
+            timestep=torch.empty(1, device=META),
+            encoder_hidden_states=self._prompt(config),
+            encoder_hidden_states_image=image,
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    def _prompt(self, config: Any) -> Tensor:
+        size = (1, self.models.index.max_text_length, config["text_dim"])
+        return torch.empty(size, dtype=self.models.dtype, device=META)
+
+    def _count_stage2(self) -> StageWork:
+        sampling = self.config.stage2.sampling
+        num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
+        total = Count()
+        for num_frames, times in Counter(len(s.window) for s in self.segments).items():
+            segment = next(s for s in self.segments if len(s.window) == num_frames)
+            run = partial(self._run_stage2, segment)
+            forward = self.models.count_layers("stage2_transformer", run)
+            total += forward * (times * num_calls)
+        return StageWork(
+            count=replace(total, kept_bytes=0),
+            passes={"stage2_transformer": len(self.segments) * num_calls},
+        )
+
+    def _run_stage2(self, segment: Segment, transformer: Any) -> Tensor:
+        num_frames = len(segment.window)
+        shape = LatentShape(transformer.config["in_channels"], num_frames, *self.large[2:])
+        sigma = torch.empty(1, num_frames, device=META)
+        prompt = self._prompt(transformer.config)
+        return predict_window(
+            transformer, segment, _empty(shape), sigma, prompt, self.config.stage2
+        )
+
+    def _count_reference(self, encoder: TileWork, num_tiles: int, offloads: bool) -> StageWork:
+        """Enlarging and encoding, a latent frame at a time."""
+        config, num_frames = self.config, self.large.num_frames
+        vae, low = self.models.get("stage2_vae"), config.stage1.downscale
+        time = vae.config["scale_factor_temporal"]
+        small = np.zeros((time + 1, config.height // low, config.width // low, 3), np.uint8)
+        photo = torch.empty(1, 3, 1, config.height, config.width, device=META)
+        enlarge = count(
+            lambda: HybridReference(small, photo, vae, config.stage2.upsampling).pixels(1)
+        )
+        encode = encoder.times(num_tiles, offloads_history=offloads)
+        peak = max(enlarge.peak_bytes + encode.kept_bytes, enlarge.kept_bytes + encode.peak_bytes)
+        total = enlarge * (num_frames - 1) + encode
+        return StageWork(
+            count=replace(total, peak_bytes=peak, kept_bytes=encode.kept_bytes),
+            passes={"stage2_vae": num_frames * num_tiles},
+        )
+
+    def _count_decode(self, decoder: TileWork, num_tiles: int, offloads: bool) -> StageWork:
+        """Decoding a segment at a time, and its frames in 8 bits."""
+        config, decode = self.config, decoder.times(num_tiles, offloads_history=offloads)
+        time = self.models.get("stage2_vae").config["scale_factor_temporal"]
+        most = max(time * size - (time - 1) * (i == 0) for i, size in enumerate(self._piece_sizes))
+        video = torch.empty(1, 3, most, config.height, config.width, device=META)
+        convert = count(lambda: video_to_frames(video))
+        # The tile that was counted has made the video of itself alone.
+        video_bytes = video.nbytes * (1 - 1 / num_tiles)
+        peak = max(
+            video_bytes + decode.peak_bytes, video.nbytes + convert.peak_bytes + decode.kept_bytes
+        )
+        total = decode + convert * (config.num_frames / most)
+        return StageWork(
+            count=replace(total, peak_bytes=peak, kept_bytes=decode.kept_bytes),
+            passes={"stage2_vae": self.large.num_frames * num_tiles},
+        )
+
+    @cache  # noqa: B019
+    def _count_tile(self, tile: tuple[int, int]) -> tuple[TileWork, TileWork]:
+        """Encoding and decoding the clip of one tile, in the pieces that the pipeline makes."""
+        vae = self.models.get("stage2_vae")
+        encoder = count_encoder(vae, tile, self.large.num_frames)
+        return encoder, count_decoder(vae, tile, self._piece_sizes)
+
+
+def _num_steps(sampling: Any) -> int:
+    return len(plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)) - 1
+
+
+def _empty(shape: LatentShape, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(1, *shape, dtype=dtype, device=META)
+
+
+def _count_frames(run: Callable[[int], object], num_frames: int) -> Count:
+    """Cost of ``run`` for a number of latent frames, from two small numbers of them."""
+    count(partial(run, 1))  # constants that are made once belong to no clip
+    if num_frames <= STEADY + 1:
+        return count(partial(run, num_frames))
+    first, second = (count(partial(run, number)) for number in (STEADY, STEADY + 1))
+    return extrapolate(first, second, num_frames - STEADY)

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from tests.command_line import (
+    LOSSLESS,
+    assert_same_frames,
+    error_line,
+    generate,
+    succeed,
+    swifti2v,
+)
+
+
+def test_plan_prints_every_option_and_the_choice():
+    result = succeed(swifti2v("plan", "--model", "nano", "--device", "rtx4090", "--width", 320))
+
+    assert result.stdout.startswith("nano on GeForce RTX 4090, bfloat16, width 320\n")
+    for line in ("* resident", "  streamed", "  offloaded", "- 8-bit", "chosen: resident"):
+        assert f"\n{line}" in result.stdout
+
+
+def test_plan_as_json():
+    arguments = ("plan", "--model", "nano", "--device", "h100", "--num-frames", 81, "--json")
+    plan = json.loads(succeed(swifti2v(*arguments)).stdout)
+
+    assert plan["fits"]
+    assert plan["placement"] == "resident"
+    stages = ["text", "image", "stage1", "reference", "stage2", "decode"]
+    assert [*plan["seconds"]] == [*plan["flops"]] == [*stages, "total"]
+    assert [*plan["peak_device_bytes"]] == [*stages, "peak"]
+    assert plan["host_bytes"] > 0
+
+
+def test_a_budget_that_holds_nothing_is_said_so():
+    arguments = ("plan", "--model", "nano", "--device", "h100", "--memory", 0.1)
+    plan = json.loads(succeed(swifti2v(*arguments, "--json")).stdout)
+
+    assert not plan["fits"]
+    assert plan["placement"] is None
+    assert "does not fit: nothing fits into 0.1 GiB" in succeed(swifti2v(*arguments)).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "rtx9090"), "device 'rtx9090' is unknown; use one of rtx3090"),
+        (("--device", "h100", "--memory", -1), "a budget of -1 GB holds nothing"),
+        (("--device", "h100", "--width", 333), "width 333 does not fit"),
+        (("--device", "h100", "--num-frames", 32), "the nearest are 29 and 33"),
+        (("--device", "h100", "--model", "nowhere"), "unknown model 'nowhere'"),
+    ],
+)
+def test_plans_that_cannot_be_made(arguments, message):
+    assert message in error_line(swifti2v("plan", "--model", "nano", *arguments))
+
+
+def test_generate_with_enough_memory_is_what_it_is_without_asking(model, photo, tmp_path):
+    plain, planned = tmp_path / "plain.mkv", tmp_path / "planned.mkv"
+    succeed(generate(model, photo, plain, *LOSSLESS))
+
+    for memory in ("auto", "64"):
+        result = succeed(generate(model, photo, planned, *LOSSLESS, "--memory", memory))
+
+        assert_same_frames(plain, planned)
+        assert "placement: resident: the fastest that fits" in result.stdout
+
+
+def test_generate_refuses_before_loading_what_does_not_fit(model, photo, tmp_path):
+    result = generate(model, photo, tmp_path / "out.mp4", "--memory", 0.2)
+
+    line = error_line(result)
+    assert "nothing fits into 0.2 GiB: the smallest, resident" in line
+    assert "GB or more" in line
+    assert not (tmp_path / "out.mp4").exists()
+
+
+@pytest.mark.parametrize("memory", ["0", "-3", "lots", "nan"])
+def test_memory_is_auto_or_a_number(model, photo, tmp_path, memory):
+    result = generate(model, photo, tmp_path / "out.mp4", f"--memory={memory}")
+
+    assert f"--memory {memory!r} is neither 'auto' nor a number of GB above 0" in error_line(result)
+
+
+def test_memory_keeps_what_is_given(model, photo, tmp_path):
+    flags = ("--placement", "streamed", "--set", "stage2.vae_tile=8", "--memory", "64", "--dry-run")
+    result = succeed(generate(model, photo, tmp_path / "out.mp4", *flags, "--json"))
+
+    plan = json.loads(result.stdout)
+    assert plan["settings"]["config"]["stage2"]["vae_tile"] == 8
+    assert any("placement: streamed, VAE tiles of 8: the fastest" in note for note in plan["notes"])

@@ -1,0 +1,72 @@
+"""A causal history that waits in host memory."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from swifti2v.models.frame_codec import fetch_cache, store_cache
+from swifti2v.models.placement import is_streamed, place
+from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from tests.tiny import SIZE, tiny_pipeline, tiny_vae
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_it_changes_nothing(tile):
+    generator = torch.Generator().manual_seed(0)
+    vae, size = tiny_vae(), (1, 3, 9, 32, 56)
+    video = torch.rand(size, generator=generator) * 2 - 1
+    latents = torch.randn(1, 16, 3, 4, 7, generator=generator)
+    kept, moved = (
+        (
+            StreamingEncoder(vae, tile=tile, offloads_history=offloads),
+            StreamingDecoder(vae, tile=tile, offloads_history=offloads),
+        )
+        for offloads in (False, True)
+    )
+
+    for frames, cells in ((slice(0, 5), slice(0, 2)), (slice(5, None), slice(2, None))):
+        assert torch.equal(*(encoder.encode(video[:, :, frames]) for encoder, _ in (kept, moved)))
+        assert torch.equal(*(decoder.decode(latents[:, :, cells]) for _, decoder in (kept, moved)))
+
+
+def test_it_survives_a_saved_state():
+    vae, latents = tiny_vae(), torch.randn(1, 16, 4, 4, 7)
+    whole = StreamingDecoder(vae).decode(latents)
+    first = StreamingDecoder(vae, offloads_history=True)
+    first.decode(latents[:, :, :2])
+
+    second = StreamingDecoder(vae, offloads_history=True)
+    second.load_state_dict(first.state_dict())
+
+    assert torch.equal(second.decode(latents[:, :, 2:]), whole[:, :, 5:])
+
+
+def test_marks_and_layout_of_a_history_are_kept():
+    entry = torch.randn(1, 4, 2, 3, 3).to(memory_format=torch.channels_last_3d)
+    cache: list[Any] = [entry.clone(), "Rep", None]
+
+    store_cache(cache)
+    fetch_cache(cache, CPU)
+
+    assert cache[1:] == ["Rep", None]
+    assert torch.equal(cache[0], entry)
+    assert cache[0].stride() == entry.stride()
+
+
+def test_the_offloaded_placement_makes_the_same_frames():
+    photo = Image.new("RGB", (SIZE, SIZE), (200, 30, 90))
+    expected = tiny_pipeline()(photo, "zoom", generator=1).frames
+    pipe = tiny_pipeline()
+
+    place(pipe.components, CPU, "offloaded")
+
+    assert pipe.components.offloads_history
+    assert is_streamed(pipe.components.stage2_transformer)
+    assert (pipe(photo, "zoom", generator=1).frames == expected).all()
+    resident = tiny_pipeline()
+    place(resident.components, CPU, "resident")
+    assert not resident.components.offloads_history

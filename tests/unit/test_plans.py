@@ -1,0 +1,201 @@
+from dataclasses import replace
+from functools import cache, partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.errors import ConfigError
+from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device, free_bytes, measure
+from swifti2v.planning.models import Models
+from swifti2v.planning.plans import PLACEMENTS, Wish, make_plan, propose_tiles
+from swifti2v.planning.work import STAGES, ClipCounter
+
+MIB = 2**20
+RTX4090 = DEVICES["rtx4090"]
+few = settings(max_examples=40, deadline=None)
+
+
+@cache
+def paper() -> ClipCounter:
+    models = Models("paper", torch.bfloat16)
+    return ClipCounter(models, parse_config(GenerationConfig, models.index.settings, "paper"))
+
+
+@cache
+def nano() -> ClipCounter:
+    models = Models("nano", torch.float32)
+    return ClipCounter(models, parse_config(GenerationConfig, models.index.settings, "nano"))
+
+
+def test_the_2k_system_fits_a_card_of_24_gb_and_one_of_16():
+    for budget, limit in ((None, 24564), (16e9, 16376)):
+        plan = make_plan(paper(), RTX4090, "bfloat16", budget)
+
+        chosen = plan.require_fit()
+        assert chosen.peak_device_bytes["peak"] < limit * MIB
+        assert 100.9 < chosen.seconds["total"] < 600  # the least is work over data sheet rates
+        assert "resident needs" in plan.why
+
+
+def test_the_2k_system_is_resident_on_an_h200():
+    plan = make_plan(paper(), DEVICES["h200"], "bfloat16")
+
+    chosen = plan.require_fit()
+    assert (chosen.placement, chosen.vae_tile) == ("resident", None)
+    assert 21.1 < chosen.seconds["total"] < 111  # floor of the hardware, and the paper's time
+    assert plan.flops["total"] == pytest.approx(16.645e15, rel=1e-3)
+    assert plan.disk_bytes == pytest.approx(57.2e9, rel=0.01)
+
+
+def test_a_public_measurement_is_predicted():
+    # Wan2.1-T2V-14B, one forward pass of 81 frames of 480x832: 4.60 s eager on an H100 and 13.66 s
+    # with weights in host memory on an RTX 4090 (diffusers, pull request 11605).
+    from swifti2v.models.architectures import WAN21_I2V_14B, Architecture
+    from swifti2v.planning.counting import META, count, extrapolate
+
+    plain = {"in_channels": 16, "image_dim": None, "added_kv_proj_dim": None}
+    kind = paper().models.architectures["stage1_transformer"].kind
+    latents = torch.empty(1, 16, 21, 60, 104, dtype=torch.bfloat16, device=META)
+    text = torch.empty(1, 512, 4096, dtype=torch.bfloat16, device=META)
+    time = torch.empty(1, device=META)
+    costs = []
+    for num_layers in (1, 2):
+        config = WAN21_I2V_14B | plain | {"num_layers": num_layers}
+        model = Architecture(kind, config).make_empty("test").to(torch.bfloat16)
+        costs.append(count(partial(model, latents, time, text)))
+    cost = extrapolate(costs[0], costs[1], 39)
+    for name, measured in (("h100", 4.60), ("rtx4090", 13.66)):
+        rates = DEVICES[name].rates["bfloat16"]
+        seconds = (
+            cost.linear / rates.linear
+            + cost.attention / rates.attention
+            + cost.other_bytes / rates.traffic
+        )
+        assert seconds == pytest.approx(measured, rel=0.12)
+
+
+@given(budget=st.floats(1e8, 2e11))
+@few
+def test_more_memory_is_never_slower(budget):
+    small, large = (
+        make_plan(paper_tiles(), RTX4090, "bfloat16", b) for b in (budget, 1.5 * budget)
+    )
+    if small.chosen is None:
+        assert small.smallest.peak_device_bytes["peak"] > budget
+        with pytest.raises(ConfigError, match=r"nothing fits into .* GB or more"):
+            small.require_fit()
+        return
+    assert large.chosen is not None
+    assert small.chosen.peak_device_bytes["peak"] <= budget
+    assert large.chosen.seconds["total"] <= small.chosen.seconds["total"]
+    assert small.chosen.is_available
+
+
+@cache
+def paper_tiles() -> ClipCounter:
+    """A small clip of the same models, to plan often."""
+    config = replace(paper().config, height=384, width=640, num_frames=21)
+    return ClipCounter(paper().models, config)
+
+
+@given(
+    placement=st.sampled_from(PLACEMENTS),
+    tile=st.sampled_from([None, 30]),
+    budget=st.floats(1e9, 1e12),
+)
+@few
+def test_what_the_user_decided_stays(placement, tile, budget):
+    wish = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
+
+    plan = make_plan(paper_tiles(), RTX4090, "bfloat16", budget, wish)
+
+    (option, *others) = plan.options
+    assert (option.placement, option.vae_tile) == (placement, tile)
+    assert not any(other.is_available for other in others)
+    assert plan.chosen in (None, option)
+    assert (plan.chosen is None) == (option.peak_device_bytes["peak"] > budget)
+
+
+def test_each_placement_takes_less_memory_and_more_time_than_the_one_before():
+    options = [o for o in make_plan(paper(), RTX4090, "bfloat16", 12e9).options if o.is_available]
+
+    assert {option.placement for option in options} == set(PLACEMENTS)
+    for tile in {option.vae_tile for option in options}:
+        same = [option for option in options if option.vae_tile == tile]
+        for one, other in pairwise(same):
+            assert one.seconds["total"] <= other.seconds["total"]
+            assert one.peak_device_bytes["peak"] > other.peak_device_bytes["peak"]
+            assert one.host_bytes < other.host_bytes
+
+
+def test_tiles_get_smaller_and_overlap_more():
+    counter = paper()
+    sides = propose_tiles(counter)
+
+    assert sides == sorted(sides, reverse=True)
+    work = [counter.tiling(side) for side in sides]
+    overlaps = [number * height * width / (88 * 160) for number, (height, width) in work]
+    assert overlaps == sorted(overlaps)
+    assert 1 < overlaps[0] < 1.2
+    assert all(number > 1 for number, _ in work)
+
+
+def test_a_plan_as_plain_values():
+    plan = make_plan(nano(), DEVICES["rtx3090"], "float32").to_dict()
+
+    assert plan["fits"] is True
+    assert plan["placement"] == "resident"
+    assert set(plan["flops"]) == set(plan["seconds"]) == {*STAGES, "total"}
+    assert set(plan["peak_device_bytes"]) == {*STAGES, "peak"}
+    for values in (plan["flops"], plan["seconds"]):
+        assert values["total"] == pytest.approx(sum(values[stage] for stage in STAGES), rel=1e-6)
+    peaks = plan["peak_device_bytes"]
+    assert peaks["peak"] == max(peaks[stage] for stage in STAGES)
+    assert plan["host_bytes"] > 0
+    assert [option["is_available"] for option in plan["options"]] == [True, True, True, False]
+
+
+def test_a_cpu_holds_everything_in_host_memory():
+    cpu = replace(DEVICES["rtx4090"], name="CPU", is_cpu=True)
+
+    plan = make_plan(nano(), cpu, "float32")
+
+    assert [option.placement for option in plan.options] == ["resident"]
+    chosen = plan.require_fit()
+    assert chosen.host_bytes > chosen.peak_device_bytes["peak"]
+
+
+def test_impossible_wishes_are_refused():
+    with pytest.raises(ConfigError, match="-1 GB holds nothing"):
+        make_plan(nano(), RTX4090, "float32", -1e9)
+    with pytest.raises(
+        ConfigError, match="device 'rtx9090' is unknown; use one of rtx3090, rtx4090"
+    ):
+        find_device("rtx9090", "float32")
+    with pytest.raises(ConfigError, match="are not known in bfloat16; use float32"):
+        make_plan(nano(), measure(torch.device("cpu"), "float32"), "bfloat16")
+
+
+def test_data_sheets_are_plausible():
+    for device in DEVICES.values():
+        half, single = device.rates["bfloat16"], device.rates["float32"]
+        assert device.rates["float16"] == half
+        assert single.linear < half.linear < 1e15
+        assert 20 * 2**30 < device.memory_bytes < 150 * 2**30
+        assert half.traffic > 20 * half.transfer
+
+
+def test_this_machine_is_measured():
+    cpu = measure(torch.device("cpu"), "float32")
+
+    (rates,) = cpu.rates.values()
+    assert list(cpu.rates) == ["float32"]
+    assert cpu.is_cpu
+    assert rates.transfer == float("inf")
+    assert all(rate > 1e6 for rate in (rates.linear, rates.attention, rates.traffic))
+    assert 0 < free_bytes(torch.device("cpu")) <= cpu.memory_bytes
+    assert set(cpu.rates) <= set(PRECISIONS)
