@@ -1,0 +1,365 @@
+"""``swifti2v vbench``: make the videos of VBench-I2V, measure them, and score the results."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.options import Placement
+
+if TYPE_CHECKING:
+    from swifti2v.config import GenerationConfig
+    from swifti2v.evaluation.vbench.lite import LiteResult
+    from swifti2v.evaluation.vbench.scores import Scores
+
+vbench_app = typer.Typer(no_args_is_help=True, help="VBench-I2V: make videos, measure, score.")
+
+Suite = Annotated[Path, typer.Option(help="vbench2_i2v_full_info.json, or a file like it.")]
+Images = Annotated[
+    Path, typer.Option(help="Folder with the crops, a folder for every ratio: VBench's data/crop.")
+]
+Samples = Annotated[int, typer.Option(help="Videos of a prompt; the published scores take 5.")]
+NoCamera = Annotated[
+    bool, typer.Option("--no-camera", help="Leave out the prompts for camera motion.")
+]
+Ratio = Annotated[str, typer.Option(metavar="W-H", help="Crop of the photos, also for 20:11.")]
+Dimensions = Annotated[
+    list[str] | None,
+    typer.Option("--dimension", help="All if not said. May be given more than once."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
+
+
+@vbench_app.command()
+def setup(
+    folder: Annotated[Path, typer.Argument(help="Gets the script and the pins.")],
+    debug: Debug = False,
+) -> None:
+    """Write a script that installs the official code at one commit; nothing is downloaded yet."""
+    with exit_codes(debug=debug):
+        from swifti2v.evaluation.vbench.official import COMMIT, write_setup
+
+        script = write_setup(folder)
+        typer.echo(f"bash {script.resolve()}")
+        typer.echo(
+            f"This installs VBench at {COMMIT} with an environment of its own, and the suite's "
+            "photos (about 12 GB). It needs Python 3.11, git, wget, unzip and an NVIDIA GPU to run. "
+            "Three of its models are for non-commercial use only.",
+            err=True,
+        )
+
+
+@vbench_app.command()
+def generate(
+    suite: Suite,
+    images: Images,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the videos.")],
+    samples: Samples = 1,
+    no_camera: NoCamera = False,
+    ratio: Ratio = "16-9",
+    shard: Annotated[str, typer.Option(help="I/N: every N-th video; I from 1.")] = "1/1",
+    model: Annotated[str, typer.Option(help="nano, paper, a directory or a Hub id.")] = "nano",
+    seed: Annotated[int, typer.Option(help="Of the first sample; the next takes the next.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting by its path.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    placement: Annotated[
+        Placement, typer.Option(help="streamed keeps the weights in host memory.")
+    ] = Placement.RESIDENT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make the suite's videos, named as VBench wants them; the same command continues.
+
+    Shards may run at the same time into the same folder.
+    """
+    with exit_codes(debug=debug), Interruption().catch():
+        from swifti2v import SwiftI2VPipeline, __version__
+        from swifti2v.cli.devices import find_device
+        from swifti2v.cli.settings import hash_file
+        from swifti2v.config import to_dict
+        from swifti2v.evaluation.vbench.generation import (
+            CRF,
+            VIDEOS,
+            GenerationRecord,
+            generate_videos,
+            open_output,
+            require_prompts,
+            take_shard,
+        )
+        from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
+        from swifti2v.evaluation.vbench.suite import find_photos, list_videos
+        from swifti2v.training.stage_transition import parse_shard
+
+        index, num_shards = parse_shard(shard)
+        _, entries = _choose(suite, None, no_camera=no_camera)
+        videos = take_shard(list_videos(entries, samples), index, num_shards)
+        settings = _resolve(model, config, set_)
+        fit = plan_photo_fit(ratio, settings.height, settings.width)
+        photos = find_photos(entries, images, ratio)
+        for photo in sorted(set(photos.values())):
+            check_photo(photo, ratio)
+        record = GenerationRecord(
+            version=__version__,
+            suite_sha256=hash_file(suite),
+            num_samples=samples,
+            has_camera=not no_camera,
+            model=model,
+            seed=seed,
+            photo_fit=fit,
+            crf=CRF,
+            config=settings,
+        )
+        if dry_run:
+            plan = {"num_videos": len(videos), **to_dict(record)}
+            typer.echo(json.dumps(plan, ensure_ascii=False, indent=1))
+            return
+        pipe = SwiftI2VPipeline.from_pretrained(
+            model, device=find_device(device), placement=placement.value
+        )
+        pipe.require_fit(settings)
+        if videos:
+            require_prompts(pipe, videos)
+        open_output(output, record)
+        num_done = 0
+
+        def say(video: Any, is_new: bool) -> None:
+            nonlocal num_done
+            num_done += 1
+            state = "made" if is_new else "was there"
+            typer.echo(f"{num_done} of {len(videos)}: {video.name} {state}", err=True)
+
+        generate_videos(pipe, videos, photos, record, output, say)
+        typer.echo(str((output / VIDEOS).resolve()))
+
+
+@vbench_app.command()
+def run(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos, and of nothing else.")],
+    vbench: Annotated[Path, typer.Option(help="Folder of 'vbench setup'.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
+    suite: Annotated[Path | None, typer.Option(help="The installed one if not said.")] = None,
+    samples: Samples = 1,
+    no_camera: NoCamera = False,
+    ratio: Ratio = "16-9",
+    dimension: Dimensions = None,
+    debug: Debug = False,
+) -> None:
+    """Measure videos with the official code, a dimension at a time; the same command continues."""
+    with exit_codes(debug=debug), Interruption().catch():
+        from swifti2v.cli.settings import hash_file
+        from swifti2v.evaluation.vbench import official
+        from swifti2v.evaluation.vbench.photos import parse_ratio
+        from swifti2v.evaluation.vbench.suite import find_videos
+
+        parse_ratio(ratio)
+        install = official.find_installation(vbench)
+        suite = suite or install.repository / official.SUITE
+        dimensions, entries = _choose(suite, dimension, no_camera=no_camera)
+        found = find_videos(entries, samples, videos)
+        _require_only(videos, {path.name for _, path in found})
+        official.require_photos(install, entries, dimensions, ratio)
+        record = {
+            "commit": official.COMMIT,
+            "environment": official.describe_environment(install),
+            "videos": str(videos.resolve()),
+            "suite_sha256": hash_file(suite),
+            "num_samples": samples,
+            "ratio": ratio,
+            "generation": _generation(videos, samples, ratio),
+        }
+        official.open_run(output, record)
+        for name in dimensions:
+            typer.echo(f"{name} ...", err=True)
+            typer.echo(str(official.run_dimension(install, name, videos, suite, ratio, output)))
+
+
+@vbench_app.command()
+def lite(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos.")],
+    suite: Suite,
+    images: Images,
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON to write.")],
+    samples: Samples = 1,
+    ratio: Ratio = "16-9",
+    dimension: Dimensions = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder of feature extractors; downloaded if not said.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure seven dimensions with our own code; not to be mixed with official results."""
+    with exit_codes(debug=debug), Interruption().catch():
+        from dataclasses import asdict
+
+        from swifti2v.cli.devices import choose_device
+        from swifti2v.cli.paths import require_writable_file
+        from swifti2v.cli.settings import hash_file
+        from swifti2v.evaluation.result_files import versions
+        from swifti2v.evaluation.vbench.dimensions import LITE, choose_dimensions
+        from swifti2v.evaluation.vbench.lite import KIND, LiteVideo, load_measure, measure_all
+        from swifti2v.evaluation.vbench.suite import (
+            find_photos,
+            find_videos,
+            read_suite,
+            select_entries,
+        )
+        from swifti2v.storage import write_whole
+
+        names = choose_dimensions(dimension, LITE)
+        entries = select_entries(read_suite(suite), names)
+        names = tuple(name for name in names if any(name in entry.dimension for entry in entries))
+        found = find_videos(entries, samples, videos)
+        photos = find_photos(entries, images, ratio)
+        require_writable_file(output)
+        target = choose_device(device)
+        items = [
+            LiteVideo(video=video, path=path, photo=photos[video.entry.image_name])
+            for video, path in found
+        ]
+        results: dict[str, LiteResult] = {}
+        for name in names:
+            measure = load_measure(name, weights, target)
+
+            def say(file: str, num_done: int, name: str = name) -> None:
+                typer.echo(f"{name}, {num_done}: {file}", err=True)
+
+            results[name] = measure_all(name, items, measure, say)
+            values = {
+                "kind": KIND,
+                "videos": str(videos.resolve()),
+                "suite_sha256": hash_file(suite),
+                "num_samples": samples,
+                "ratio": ratio,
+                "device": str(target),
+                "generation": _generation(videos, samples, ratio),
+                "dimensions": {key: asdict(value) for key, value in results.items()},
+                "versions": versions(),
+            }
+            write_whole(output, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+        _print_lite(results)
+
+
+@vbench_app.command()
+def score(
+    results: Annotated[list[Path], typer.Argument(help="Result files of VBench, or folders.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is there, and say what is missing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Normalise and average the official code's results; missing dimensions are never zeros."""
+    with exit_codes(debug=debug):
+        from swifti2v.evaluation.vbench.scores import (
+            find_result_files,
+            read_results,
+            require_complete,
+        )
+        from swifti2v.evaluation.vbench.scores import score as compute
+
+        scores = compute(read_results(find_result_files(results)))
+        if not partial:
+            require_complete(scores)
+        if as_json:
+            typer.echo(json.dumps(_describe(scores), allow_nan=False))
+        else:
+            _print_scores(scores)
+
+
+def _choose(suite: Path, dimensions: list[str] | None, *, no_camera: bool) -> tuple[Any, Any]:
+    """Dimensions asked for, and the suite's entries for them."""
+    from swifti2v.evaluation.vbench.dimensions import DIMENSIONS, choose_dimensions
+    from swifti2v.evaluation.vbench.suite import read_suite, select_entries, without_camera
+
+    names = choose_dimensions(dimensions, DIMENSIONS)
+    names = without_camera(names) if no_camera else names
+    entries = select_entries(read_suite(suite), names)
+    measured = tuple(n for n in names if any(n in entry.dimension for entry in entries))
+    return measured, entries
+
+
+def _resolve(model: str, config: Path | None, overrides: list[str] | None) -> "GenerationConfig":
+    """Settings, before any weights are loaded."""
+    from swifti2v.config import GenerationConfig, merge, parse_config, parse_override, read_yaml
+    from swifti2v.models.sources import find_model
+
+    index, _ = find_model(model)
+    asked = [(str(config), read_yaml(config))] if config else []
+    asked += [(f"--set {text}", parse_override(text)) for text in overrides or []]
+    values = dict(index.settings)
+    for source, changes in asked:
+        parse_config(GenerationConfig, changes, source)
+        values = merge(values, changes)
+    return parse_config(GenerationConfig, values, "settings")
+
+
+def _require_only(folder: Path, names: set[str]) -> None:
+    """The official code goes by the first file it is told of, and takes every sample it finds."""
+    from swifti2v.errors import InputError
+
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in names):
+        raise InputError(
+            f"{folder} holds {len(others)} other files ({', '.join(others[:5])}); move them away, or "
+            "ask for more --samples or with camera motion"
+        )
+
+
+def _generation(videos: Path, samples: int, ratio: str) -> dict[str, Any] | None:
+    """How the videos were made, if we made them; it must agree with what is asked."""
+    from swifti2v.config import to_dict
+    from swifti2v.errors import InputError
+    from swifti2v.evaluation.vbench.generation import read_record
+
+    record = read_record(videos.resolve().parent)
+    if record is None:
+        return None
+    if record.photo_fit.ratio != ratio or record.num_samples < samples:
+        raise InputError(
+            f"the videos in {videos} were made with --ratio {record.photo_fit.ratio} --samples "
+            f"{record.num_samples}, not {ratio} and {samples}"
+        )
+    return to_dict(record)
+
+
+def _print_lite(results: "dict[str, LiteResult]") -> None:
+    typer.echo("vbench-lite             value   95 % interval over prompts   prompts  videos")
+    for name, result in results.items():
+        low, high = result.interval.low, result.interval.high
+        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        num_prompts, num_videos = result.interval.num_items, len(result.videos)
+        typer.echo(f"{name:22} {result.value:.4f}   {interval:26} {num_prompts:9} {num_videos:7}")
+
+
+def _describe(scores: "Scores") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from swifti2v.evaluation.summary import plain
+
+    described: dict[str, Any] = plain(
+        {**asdict(scores), "is_partial": bool(scores.missing), "missing": scores.missing}
+    )
+    return described
+
+
+def _print_scores(scores: "Scores") -> None:
+    from swifti2v.evaluation.vbench.dimensions import DIMENSIONS
+
+    typer.echo("dimension                value  normalised  prompts  of the suite's  videos")
+    for name, result in scores.results.items():
+        item = DIMENSIONS[name]
+        scaled = "" if item.group == "unscored" else f"{item.normalize(result.value):.4f}"
+        counts = f"{result.num_prompts:8} {item.num_prompts:15} {result.num_videos:7}"
+        typer.echo(f"{name:22} {result.value:7.4f}  {scaled:>10} {counts}")
+    for title, value, missing in (
+        ("Quality", scores.quality.value, scores.quality.missing),
+        ("I2V", scores.i2v.value, scores.i2v.missing),
+        ("Total", scores.total, scores.missing),
+    ):
+        label = f"{title}, PARTIAL: without {', '.join(missing)}" if missing else title
+        typer.echo(f"{label}: {'none' if value != value else f'{value:.4f}'}")

@@ -1,0 +1,1 @@
+"""Blind comparison of two sets of videos by people: a local page, and the tally of its results."""
