@@ -5,15 +5,22 @@ from typing import Annotated
 import typer
 
 from swifti2v import __version__
+from swifti2v.cli.bench import bench_app
+from swifti2v.cli.cache import cache
+from swifti2v.cli.compare import compare_app
 from swifti2v.cli.data import data_app
 from swifti2v.cli.doctor import doctor
+from swifti2v.cli.evaluate import evaluate
 from swifti2v.cli.export import convert_lora, export, export_stage2
 from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
 from swifti2v.cli.model_card import models
+from swifti2v.cli.plan import plan
 from swifti2v.cli.refine import refine
 from swifti2v.cli.train import train_app
 from swifti2v.cli.transition import transition
+from swifti2v.cli.upscale import upscale
+from swifti2v.cli.vbench import vbench_app
 
 app = typer.Typer(
     name="swifti2v",
@@ -21,14 +28,18 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, refine, info, doctor):
+for command in (generate, refine, upscale, plan, info, doctor, evaluate):
     app.command()(command)
 for command in (export, export_stage2, convert_lora):
     models.command()(command)
-data_app.command()(transition)
+for command in (transition, cache):
+    data_app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
+app.add_typer(vbench_app, name="vbench")
+app.add_typer(compare_app, name="compare")
 
 
 def _print_version(is_asked: bool) -> None:

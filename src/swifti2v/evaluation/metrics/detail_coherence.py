@@ -132,8 +132,9 @@ def hf_energy_ratio(frames: FramePieces, reference: Frames, cutoff: float = 0.25
     _require_cutoff(cutoff)
     if reference.ndim == 4:
         pairs = iterate_pairs(frames, reference)
-        return _stack_ratios([_ratio(a, b, cutoff) for a, b in pairs])
+        return _stack_ratios([_ratio(a, _detail_energy(b, cutoff), cutoff) for a, b in pairs])
     photo = to_unit_range(reference)
+    energy = _detail_energy(photo, cutoff)
     ratios = []
     for frame in iterate_frames(frames):
         if frame.shape != photo.shape:
@@ -141,15 +142,18 @@ def hf_energy_ratio(frames: FramePieces, reference: Frames, cutoff: float = 0.25
                 f"a frame is {tuple(frame.shape)}, the photo {tuple(photo.shape)}; "
                 "resize the photo first"
             )
-        ratios.append(_ratio(to_unit_range(frame), photo, cutoff))
+        ratios.append(_ratio(to_unit_range(frame), energy, cutoff))
     return _stack_ratios(ratios)
 
 
-def _ratio(frame: Tensor, reference: Tensor, cutoff: float) -> float:
+def _detail_energy(reference: Tensor, cutoff: float) -> float:
+    """Energy above the cutoff; NaN where there is none to compare with."""
     energy = _energy(_high_frequencies(reference, cutoff))
-    if _is_flat(energy, reference):
-        return float("nan")
-    return float(_energy(_high_frequencies(frame, cutoff)) / energy)
+    return float("nan") if _is_flat(energy, reference) else float(energy)
+
+
+def _ratio(frame: Tensor, reference_energy: float, cutoff: float) -> float:
+    return float(_energy(_high_frequencies(frame, cutoff))) / reference_energy
 
 
 def _stack_ratios(ratios: list[float]) -> Tensor:

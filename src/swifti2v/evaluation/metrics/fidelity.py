@@ -2,10 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure,
-    structural_similarity_index_measure,
-)
 
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.metrics.frames import (
@@ -15,15 +11,16 @@ from swifti2v.evaluation.metrics.frames import (
     iterate_pairs,
     to_unit_range,
 )
+from swifti2v.evaluation.metrics.similarity import frame_ms_ssim, frame_ssim
 
 MS_SSIM_MIN_SIDE = 161
-"""Four halvings must leave a side of at least the 11-pixel window: 10 * 2**4 + 1."""
+"""Four halvings have to leave more than the 10 pixels that the window needs: 10 * 2**4 + 1."""
 SSIM_MIN_SIDE = 6
 """The 11-pixel window is mirrored by 5 pixels at each edge."""
 
 
 def _frame_psnr(output: Tensor, truth: Tensor) -> Tensor:
-    error = (output.double() - truth.double()).square().mean()
+    error = (output - truth).square().mean(dtype=torch.float64)
     return (-10 * error.log10()).float()
 
 
@@ -69,11 +66,7 @@ def ssim(output: FramePieces, truth: FramePieces) -> Tensor:
     scores = []
     for a, b in iterate_pairs(output, truth):
         _require_side(a, SSIM_MIN_SIDE, "SSIM")
-        score = structural_similarity_index_measure(
-            a.permute(2, 0, 1)[None], b.permute(2, 0, 1)[None], data_range=1.0
-        )
-        assert isinstance(score, Tensor)
-        scores.append(score)
+        scores.append(torch.tensor(frame_ssim(a.cpu().numpy(), b.cpu().numpy())))
     return _stack(scores)
 
 
@@ -89,14 +82,7 @@ def ms_ssim(output: FramePieces, truth: FramePieces) -> Tensor:
     scores = []
     for a, b in iterate_pairs(output, truth):
         _require_side(a, MS_SSIM_MIN_SIDE, "MS-SSIM")
-        scores.append(
-            multiscale_structural_similarity_index_measure(
-                a.permute(2, 0, 1)[None],
-                b.permute(2, 0, 1)[None],
-                data_range=1.0,
-                normalize="relu",  # a negative contrast term would give NaN
-            )
-        )
+        scores.append(torch.tensor(frame_ms_ssim(a.cpu().numpy(), b.cpu().numpy())))
     return _stack(scores)
 
 
@@ -112,6 +98,14 @@ def first_frame_psnr(frames: FramePieces, photo: Frames) -> float:
     if first is None:
         raise ShapeError("the clip holds no frame: give at least one")
     return float(psnr(first[None], photo[None])[0])
+
+
+def first_frame_ssim(frames: FramePieces, photo: Frames) -> float:
+    """Structural similarity of frame 0 and the photo; arguments and errors as in the PSNR."""
+    first = next(iterate_frames(frames), None)
+    if first is None:
+        raise ShapeError("the clip holds no frame: give at least one")
+    return float(ssim(first[None], photo[None])[0])
 
 
 def colour_jump(frames: FramePieces) -> float:

@@ -15,6 +15,8 @@ Image: TypeAlias = npt.NDArray[Any]
 
 MIN_SIDE = 16
 """DIS needs a pyramid level that holds its 8-pixel patches with room to move."""
+SMALL_SIDE = 640
+"""Longer side of ``shrink``: a quarter of 2560 pixels."""
 PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
@@ -22,7 +24,10 @@ PRESETS = {
 
 
 def optical_flow(
-    first: Frames, second: Frames, preset: Literal["fast", "medium"] = "medium"
+    first: Frames,
+    second: Frames,
+    preset: Literal["fast", "medium"] = "medium",
+    start: Flow | None = None,
 ) -> Flow:
     """Dense inverse-search flow from one frame to another.
 
@@ -31,6 +36,7 @@ def optical_flow(
         second: The same size.
         preset: ``fast`` finds flow at a quarter of the size, ``medium`` at half and
             about five times slower.
+        start: ``[H, W, 2]``, a guess that is refined and not changed; None starts from rest.
 
     Returns:
         ``[H, W, 2]`` float32, right and down in pixels: what is at ``x`` in ``first`` is at
@@ -50,8 +56,8 @@ def optical_flow(
     if min(first.shape[:2]) < MIN_SIDE:
         raise ShapeError(f"a side of {tuple(first.shape)} is below {MIN_SIDE} pixels: enlarge it")
     grey = [cv2.cvtColor(to_uint8(frame), cv2.COLOR_RGB2GRAY) for frame in (first, second)]
-    start = np.zeros((*grey[0].shape, 2), np.float32)
-    flow = cv2.DISOpticalFlow.create(PRESETS[preset]).calc(grey[0], grey[1], start)
+    guess = np.zeros((*grey[0].shape, 2), np.float32) if start is None else start.copy()
+    flow = cv2.DISOpticalFlow.create(PRESETS[preset]).calc(grey[0], grey[1], guess)
     return flow.astype(np.float32, copy=False)
 
 
@@ -77,6 +83,35 @@ def warp(image: Image, flow: Flow) -> Image:
     return cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
 
 
+def shrink(frame: Frames) -> npt.NDArray[np.uint8]:
+    """A frame ``[H, W, 3]`` with a longer side of at most 640 pixels, as area means.
+
+    Motion, colour and structure survive; what fine detail and flow's errors do to it does not.
+    """
+    pixels = to_uint8(frame)
+    height, width = pixels.shape[:2]
+    scale = SMALL_SIDE / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (round(width * scale), round(height * scale))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def chain(first: Flow, second: Flow) -> Flow:
+    """Flow from A to C, of the flow from A to B and the flow from B to C, all ``[H, W, 2]``."""
+    chained: Flow = first + _where_it_lands(first, second)
+    return chained
+
+
+def _where_it_lands(flow: Flow, values: Flow) -> Flow:
+    """``values`` at the ends of ``flow``; beyond the edges those at the edge."""
+    height, width = flow.shape[:2]
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    landed = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return landed.astype(np.float32, copy=False)
+
+
 def visible(forward: Flow, backward: Flow) -> npt.NDArray[np.bool_]:
     """Where a forward flow and the backward flow it lands on cancel: no occlusion.
 
@@ -86,12 +121,12 @@ def visible(forward: Flow, backward: Flow) -> npt.NDArray[np.bool_]:
     Source:
         Sundaram et al., "Dense point trajectories", ECCV 2010, equation 5.
     """
+    landed = _where_it_lands(forward, backward)
+    lengths = (forward**2).sum(-1) + (landed**2).sum(-1)
+    cancels = ((forward + landed) ** 2).sum(-1) < 0.01 * lengths + 0.5
     height, width = forward.shape[:2]
     x = forward[..., 0] + np.arange(width, dtype=np.float32)
     y = forward[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    landed = cv2.remap(backward, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    lengths = (forward**2).sum(-1) + (landed**2).sum(-1)
-    cancels = ((forward + landed) ** 2).sum(-1) < 0.01 * lengths + 0.5
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     result: npt.NDArray[np.bool_] = cancels & inside
     return result

@@ -7,17 +7,20 @@ import numpy as np
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.metrics.flow import motion_residual
 from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames
+from swifti2v.evaluation.metrics.temporal import MotionResiduals
 
 INVISIBLE_RESIDUAL = 1e-4
 """Added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
 
 
-def latent_start_residuals(frames: FramePieces, time_factor: int = 4) -> dict[int, float]:
+def latent_start_residuals(
+    frames: FramePieces | MotionResiduals, time_factor: int = 4
+) -> dict[int, float]:
     """Mean absolute motion-compensated residual where each latent frame starts.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
-            two frames are in memory at a time.
+            two frames are in memory at a time. Or the clip's ``motion_residuals``.
         time_factor: Pixel frames a latent frame holds (the first latent frame holds one).
 
     Returns:
@@ -26,6 +29,9 @@ def latent_start_residuals(frames: FramePieces, time_factor: int = 4) -> dict[in
         left out: the step from the photo into the clip is no join of two segments. NaN
         where no pixel is visible in both frames.
     """
+    if isinstance(frames, MotionResiduals):
+        after = frames.absolute.tolist()  # at t, the step from frame t to t + 1
+        return {1 + t // time_factor: after[t] for t in range(time_factor, len(after), time_factor)}
     residuals = {}
     previous = None
     for position, frame in enumerate(iterate_frames(frames)):
@@ -37,14 +43,16 @@ def latent_start_residuals(frames: FramePieces, time_factor: int = 4) -> dict[in
     return residuals
 
 
-def seam_score(frames: FramePieces, segment_starts: Sequence[int], time_factor: int = 4) -> float:
+def seam_score(
+    frames: FramePieces | MotionResiduals, segment_starts: Sequence[int], time_factor: int = 4
+) -> float:
     """Residual at the starts of segments over the residual at the other latent frames' starts.
 
     A causal video VAE alone makes a rhythm of ``time_factor`` frames, so starts of segments
     are compared with starts of other latent frames and not with all frames.
 
     Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
+        frames: As in ``latent_start_residuals``.
         segment_starts: **Latent** frame indices, the first target of every segment
             (``segment.latent_range[0]``). Index 1, the start of the clip, is ignored.
         time_factor: Pixel frames a latent frame holds.

@@ -1,5 +1,7 @@
 """How steady a clip is from frame to frame, with and without taking out motion."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,12 +11,49 @@ from swifti2v.evaluation.metrics.flow import motion_residual
 from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, to_unit_range
 
 
-def warping_error(frames: FramePieces) -> Tensor:
-    """Mean square of what motion does not explain between neighbouring frames.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MotionResiduals:
+    """What motion does not explain between neighbouring frames, measured once for many metrics."""
+
+    absolute: Tensor
+    """``[T - 1]`` float64, mean of ``|frame_t - warp(frame_{t+1})|`` over the pixels visible in
+    both frames and the colours, range 1; NaN where no pixel is visible in both (a cut)."""
+    square: Tensor
+    """``[T - 1]`` float64, the mean of the squares."""
+
+
+def motion_residuals(frames: FramePieces) -> MotionResiduals:
+    """Warp every frame onto the one before it along optical flow, and take what is left.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
             two frames are in memory at a time.
+
+    Raises:
+        ShapeError: Fewer than two frames, or sides below 16 pixels.
+    """
+    means = []
+    previous = None
+    for frame in iterate_frames(frames):
+        if previous is not None:
+            residual = motion_residual(previous, frame)
+            means.append(
+                (np.abs(residual).mean(), np.square(residual).mean())
+                if residual.size
+                else (np.nan, np.nan)
+            )
+        previous = frame
+    if not means:
+        raise ShapeError("motion residuals compare neighbours: give at least two frames")
+    absolute, square = torch.tensor(np.array(means, np.float64)).T
+    return MotionResiduals(absolute=absolute, square=square)
+
+
+def warping_error(frames: FramePieces | MotionResiduals) -> Tensor:
+    """Mean square of what motion does not explain between neighbouring frames.
+
+    Args:
+        frames: As in ``motion_residuals``, or its result.
 
     Returns:
         ``[T - 1]`` float64: mean over the pixels visible in both frames and the colours of
@@ -27,22 +66,24 @@ def warping_error(frames: FramePieces) -> Tensor:
     Source:
         Lai et al., "Learning blind video temporal consistency", ECCV 2018, equation 10.
     """
-    errors = []
-    previous = None
-    for frame in iterate_frames(frames):
-        if previous is not None:
-            residual = motion_residual(previous, frame)
-            errors.append(float(np.square(residual).mean()) if residual.size else float("nan"))
-        previous = frame
-    if not errors:
-        raise ShapeError("the warping error compares neighbours: give at least two frames")
-    return torch.tensor(errors, dtype=torch.float64)
+    residuals = frames if isinstance(frames, MotionResiduals) else motion_residuals(frames)
+    return residuals.square
+
+
+def compensated_flicker(frames: FramePieces | MotionResiduals) -> float:
+    """``flicker`` with motion taken out; arguments and errors as in ``warping_error``.
+
+    Returns:
+        1 minus the mean absolute residual, cuts left out; 1 is steady. NaN if all is cuts.
+    """
+    residuals = frames if isinstance(frames, MotionResiduals) else motion_residuals(frames)
+    return 1 - float(residuals.absolute.nanmean())
 
 
 def flicker(frames: FramePieces) -> float:
     """VBench's temporal flickering score: how little neighbouring frames differ.
 
-    Motion counts as a difference; use ``warping_error`` where things move.
+    Motion counts as a difference; use ``compensated_flicker`` where things move.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
