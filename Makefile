@@ -1,4 +1,4 @@
-# make demo | test | check | fix | install; every target sets up what it needs in .venv
+# make demo | test | check | fix | nano | install; every target sets up what it needs in .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -50,5 +50,8 @@ fix: install
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
 
+# make nano DATA=FOLDER OUT=out/nano MINUTES=30: without DATA on procedural clips, without MINUTES
+# as long as configs/nano.yaml says
+OUT ?= out/nano
 nano: install
-	bash runs/nano.sh
+	PATH="$(abspath $(BIN)):$$PATH" sh runs/nano.sh "$(DATA)" "$(OUT)" $(if $(MINUTES),--minutes $(MINUTES))
