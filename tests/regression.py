@@ -108,10 +108,13 @@ class NumbersTask:
         return cast(Tensor, error)
 
     def validate(self, directory: Path) -> dict[str, float]:
-        (directory / "seen.txt").write_text("measured")
+        with (directory / "seen.txt").open("a") as seen:
+            seen.write("measured\n")
         weights = {n: v.detach().clone() for n, v in self.model.named_parameters()}
         self.validated.append((directory.name, weights, self.model.training))
-        return {"bias": float(self.model.out.bias.detach().sum())}
+        bias = self.model.out.bias.detach().sum()
+        output = self.model(torch.ones(2, self.width)).sum()
+        return {"bias": float(bias), "output": float(output)}
 
 
 class NoisyNumbersTask(NumbersTask):
