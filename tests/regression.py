@@ -181,6 +181,6 @@ def run_in_subprocess(*command: object, code: int = 0) -> str:
     """What it prints, on stderr where it is to fail with ``code``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
