@@ -82,8 +82,15 @@ class AttentionConfig:
     targets, none leaves them out."""
     pooled_keys: Literal["after_rope", "before_rope"] = "after_rope"
     """Mean of the rotated keys; or mean of the plain keys, rotated to the middle of the square."""
+    context: Literal["bidirectional", "read_only"] = "bidirectional"
+    """Whether Stage II's given frames attend to the target as well, or to each other alone, as in
+    models that read a cache of the past."""
 
     def __post_init__(self) -> None:
+        if self.context == "read_only" and self.kind != "full":
+            raise ConfigError(
+                f"stage2.attention.context is read_only with kind {self.kind}; it goes with full"
+            )
         for name, side in zip(("rows", "columns"), self.window, strict=True):
             _require(f"stage2.attention.window, {name}", side, low=1)
         if self.pool is not None:
@@ -103,6 +110,10 @@ class Stage2Config:
     anchor: Literal["given", "generated"] = "given"
     """The first frame is the photo as it is; or it is made with the first segment, from a photo
     that is no sharper than the motion reference."""
+    shows_anchor: bool = True
+    """Every window begins with the first frame; or it is seen only while it is the context."""
+    reference_start: Literal["photo", "motion"] = "photo"
+    """First frame of the reference: the photo in full, or the motion reference's own."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Which tokens attend to each other."""
     temporal_positions: Literal["renumbered", "absolute"] = "renumbered"

@@ -14,11 +14,13 @@ from PIL import Image
 
 from swifti2v.config import parse_config
 from swifti2v.errors import ConfigError, InputError
+from swifti2v.evaluation.baselines import lanczos_baseline
+from swifti2v.evaluation.model_card import clip_psnr
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
 from swifti2v.training.ablation_clips import cut_test_clips, cut_test_motions
 from swifti2v.training.ablation_table import make_ablation_table
-from swifti2v.training.ablations import AblationConfig, Ablations, mean_window_length
+from swifti2v.training.ablations import AblationConfig, Ablations, Arm, mean_window_length
 from swifti2v.training.data import Frames, Material
 from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
@@ -42,6 +44,8 @@ SETTINGS: dict[str, Any] = {
          "objective": {"windows": {"segment_sizes": [1]}}},
     ],
 }  # fmt: skip
+
+BLIND = {"anchor": "generated", "shows_anchor": False, "reference_start": "motion"}
 
 
 def config(**changes: Any) -> AblationConfig:
@@ -135,6 +139,36 @@ def test_another_way_to_sample_has_the_same_weights(ablations: Ablations) -> Non
     assert values["base"] == values["again"]
     other = [row["psnr_db"] for row in rows if row["arm"] == "other"]
     assert other != values["base"]
+
+
+def test_rows_without_a_model_are_the_baselines_and_need_no_training(ablations: Ablations) -> None:
+    rows = {}
+    for method in ("lanczos", "flow_warp"):
+        path = ablations.run(Arm(name=method, made_by=method), 0)
+        rows[method] = json.loads(path.read_text())
+    assert not (ablations.output_dir / "runs").exists()
+    for index, test in enumerate(ablations.tests):
+        enlarged = lanczos_baseline(test.low, 32, 32)
+        assert rows["lanczos"][index]["psnr_db"] == clip_psnr(enlarged[1:], test.truth[1:])
+        # The motion is sub-pixel at the small size, and the fine noise cannot be enlarged.
+        assert rows["flow_warp"][index]["coherence"] > rows["lanczos"][index]["coherence"]
+
+
+def test_the_roles_of_the_photo_are_trained_and_sampled(ablations: Ablations) -> None:
+    """Each is another training: none of the rows repeats the base's."""
+    arms = (
+        Arm(name="super-resolution", stage2=BLIND),
+        Arm(name="no anchor", stage2={"shows_anchor": False}),
+        Arm(name="no hybrid", stage2={"reference_start": "motion"}),
+    )
+    base = json.loads(ablations.run(ablations.config.arms[0], 0).read_text())[0]["psnr_db"]
+    values = [json.loads(ablations.run(arm, 0).read_text())[0]["psnr_db"] for arm in arms]
+    assert len({base, *values}) == 4
+
+
+def test_what_is_not_trained_takes_no_settings_of_training() -> None:
+    with pytest.raises(ConfigError, match="made by lanczos and is not trained"):
+        config(arms=[{"name": "a", "made_by": "lanczos", "stage2": {"segment_size": 1}}])
 
 
 def test_motions_are_tested_from_their_own_small_clip_and_from_stage_1s() -> None:

@@ -55,7 +55,8 @@ def predict_window(
     dtype = transformer.dtype
     _, rows, columns = transformer.config["patch_size"]
     height, width = hidden_states.shape[-2:]
-    use_attention(transformer, config.attention, height // rows, width // columns)
+    num_given = len(segment.given)
+    use_attention(transformer, config.attention, height // rows, width // columns, num_given)
     absolute = config.temporal_positions == "absolute"
     told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
     output: Tensor = transformer(
@@ -156,9 +157,10 @@ class Stage2Pipeline:
             config.segment_size,
             config.context_size,
             generates_anchor=config.anchor == "generated",
+            shows_anchor=config.shows_anchor,
         )
         with stopwatch.measure("reference"):
-            anchor = reference.latents((0,))  # the photo alone: z_x equals frame 0 of z_ref
+            anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}
         for segment in segments:
             with stopwatch.measure("reference"):

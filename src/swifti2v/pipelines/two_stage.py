@@ -333,6 +333,7 @@ class SwiftI2VPipeline:
             config.stage2.upsampling,
             config.stage2.vae_tile,
             self.components.offloads_history,
+            starts_with_photo=config.stage2.reference_start == "photo",
         )
         decoder = StreamingDecoder(
             self.components.stage2_vae,
@@ -353,7 +354,7 @@ class SwiftI2VPipeline:
                 with stopwatch.measure("decode"):
                     latents = done.latents
                     if done.segment.index == 0 and config.stage2.anchor == "given":
-                        latents = torch.cat([reference.latents((0,)), latents], dim=2)
+                        latents = torch.cat([reference.anchor(), latents], dim=2)
                     frames = video_to_frames(decoder.decode(latents))
             now = stopwatch.total()
             yield SegmentOutput(
@@ -369,6 +370,7 @@ class SwiftI2VPipeline:
             config.stage2.segment_size,
             config.stage2.context_size,
             generates_anchor=config.stage2.anchor == "generated",
+            shows_anchor=config.stage2.shows_anchor,
         )
         return [segment.latent_range for segment in segments]
 

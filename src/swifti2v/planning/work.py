@@ -105,6 +105,7 @@ class ClipCounter:
             config.stage2.segment_size,
             config.stage2.context_size,
             generates_anchor=config.stage2.anchor == "generated",
+            shows_anchor=config.stage2.shows_anchor,
         )
         self._common["stage2"] = self._count_stage2()
         self._weights = {role: models.weights(role) for role in models.architectures}
@@ -144,7 +145,7 @@ class ClipCounter:
     def _piece_sizes(self) -> list[int]:
         """Latent frames of each segment as they are decoded: the anchor comes with the first."""
         sizes = [len(segment.target) for segment in self.segments]
-        return [sizes[0] + len(self.segments[0].given[:1]), *sizes[1:]]
+        return [sizes[0] + (self.config.stage2.anchor == "given"), *sizes[1:]]
 
     @property
     def _is_guided(self) -> bool:

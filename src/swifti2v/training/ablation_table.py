@@ -52,7 +52,9 @@ def make_ablation_table(
     begin_run_directory(output_dir, to_dict(config))
     pipe = SwiftI2VPipeline.from_pretrained(config.model, device="cpu")
     material, held_out = read_split(data_dir, config.held_out, pipe)
-    redrawn = _redraw(output_dir / "redrawn.npz", pipe, material, config.redraw)
+    redrawn: list[TransitionClip] = []
+    if any((arm.mix or config.mix).transition > 0 for arm in config.arms):
+        redrawn = _redraw(output_dir / "redrawn.npz", pipe, material, config.redraw)
     test_motions = replace(config.redraw, num_clips=config.num_test_motions)
     redrawn_test = _redraw(output_dir / "redrawn_test.npz", pipe, held_out, test_motions)
     factor, num_frames = pipe.config.stage1.downscale, pipe.config.num_frames
