@@ -61,6 +61,7 @@ def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     losses = [[m["loss"] for m in read_metrics(path)] for path in (tmp_path / "whole", parts)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+    assert len(list((parts / "tensorboard").iterdir())) == 2  # one for each start
     assert {"step", "loss", "lr", "grad_norm", "seconds", "samples_per_second"} <= set(
         read_metrics(parts)[0]
     )
