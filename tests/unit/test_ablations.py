@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swifti2v.config import parse_config
+from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.evaluation.baselines import lanczos_baseline
 from swifti2v.evaluation.model_card import clip_psnr
@@ -28,6 +28,7 @@ from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 
 SIDE, NUM_FRAMES = 64, 17
+TABLES = sorted((Path(__file__).parents[2] / "configs/tables").glob("*.yaml"))
 SETTINGS: dict[str, Any] = {
     "seeds": [0, 1],
     "latent_frames": 30,
@@ -228,6 +229,18 @@ def test_motions_are_tested_from_their_own_small_clip_and_from_stage_1s() -> Non
 def test_short_held_out_clips_are_refused() -> None:
     with pytest.raises(InputError, match="has 17 frames, the test needs 33"):
         cut_test_clips(material(0), 33, 32, 1, 4)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_tables_that_come_along_are_tables(path: Path) -> None:
+    """They hold out the same files, and every trained row differs from the first."""
+    table = parse_config(AblationConfig, read_yaml(path), str(path))
+    assert set(table.held_out) >= {"swifti2v_page_14", "snake"}
+    ways = [
+        (arm.made_by, table.arm_objective(arm), table.arm_stage2(arm), arm.mix)
+        for arm in table.arms
+    ]
+    assert all(way != other for index, way in enumerate(ways) for other in ways[:index])
 
 
 def test_a_row_may_be_named_once() -> None:
