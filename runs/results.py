@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
-from swifti2v.config import GenerationConfig, merge, parse_config
+from swifti2v.config import GenerationConfig, merge, parse_config, read_yaml
 from swifti2v.evaluation.intervals import Estimate
 from swifti2v.evaluation.offline import METRICS
 from swifti2v.evaluation.report import estimate_cells, number
 from swifti2v.planning.models import Models
 from swifti2v.planning.work import ClipCounter
+from swifti2v.training.ablation_table import write_table
+from swifti2v.training.ablations import AblationConfig
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "results.md"
@@ -43,11 +45,13 @@ def evaluation(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def bench(folder: Path) -> str:
-    """The table of ``swifti2v bench quality``, and how many of its runs are done."""
-    if not (folder / "table.md").is_file():
-        return "_Not measured yet._"
-    return (folder / "table.md").read_text(encoding="utf-8").strip()
+def bench(folder: Path, config: Path) -> str:
+    """The table of ``swifti2v bench quality``, made of the runs that are done."""
+    table = parse_config(AblationConfig, read_yaml(config), str(config))
+    num_runs = len(table.arms) * len(table.seeds)
+    num_done = len(list((folder / "rows").glob("*.json")))
+    state = f"{num_done} of {num_runs} runs are done.\n\n" if num_done < num_runs else ""
+    return state + write_table(table, folder).read_text(encoding="utf-8").strip()
 
 
 def end_to_end() -> str:
@@ -107,8 +111,7 @@ def main() -> None:
         "end to end": end_to_end(),
         "authors": evaluation(output / "authors_report"),
         "nano": evaluation(output / "nano_report"),
-        "baselines": bench(output / "baselines"),
-        "ablations": bench(output / "stage2_ablations"),
+        "baselines": bench(output / "baselines", ROOT / "configs/tables/baselines.yaml"),
     }
     DOCUMENT.write_text(render(NOTES.read_text(encoding="utf-8"), tables), encoding="utf-8")
 

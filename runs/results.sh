@@ -3,7 +3,7 @@
 #
 # DATA_DIR holds clips/ and photos/; the clips named swifti2v_page_* there are the authors' own, from
 # their project page. What is in OUTPUT_DIR already is kept, so it can be stopped and started again.
-# About three hours on two idle cores, nearly all of it training; RUNS="" leaves the training out.
+# About an hour on two idle cores, most of it training; BASELINES=no leaves that out.
 set -euo pipefail
 data=$(realpath "$1")
 mkdir -p "$2"
@@ -28,9 +28,8 @@ for name in $authors; do ln -sf "$data/clips/$name.mp4" "$output/authors/"; done
   swifti2v evaluate "$output/authors" --segment-starts 1,13,25,37,49,61,73 \
     -o "$output/authors_report"
 
-for table in ${RUNS-baselines stage2_ablations}; do
-  swifti2v bench quality --config "configs/tables/$table.yaml" --data "$data" \
-    --output-dir "$output/$table"
-done
+[ "${BASELINES:-yes}" = no ] ||
+  swifti2v bench quality --config configs/tables/baselines.yaml --data "$data" \
+    --output-dir "$output/baselines"
 
 python runs/results.py "$output"

@@ -99,13 +99,17 @@ def read_split(
 
 
 def write_table(config: AblationConfig, output_dir: Path) -> Path:
-    """Render the rows of all finished runs, in the order of the arms, and what they cost."""
+    """Render the rows of all finished runs, in the order of the arms, and what they cost.
+
+    Until the first arm has a run there is nothing to compare with: then costs alone.
+    """
     rows: list[dict[str, Any]] = []
     for path in sorted((output_dir / "rows").glob("*.json")):
         rows += json.loads(path.read_text(encoding="utf-8"))
     order = [name for arm in config.arms for name in (arm.name, *arm.also_sampled)]
     rows.sort(key=lambda row: order.index(row["arm"]))
-    parts = [render_comparison(rows)]
+    has_base = any(row["arm"] == order[0] for row in rows)
+    parts = [render_comparison(rows)] if has_base else []
     costs = output_dir / "costs.json"
     if costs.is_file():
         whole = (arm.name for arm in config.arms if config.arm_stage2(arm).segment_size is None)
