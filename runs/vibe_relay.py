@@ -1,6 +1,6 @@
 """Relay LoRA, HFATO and GCLF at nano scale; writes the tables into docs/vibe.md.
 
-python runs/vibe_relay.py DATA_DIR OUTPUT_DIR (about 25 minutes on an idle core; a second start goes on). For each seed a
+python runs/vibe_relay.py DATA_DIR OUTPUT_DIR (about ten minutes on an idle core; a second start goes on). For each seed a
 small Stage II is trained on clips of half size and crops of 4x4 tokens. LoRAs on it see images of full size and crops of
 8x8 tokens; all are measured on crops of held-out clips of full size, beside a Stage II that was trained on such clips.
 """
@@ -26,8 +26,7 @@ from swifti2v.evaluation.model_card import clip_psnr, downscale
 from swifti2v.media import frames_to_video, resize_video, video_to_frames
 from swifti2v.models.lora import merge_lora
 from swifti2v.training.ablation_clips import cut_test_clips
-from swifti2v.training.ablation_table import read_split
-from swifti2v.training.data import Material
+from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
 from swifti2v.training.degradations import DegradationConfig
 from swifti2v.training.image_sources import PictureCrops
 from swifti2v.training.image_task import ImageObjective, ImageTask
@@ -49,9 +48,10 @@ HELD_OUT = (
     "sam2_cars", "snake",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
-SIZE = TransformerSize(num_heads=4, num_layers=3)
+SIZE = TransformerSize(num_heads=4, num_layers=2)
 NUM_FRAMES, CROP, NUM_CROPS = 17, 128, 2
-VIDEO_STEPS, IMAGE_STEPS = 160, 100
+VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 60, 4
+READ_FRAMES = 33
 NOISE = NoiseLevelConfig(distribution="inference", num_inference_steps=8)
 STRENGTH = 0.7
 GCLF = AttentionConfig(kind="gclf", window=(4, 4))
@@ -108,10 +108,21 @@ class Proof:
 
     @cached_property
     def _split(self):
-        return read_split(self.data_dir, HELD_OUT, self.pipe)
+        suffixes = CLIP_SUFFIXES | PHOTO_SUFFIXES
+        names = {p.stem for p in self.data_dir.rglob("*") if p.suffix.lower() in suffixes}
+        config = self.pipe.config
+        read = partial(
+            read_material,
+            self.data_dir,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            max_frames=READ_FRAMES,
+        )
+        return read(held_out=HELD_OUT), read(held_out=sorted(names - {*HELD_OUT}))
 
     @cached_property
-    def materials(self):
+    def _materials(self):
         """To train on: at full and at half size."""
         full = self._split[0]
         return full, Material(
@@ -141,7 +152,7 @@ class Proof:
         optimizer = OptimizerConfig(
             learning_rate=rate, decay="cosine_tail", betas=(0.9, 0.97), warmup_steps=20
         )
-        run = RunConfig(seed=seed, batch_size=6, ema_decay=0.99, num_checkpoints=1)
+        run = RunConfig(seed=seed, batch_size=BATCH, ema_decay=0.99, num_checkpoints=1)
         phases = (PhaseConfig(steps=steps, optimizer=optimizer),)
         train_task(task, run, phases, self._session(name, seed))
 
@@ -171,7 +182,7 @@ class Proof:
             self._encode_prompts,
         )
         if not (self.output_dir / f"{name}-{seed}" / "checkpoints" / "latest").is_file():
-            fit_to_task(task, RunConfig(seed=seed, batch_size=6), 8)
+            fit_to_task(task, RunConfig(seed=seed, batch_size=BATCH), 8)
         self._train(task, name, seed, VIDEO_STEPS, 3.0e-4)
         return transformer.requires_grad_(False)
 
@@ -219,7 +230,7 @@ class Proof:
         done = self.output_dir / f"rows-{seed}.json"
         if done.is_file():
             return json.loads(done.read_text())
-        full, half = self.materials
+        full, half = self._materials
         rows = self.measure("Lanczos", seed, self._enlarge)
         rows += self.measure("the truth", seed, lambda clip: clip.truth)
 
