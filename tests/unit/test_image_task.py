@@ -92,7 +92,9 @@ def test_flow_is_that_of_a_clip_of_one_frame(in_channels: int, error_of: Any) ->
     "degradation", [DegradationConfig(), DegradationConfig(kind="blur"), None], ids=str
 )
 @pytest.mark.parametrize("parameterization", ["velocity", "reference_residual"])
-def test_hfato_starts_without_detail_and_asks_for_it(degradation, parameterization) -> None:
+def test_hfato_starts_without_detail_and_asks_for_it(
+    degradation: DegradationConfig | None, parameterization: str
+) -> None:
     objective = ImageObjective(loss="hfato", degradation=degradation)
     task, batch = make_task(objective, parameterization=parameterization), make_batch()
     loss = task.loss(batch, DRAW)

@@ -223,7 +223,7 @@ def _load(
     settings = pipe.configure(**config.generation)
     settings = replace(settings, stage2=replace(settings.stage2, attention=relay.attention))
     require_sizes(relay, parts)
-    needed: list[nn.Module] = [parts.stage2_transformer, parts.stage2_vae, parts.text_encoder]
+    needed: list[Any] = [parts.stage2_transformer, parts.stage2_vae, parts.text_encoder]
     for part in needed:
         part.to(device)
     parts.device = device
