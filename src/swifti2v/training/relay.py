@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from pydantic import ConfigDict
-from torch import nn
 
 from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, to_dict
 from swifti2v.errors import ConfigError
