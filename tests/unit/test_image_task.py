@@ -6,15 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from swifti2v.config import AttentionConfig, GenerationConfig, merge, parse_config
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.media import resize_video
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.training.data import degrade, soften
+from swifti2v.training.data import degrade
 from swifti2v.training.degradations import DegradationConfig, degrade_latents
 from swifti2v.training.draws import Draw
 from swifti2v.training.image_sources import ImageBatch, PictureCrops, require_image_bucket
@@ -78,7 +75,11 @@ def test_flow_is_that_of_a_clip_of_one_frame(in_channels: int, error_of: Any) ->
     loss = task.loss(batch, DRAW)
     latents = encode_clips(task.vae, batch.video)
     assert latents.shape == (2, 384, 1, 8, 8)
-    beside = encode_clips(task.vae, soften(batch.video, 4)) if in_channels == 768 else None
+    beside = (
+        encode_clips(task.vae, degrade(batch.video, 4, starts_with_photo=False))
+        if in_channels == 768
+        else None
+    )
     sigma, noise = task.draw_sigma(DRAW), DRAW.noise_like(latents)
     level = sigma[:, None, None, None, None]
     velocity = run(task, (1 - level) * latents + level * noise, sigma, beside)
@@ -99,7 +100,7 @@ def test_hfato_starts_without_detail_and_asks_for_it(
     task, batch = make_task(objective, parameterization=parameterization), make_batch()
     loss = task.loss(batch, DRAW)
     latents = encode_clips(task.vae, batch.video)
-    beside = encode_clips(task.vae, soften(batch.video, 4))
+    beside = encode_clips(task.vae, degrade(batch.video, 4, starts_with_photo=False))
     start = beside if degradation is None else degrade_latents(latents, degradation)
     sigma, noise = task.draw_sigma(DRAW), DRAW.noise_like(latents)
     level = sigma[:, None, None, None, None]
@@ -138,18 +139,6 @@ def test_attention_and_channel_weights_are_those_asked_for() -> None:
     torch.testing.assert_close(losses[0], losses[2])
     attention: Any = coarse.model.blocks[0].attn1
     assert attention.processor == GclfAttention(gclf, 4, 4)
-
-
-@given(side=st.integers(2, 8), factor=st.integers(1, 4))
-@settings(deadline=None, max_examples=20)
-def test_softening_is_what_a_clip_is_given_but_for_its_photo(side: int, factor: int) -> None:
-    video = torch.rand(1, 3, 5, side * factor, side * factor) * 2 - 1
-    soft, given = soften(video, factor), degrade(video, factor)
-    assert torch.equal(soft[:, :, 1:], given[:, :, 1:])
-    assert torch.equal(given[:, :, 0], video[:, :, 0])
-    small = resize_video(video, side, side, "area")
-    rounded = ((small + 1) * 127.5).round() / 127.5 - 1
-    torch.testing.assert_close(soft, resize_video(rounded, side * factor, side * factor, "lanczos"))
 
 
 def test_crops_of_pictures_are_within_them_and_of_the_step_alone() -> None:

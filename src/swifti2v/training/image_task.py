@@ -142,6 +142,11 @@ class ImageTask:
         """Latents ``[b, C, 1, h, w]`` of images ``[b, 3, 1, H, W]``."""
         return encode_clips(self.vae, video).to(self.model.device)
 
+    def _soften(self, video: Tensor) -> Tensor:
+        """Latents of images made smaller and larger again, as those of Stage I are."""
+        factor = self.settings.stage1.downscale
+        return self.encode(degrade(video, factor, starts_with_photo=False))
+
     def draw_sigma(self, draw: Draw) -> Tensor:
         """``[b]`` noise levels of a micro-batch."""
         return draw_step_sigmas(self.objective.noise, draw)
