@@ -18,7 +18,7 @@ from PIL import Image
 
 from swifti2v import SwiftI2VPipeline
 from swifti2v.config import AttentionConfig
-from swifti2v.evaluation.comparison_tables import render_comparison
+from swifti2v.evaluation.comparison_tables import compare, render_comparison
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.noise import temporal_noise
 from swifti2v.evaluation.metrics.temporal import compensated_flicker
@@ -69,6 +69,19 @@ METRICS = {
     "steadiness": ("steadiness along motion", "+.4f"),
 }
 BASE = "base, low resolution only"
+CLAIMS = (
+    ("images alone fit a base to a larger size", "relay, HFATO, GCLF", BASE, "psnr_db", 1),
+    ("a relay leaves less of the image modality than a plain LoRA", "relay", "naive LoRA", "boiling", -1),
+    ("LoRA1 is better dropped", "relay, HFATO", "relay, HFATO, LoRA1 kept", "boiling", -1),
+    ("HFATO brings back right detail", "relay, HFATO", "relay", "coherence", 1),
+    ("HFATO comes closer to the truth", "relay, HFATO", "relay", "psnr_db", 1),
+    ("GCLF helps beyond the native size", "relay, HFATO, GCLF", "relay, HFATO", "psnr_db", 1),
+    ("the whole recipe comes closer to the truth than Lanczos", "relay, HFATO, GCLF", "Lanczos", "psnr_db", 1),
+    ("it has more right detail than Lanczos", "relay, HFATO, GCLF", "Lanczos", "coherence", 1),
+    ("it comes closer than training on large clips", "relay, HFATO, GCLF",
+     "Stage II trained on large clips", "psnr_db", 1),
+)  # fmt: skip
+"""Claim, arm, what it is compared with, by which metric, and the sign that speaks for it."""
 DOCUMENT = Path(__file__).parent.parent / "docs" / "vibe.md"
 MARK = "<!-- relay table -->\n"
 
@@ -279,6 +292,22 @@ def merged(transformer, lora):
     return other
 
 
+def judge(rows):
+    """Table of the claims, each with what the runs say about it."""
+    lines = ["| claim | compared | difference | shows |", "| --- | --- | --- | --- |"]
+    for claim, arm, base, metric, sign in CLAIMS:
+        found = compare(rows, "held-out clips", metric, base, arm)
+        title, form = METRICS[metric]
+        if found is None or found.low is None:
+            interval, verdict = "too few runs", "not measured"
+        else:
+            interval = f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
+            ends = sorted((sign * found.low, sign * found.high))
+            verdict = "yes" if ends[0] > 0 else "the opposite" if ends[1] < 0 else "not told apart"
+        lines.append(f"| {claim} | {arm}, minus {base}: {title} | {interval} | {verdict} |")
+    return "\n".join(lines)
+
+
 def write_document(rows):
     """Put the table into the document: base's values, and the others' differences from it."""
     rows = sorted(rows, key=lambda row: row["arm"] != BASE)  # the base first, the others in order
@@ -291,7 +320,9 @@ def write_document(rows):
     table = render_comparison(rows, metrics=METRICS)
     before, _, after = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
     end = after[after.index("<!-- end -->") :]
-    DOCUMENT.write_text(f"{before}{MARK}{note}\n\n{table}\n{end}", encoding="utf-8")
+    DOCUMENT.write_text(
+        f"{before}{MARK}{note}\n\n{table}\n{judge(rows)}\n\n{end}", encoding="utf-8"
+    )
 
 
 def main(data_dir: Path, output_dir: Path) -> None:
