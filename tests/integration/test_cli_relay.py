@@ -70,7 +70,7 @@ def whole(model, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("stops", [(5,), (2, 4), (4, 7), (10,)])
+@pytest.mark.parametrize("stops", [(5,), (2, 4), (10,)])
 def test_an_interrupted_relay_ends_as_if_it_had_not_stopped(model, whole, tmp_path, stops):
     output, config = tmp_path / "out", settings(model)
     for number, stop in enumerate(stops):
@@ -176,6 +176,15 @@ def test_a_dora_is_trained_and_says_where_it_loads(model, tmp_path):
     assert "DoRA" in error_line(result)
 
 
+def test_blocks_are_computed_twice_with_the_same_result(model, tmp_path):
+    config = settings(model, first=None)
+    config["second"]["phases"][0]["steps"] = 2
+    succeed(train(tmp_path / "kept", config))
+    config["run"]["gradient_checkpointing"] = True
+    succeed(train(tmp_path / "twice", config))
+    assert read_losses(tmp_path / "kept") == read_losses(tmp_path / "twice")
+
+
 def test_what_cannot_be_fused_is_refused(model, whole, tmp_path):
     second = whole / "relay2.safetensors"
     result = train(tmp_path / "a", settings(model, first=None, first_lora=str(second)))
@@ -225,13 +234,12 @@ def test_clips_are_no_images(model, tmp_path):
     assert named in error_line(train(tmp_path / "out", config))
 
 
-@pytest.mark.parametrize(("name", "trained"), [("nano_relay", 2), ("relay_vibe", 2)])
-def test_the_shipped_configurations_are_planned_without_weights(tmp_path, name, trained):
+def test_the_shipped_relay_is_planned_and_nothing_is_made(tmp_path):
     output = tmp_path / "out"
-    command = ("--config", CONFIGS / f"{name}.yaml", "--output-dir", output, "--dry-run")
+    command = ("--config", CONFIGS / "nano_relay.yaml", "--output-dir", output, "--dry-run")
     result = succeed(swifti2v("train", "relay", *command))
-    plan = [line for line in result.stdout.splitlines() if line.startswith("# relay")]
-    assert len(plan) == trained
+    plan = [line.partition(":")[0] for line in result.stdout.splitlines() if "parameters" in line]
+    assert plan == ["# relay1", "# relay2"]
     assert not output.exists()
 
 
