@@ -298,6 +298,7 @@ def _load_pipeline(
         placement=placement,
         loras=loras,
         stages=STAGES if settings.motion is None else ("stage2",),
+        speed={stage: getattr(settings.config, stage).speed for stage in STAGES},
     )
     pipe.encoder.truncate_prompt = settings.truncate_prompt
     pipe.encoder.cache = PromptCache(_cache_dir() / "prompts")

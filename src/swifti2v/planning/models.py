@@ -1,6 +1,6 @@
 """The models of a run without their weights: what they hold, and what one forward pass costs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from swifti2v.config import GenerationConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import float32_parts
 from swifti2v.models.placement import streamed_groups
+from swifti2v.models.quantization import quantize
 from swifti2v.models.sources import ModelIndex, find_model
 from swifti2v.planning.counting import META, Count, count, extrapolate
 
@@ -23,6 +25,14 @@ LAYERS = {
     "stage2_transformer": "num_layers",
 }
 """Configuration key that counts a component's equal layers."""
+
+
+def linear_of(config: GenerationConfig) -> dict[str, str]:
+    """Kind of the linear layers by component, as ``Models`` takes it."""
+    return {
+        "stage1_transformer": config.stage1.speed.linear,
+        "stage2_transformer": config.stage2.speed.linear,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,17 +53,21 @@ class Models:
     Args:
         name: See ``swifti2v.models.sources.find_model``.
         dtype: Of the weights; parts that stay float32 when loaded do so here.
+        linear: Of a component's blocks, see ``SpeedConfig``; plain where nothing is said.
 
     Raises:
         ConfigError: No such model.
         LoadingError: The configuration of a component cannot be found.
     """
 
-    def __init__(self, name: str | Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str | Path, dtype: torch.dtype, linear: Mapping[str, str] | None = None
+    ) -> None:
         self.name = str(name)
         index, root = find_model(name)
         self.index: ModelIndex = index
         self.dtype = dtype
+        self.linear = dict(linear or {})
         self.architectures: dict[str, Architecture] = {
             role: find_architecture(role, source, root)
             for role, source in index.components.items()
@@ -73,15 +87,25 @@ class Models:
             if num_layers is not None:
                 config = {**config, LAYERS[role]: num_layers}
             model = Architecture(kind, config).make_empty(role)
-            self._made[role, num_layers] = _cast(model, self.dtype).to(META)
+            model = _cast(model, self.dtype).to(META)
+            quantize(model, self.linear.get(role, "plain"), META)
+            self._made[role, num_layers] = model
         return self._made[role, num_layers]
 
-    def count_layers(self, role: str, run: Callable[[Any], object]) -> Count:
-        """Cost of ``run`` on a component, from one with one layer and one with two."""
+    def count_layers(self, role: str, run: Callable[[Any], object], least: int = 1) -> Count:
+        """Cost of ``run`` on a component, from two that have few layers.
+
+        Args:
+            role: Of the component.
+            run: Computes with it.
+            least: Layers from which on each further one costs the same, memory included.
+        """
         num_layers = int(getattr(self.get(role).config, LAYERS[role]))
-        models = self.get(role, 1), self.get(role, 2)  # made before anything is counted
+        if num_layers <= least:
+            return count(partial(run, self.get(role)))
+        models = self.get(role, least), self.get(role, least + 1)  # made before anything is counted
         first, second = (count(partial(run, model)) for model in models)
-        return extrapolate(first, second, num_layers - 1)
+        return extrapolate(first, second, num_layers - least)
 
     def weights(self, role: str) -> Weights:
         """Memory of a component."""
