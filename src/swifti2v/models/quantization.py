@@ -58,7 +58,7 @@ class Float8Linear(Quantized):
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        product = product.to(hidden.dtype).unflatten(0, hidden.shape[:-1])
+        product = product.to(hidden.dtype).reshape(*hidden.shape[:-1], self.out_features)
         return product if self.bias is None else product + self.bias
 
 

@@ -254,7 +254,6 @@ class Stage2Pipeline:
             conditions: Text embeddings.
             config: Settings.
         """
-
         num_given = len(segment.given) if config.speed.skips_given else 0
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:

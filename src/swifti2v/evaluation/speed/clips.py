@@ -1,0 +1,221 @@
+"""Whole clips: beside diffusers' transformer, beside the plan, and against their length."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from swifti2v.config import GenerationConfig, SpeedConfig
+from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer
+from swifti2v.evaluation.speed.rows import Row
+from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
+from swifti2v.models.loading import STAGES, Components, accelerate
+from swifti2v.models.sources import find_model
+from swifti2v.pipelines.progress import Stopwatch
+from swifti2v.pipelines.stage1 import Conditions
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.planning.devices import PRECISIONS, find_device
+from swifti2v.planning.models import Models, linear_of
+from swifti2v.planning.plans import estimate
+from swifti2v.planning.work import ClipCounter
+
+ROLES = (
+    "text_encoder",
+    "tokenizer",
+    "image_encoder",
+    "image_processor",
+    "stage1_transformer",
+    "stage1_vae",
+    "stage2_transformer",
+    "stage2_vae",
+)
+WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
+FRAMES = (33, 81, 161)
+"""Lengths of which the cost is compared."""
+PROMPT = "zoom in"
+
+
+def make_pipeline(subject: Subject, *, is_theirs: bool = False) -> SwiftI2VPipeline:
+    """All components on one device.
+
+    Args:
+        subject: The model.
+        is_theirs: Stage II's transformer is diffusers' class, and no lever is pulled.
+    """
+    index, _ = find_model(subject.name)
+    roles = [
+        role
+        for role in ROLES
+        if role in index.components and not (subject.is_random and role in WITHOUT_WEIGHTS)
+    ]
+    parts: dict[str, Any] = {role: subject.load(role) for role in roles}
+    parts.setdefault("tokenizer", None)
+    components = Components(**parts, max_text_length=index.max_text_length, device=subject.device)
+    config = subject.config
+    if is_theirs:
+        plain = SpeedConfig(attention="flash", skips_given=False)
+        config = replace(
+            config,
+            stage1=replace(config.stage1, speed=plain),
+            stage2=replace(config.stage2, speed=plain),
+        )
+        components.stage2_transformer = cast(
+            Any, TokenTimestepTransformer.from_segment_transformer(components.stage2_transformer)
+        )
+    accelerate(
+        components, {stage: getattr(config, stage).speed for stage in STAGES}, subject.device
+    )
+    return SwiftI2VPipeline(components, config)
+
+
+class Clip:
+    """One clip of a pipeline: photo and embeddings of the prompt in, uint8 frames out.
+
+    Args:
+        pipe: What makes it.
+        config: Settings.
+    """
+
+    def __init__(self, pipe: SwiftI2VPipeline, config: GenerationConfig) -> None:
+        self.pipe, self.config = pipe, config
+        size = (config.height, config.width, 3)
+        self.image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, np.uint8))
+        self.stopwatch = Stopwatch()
+        self.seconds_to_first = 0.0
+        if pipe.components.tokenizer is None:
+            self._conditions: Conditions | None = _random_conditions(pipe.components)
+        else:
+            self._conditions = None
+
+    def run(self) -> None:
+        """Make the clip; a segment is let go of as soon as it is there."""
+        self.stopwatch = watch = Stopwatch()
+        pipe, config = self.pipe, self.config
+        conditions = self._conditions or pipe.encode(self.image, PROMPT, config, watch)
+        motion = pipe.generate_motion_reference(self.image, conditions, 0, config, stopwatch=watch)
+        self._synthesize(motion, conditions)
+
+    def run_stage2(self) -> None:
+        """Stage II alone, from a random motion reference."""
+        self.stopwatch = watch = Stopwatch()
+        pipe, config = self.pipe, self.config
+        conditions = self._conditions or pipe.encode(self.image, PROMPT, config, watch)
+        low = config.stage1.downscale
+        size = (config.num_frames, config.height // low, config.width // low, 3)
+        motion = np.random.default_rng(1).integers(0, 256, size, np.uint8)
+        self._synthesize(motion, conditions)
+
+    def _synthesize(self, motion: Any, conditions: Conditions) -> None:
+        segments = self.pipe.synthesize(
+            motion, self.image, conditions, 0, self.config, stopwatch=self.stopwatch
+        )
+        for segment in segments:
+            if segment.index == 0:
+                self.seconds_to_first = self.stopwatch.total()
+
+
+def _random_conditions(components: Components) -> Conditions:
+    """Embeddings where there is no tokenizer: random weights have none."""
+    dtype, device = components.stage2_transformer.dtype, components.device
+    size = (1, components.max_text_length, components.text_encoder.config.d_model)
+    encoder, image = components.image_encoder, None
+    if encoder is not None:
+        tokens = (encoder.config.image_size // encoder.config.patch_size) ** 2 + 1
+        image = torch.randn(1, tokens, encoder.config.hidden_size, dtype=dtype, device=device)
+    return Conditions(
+        prompt_embeds=torch.randn(size, dtype=dtype, device=device),
+        negative_prompt_embeds=None,
+        image_embeds=image,
+    )
+
+
+def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterator[Row]:
+    """The whole clip: seconds by stage, of the plan as well, and until the first segment."""
+    config = subject.config
+    case = f"clip, {config.width}x{config.height}, {config.num_frames} frames"
+    kind = str(subject.dtype).removeprefix("torch.")
+    counter = ClipCounter(Models(subject.name, subject.dtype, linear_of(config)), config)
+    work = counter.count(config.stage2.vae_tile)
+    flops = work.flops["total"]
+    if against:
+        clip = Clip(pipe := make_pipeline(subject, is_theirs=True), pipe.config)
+        timing, _ = measure(clip.run, subject.device, protocol)
+        yield _clip_row(case, f"Stage II by diffusers, {kind}", clip, timing, flops)
+        del clip, pipe
+    clip = Clip(pipe := make_pipeline(subject), config)
+    timing, _ = measure(clip.run, subject.device, protocol)
+    with model_seconds(pipe.components.stage2_transformer) as spent:
+        clip.run()
+    overhead = 1 - sum(spent) / clip.stopwatch.seconds["stage2"]
+    note = f"{overhead:.2%} of Stage II's time outside the model"
+    yield _clip_row(case, f"swifti2v, {kind}", clip, timing, flops, note)
+    precision = next(name for name in PRECISIONS if name == kind)
+    planned = estimate(work, find_device("auto", precision), precision, "resident").seconds
+    seconds = planned["total"]
+    error = seconds / timing.seconds - 1
+    known = Timing(seconds=seconds, spread=0, cold_seconds=seconds, peak_bytes=None)
+    yield Row(
+        case=case,
+        variant=f"plan, {kind}",
+        timing=known,
+        flops=flops,
+        note=f"predicted, {error:+.0%} of the measured",
+        stages=planned,
+    )
+
+
+def _clip_row(
+    case: str, variant: str, clip: Clip, timing: Timing, flops: float, note: str = ""
+) -> Row:
+    stages = {**clip.stopwatch.seconds, "first_segment": clip.seconds_to_first}
+    listed = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
+    return Row(
+        case=case,
+        variant=variant,
+        timing=timing,
+        flops=flops,
+        note="; ".join(part for part in (listed, note) if part),
+        stages=stages,
+    )
+
+
+def time_lengths(subject: Subject, protocol: Protocol) -> Iterator[Row]:
+    """Stage II with the VAE for clips of several lengths: seconds a frame, and peak memory."""
+    pipe = make_pipeline(subject)
+    for num_frames in FRAMES:
+        config = replace(subject.config, num_frames=num_frames)
+        clip = Clip(pipe, config)
+        timing, _ = measure(clip.run_stage2, subject.device, protocol)
+        yield Row(
+            case=f"Stage II, {config.width}x{config.height}, {num_frames} frames",
+            variant="swifti2v",
+            timing=timing,
+            note=f"{timing.seconds / num_frames:.4f} s a frame",
+        )
+
+
+@contextmanager
+def model_seconds(model: Any) -> Iterator[list[float]]:
+    """Seconds of each call of a model within the block."""
+    started: list[float] = []
+    spent: list[float] = []
+
+    def now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    hooks = [
+        model.register_forward_pre_hook(lambda *_: started.append(now())),
+        model.register_forward_hook(lambda *_: spent.append(now() - started[-1])),
+    ]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
