@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from swifti2v.cli.failures import Interruption, exit_codes
-from swifti2v.cli.options import Dtype
+from swifti2v.cli.options import RunDtype
 from swifti2v.errors import ConfigError
 
 
@@ -27,14 +27,14 @@ def speed(
         str | None,
         typer.Option(
             help="Parts, with commas between: kernels, stage1, stage2, levers, vae, clip, lengths, "
-            "end_to_end (default all but the first and the last)."
+            "end_to_end, published (default stage1 to lengths)."
         ),
     ] = None,
     against: Annotated[
         Rival | None, typer.Option(help="Make the clip with its Stage II transformer, too.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Number type of the weights.")] = None,
+    dtype: Annotated[RunDtype | None, typer.Option(help="Number type of the weights.")] = None,
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None,
@@ -57,7 +57,7 @@ def speed(
 
         import torch
 
-        from swifti2v.cli.devices import choose_device
+        from swifti2v.cli.devices import choose_device, find_dtype
         from swifti2v.config import merge, parse_override
         from swifti2v.evaluation.speed.device_cap import capped
         from swifti2v.evaluation.speed.models import Subject
@@ -69,7 +69,7 @@ def speed(
         require_parts(parts)
         target = choose_device(device)
         usual = "bfloat16" if target.type == "cuda" else "float32"
-        kind = getattr(torch, dtype.value if dtype else usual)
+        kind = getattr(torch, find_dtype(dtype.value if dtype else usual, target) or usual)
         sizes = {"height": height, "width": width, "num_frames": num_frames}
         changes: dict[str, Any] = {k: v for k, v in sizes.items() if v is not None}
         for text in set_ or ():

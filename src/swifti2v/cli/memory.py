@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from swifti2v.cli.devices import choose_device
+from swifti2v.cli.devices import choose_device, find_dtype
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
@@ -67,7 +67,8 @@ def place_run(
         is_tile_given="vae_tile" in given.get("stage2", {}),
         vae_tile=stage2.vae_tile,
     )
-    precision = options.dtype.value if options.dtype else (like.dtype if like else "")
+    asked = options.dtype.value if options.dtype else (like.dtype if like else "")
+    precision = find_dtype(asked, device) or ""
     plan = plan_run(settings, device, precision, budget or free_bytes(device), wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)

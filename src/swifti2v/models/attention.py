@@ -87,8 +87,9 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
     key = attention.norm_k(attention.to_k(hidden)).unflatten(2, (attention.heads, -1))
     value = attention.to_v(hidden).unflatten(2, (attention.heads, -1))
     own = (rotary[0][:, first:], rotary[1][:, first:])
-    heads = (rotate(query, own), rotate(key, rotary), value)
-    output = F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in heads))
+    query, key = rotate(query, own), rotate(key, rotary)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    output = F.scaled_dot_product_attention(query, key, value)
     output = attention.to_out[0](output.transpose(1, 2).flatten(2).type_as(hidden))
     return attention.to_out[1](output)  # type: ignore[no-any-return]
 

@@ -87,7 +87,7 @@ class Models:
             if num_layers is not None:
                 config = {**config, LAYERS[role]: num_layers}
             model = Architecture(kind, config).make_empty(role)
-            model = _cast(model, self.dtype).to(META)
+            model = cast_weights(model, self.dtype).to(META)
             quantize(model, self.linear.get(role, "plain"), META)
             self._made[role, num_layers] = model
         return self._made[role, num_layers]
@@ -119,7 +119,8 @@ class Models:
         )
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> Any:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
+    """The model with weights of a type, in place; parts that stay float32 when loaded do so here."""
     keep = float32_parts(model, dtype)
     for name, parameter in model.named_parameters():
         if not keep & set(name.split(".")):

@@ -4,25 +4,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from swifti2v.config import GenerationConfig, SpeedConfig
+from swifti2v.config import SpeedConfig
 from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
-from swifti2v.models.loading import STAGES, Components, accelerate
+from swifti2v.models.loading import STAGES, Components
+from swifti2v.models.placement import Placement, loading_device, place
 from swifti2v.models.sources import find_model
+from swifti2v.models.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.planning.devices import PRECISIONS, find_device
+from swifti2v.planning.devices import PRECISIONS, find_device, free_bytes
 from swifti2v.planning.models import Models, linear_of
-from swifti2v.planning.plans import estimate
-from swifti2v.planning.work import ClipCounter
+from swifti2v.planning.plans import Option, Wish, make_plan
+from swifti2v.planning.work import ClipCounter, ClipWork
 
 ROLES = (
     "text_encoder",
@@ -40,36 +42,52 @@ FRAMES = (33, 81, 161)
 PROMPT = "zoom in"
 
 
-def make_pipeline(subject: Subject, *, is_theirs: bool = False) -> SwiftI2VPipeline:
-    """All components on one device.
+def choose_option(subject: Subject) -> tuple[Option, ClipWork]:
+    """Placement and VAE tile that a plan takes for the memory that is free, and the clip's work.
+
+    Raises:
+        ConfigError: Nothing fits.
+    """
+    config, kind = subject.config, str(subject.dtype).removeprefix("torch.")
+    precision = next(name for name in PRECISIONS if name == kind)
+    counter = ClipCounter(Models(subject.name, subject.dtype, linear_of(config)), config)
+    machine = find_device("cpu" if subject.device.type == "cpu" else "auto", precision)
+    wish = Wish(is_tile_given=config.stage2.vae_tile is not None, vae_tile=config.stage2.vae_tile)
+    option = make_plan(counter, machine, precision, free_bytes(subject.device), wish).require_fit()
+    offloads = option.placement == "offloaded"
+    return option, counter.count(option.vae_tile, offloads_history=offloads)
+
+
+def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) -> SwiftI2VPipeline:
+    """All components, placed as a plan says.
 
     Args:
         subject: The model.
+        option: Of the plan.
         is_theirs: Stage II's transformer is diffusers' class, and no lever is pulled.
     """
     index, _ = find_model(subject.name)
-    roles = [
-        role
-        for role in ROLES
-        if role in index.components and not (subject.is_random and role in WITHOUT_WEIGHTS)
-    ]
-    parts: dict[str, Any] = {role: subject.load(role) for role in roles}
-    parts.setdefault("tokenizer", None)
-    components = Components(**parts, max_text_length=index.max_text_length, device=subject.device)
+    plain = SpeedConfig(attention="flash", skips_given=False)
     config = subject.config
-    if is_theirs:
-        plain = SpeedConfig(attention="flash", skips_given=False)
-        config = replace(
-            config,
-            stage1=replace(config.stage1, speed=plain),
-            stage2=replace(config.stage2, speed=plain),
-        )
-        components.stage2_transformer = cast(
-            Any, TokenTimestepTransformer.from_segment_transformer(components.stage2_transformer)
-        )
-    accelerate(
-        components, {stage: getattr(config, stage).speed for stage in STAGES}, subject.device
+    speed = {s: plain if is_theirs else getattr(config, s).speed for s in STAGES}
+    stage2 = replace(config.stage2, speed=speed["stage2"], vae_tile=option.vae_tile)
+    config = replace(config, stage1=replace(config.stage1, speed=speed["stage1"]), stage2=stage2)
+    placement: Placement = option.placement  # type: ignore[assignment] # "8-bit" is never chosen
+    parts: dict[str, Any] = {"tokenizer": None}
+    for role in (role for role in ROLES if role in index.components):
+        if role in WITHOUT_WEIGHTS and subject.is_random:
+            continue
+        part = subject.load(role)
+        if role == "stage2_transformer" and is_theirs:
+            part = TokenTimestepTransformer.from_segment_transformer(part)
+        if role.endswith("_transformer"):
+            prepare_speed(part, speed["stage1" if "1" in role else "stage2"], subject.device)
+        is_model = role not in WITHOUT_WEIGHTS
+        parts[role] = part.to(loading_device(subject.device, placement)) if is_model else part
+    components = Components(
+        **parts, max_text_length=index.max_text_length, device=subject.device, speed=speed
     )
+    place(components, subject.device, placement)
     return SwiftI2VPipeline(components, config)
 
 
@@ -78,11 +96,13 @@ class Clip:
 
     Args:
         pipe: What makes it.
-        config: Settings.
+        num_frames: Of the clip; None for the pipeline's own number.
     """
 
-    def __init__(self, pipe: SwiftI2VPipeline, config: GenerationConfig) -> None:
-        self.pipe, self.config = pipe, config
+    def __init__(self, pipe: SwiftI2VPipeline, num_frames: int | None = None) -> None:
+        config = pipe.config
+        self.pipe = pipe
+        self.config = config = replace(config, num_frames=num_frames or config.num_frames)
         size = (config.height, config.width, 3)
         self.image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, np.uint8))
         self.stopwatch = Stopwatch()
@@ -125,8 +145,9 @@ def _random_conditions(components: Components) -> Conditions:
     size = (1, components.max_text_length, components.text_encoder.config.d_model)
     encoder, image = components.image_encoder, None
     if encoder is not None:
-        tokens = (encoder.config.image_size // encoder.config.patch_size) ** 2 + 1
-        image = torch.randn(1, tokens, encoder.config.hidden_size, dtype=dtype, device=device)
+        vision: Any = encoder.config
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        image = torch.randn(1, tokens, vision.hidden_size, dtype=dtype, device=device)
     return Conditions(
         prompt_embeds=torch.randn(size, dtype=dtype, device=device),
         negative_prompt_embeds=None,
@@ -139,33 +160,29 @@ def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterat
     config = subject.config
     case = f"clip, {config.width}x{config.height}, {config.num_frames} frames"
     kind = str(subject.dtype).removeprefix("torch.")
-    counter = ClipCounter(Models(subject.name, subject.dtype, linear_of(config)), config)
-    work = counter.count(config.stage2.vae_tile)
+    option, work = choose_option(subject)
     flops = work.flops["total"]
     if against:
-        clip = Clip(pipe := make_pipeline(subject, is_theirs=True), pipe.config)
+        clip = Clip(make_pipeline(subject, option, is_theirs=True))
         timing, _ = measure(clip.run, subject.device, protocol)
         yield _clip_row(case, f"Stage II by diffusers, {kind}", clip, timing, flops)
-        del clip, pipe
-    clip = Clip(pipe := make_pipeline(subject), config)
+        del clip
+    clip = Clip(make_pipeline(subject, option))
     timing, _ = measure(clip.run, subject.device, protocol)
-    with model_seconds(pipe.components.stage2_transformer) as spent:
+    with model_seconds(clip.pipe.components.stage2_transformer) as spent:
         clip.run()
     overhead = 1 - sum(spent) / clip.stopwatch.seconds["stage2"]
-    note = f"{overhead:.2%} of Stage II's time outside the model"
+    note = f"{option}; {overhead:.2%} of Stage II's time outside the model"
     yield _clip_row(case, f"swifti2v, {kind}", clip, timing, flops, note)
-    precision = next(name for name in PRECISIONS if name == kind)
-    planned = estimate(work, find_device("auto", precision), precision, "resident").seconds
-    seconds = planned["total"]
-    error = seconds / timing.seconds - 1
+    seconds = option.seconds["total"]
     known = Timing(seconds=seconds, spread=0, cold_seconds=seconds, peak_bytes=None)
     yield Row(
         case=case,
         variant=f"plan, {kind}",
-        timing=known,
+        timing=replace(known, peak_bytes=round(option.peak_device_bytes["peak"])),
         flops=flops,
-        note=f"predicted, {error:+.0%} of the measured",
-        stages=planned,
+        note=f"predicted, {seconds / timing.seconds - 1:+.0%} of the measured",
+        stages=option.seconds,
     )
 
 
@@ -186,13 +203,12 @@ def _clip_row(
 
 def time_lengths(subject: Subject, protocol: Protocol) -> Iterator[Row]:
     """Stage II with the VAE for clips of several lengths: seconds a frame, and peak memory."""
-    pipe = make_pipeline(subject)
+    pipe = make_pipeline(subject, choose_option(subject)[0])
     for num_frames in FRAMES:
-        config = replace(subject.config, num_frames=num_frames)
-        clip = Clip(pipe, config)
+        clip = Clip(pipe, num_frames)
         timing, _ = measure(clip.run_stage2, subject.device, protocol)
         yield Row(
-            case=f"Stage II, {config.width}x{config.height}, {num_frames} frames",
+            case=f"Stage II, {clip.config.width}x{clip.config.height}, {num_frames} frames",
             variant="swifti2v",
             timing=timing,
             note=f"{timing.seconds / num_frames:.4f} s a frame",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.architectures import KNOWN, Architecture
 from swifti2v.models.speed import attention_order
 from swifti2v.planning.counting import META, count, extrapolate
+from swifti2v.planning.models import cast_weights
 from swifti2v.shapes import LatentShape
 
 CALLS = 100
@@ -38,13 +40,10 @@ def time_end_to_end(subject: Subject, protocol: Protocol) -> Iterator[Row]:
         shape = LatentShape(channels, frames, config.height // scale, config.width // scale)
         model = make_random(architecture, name, subject.dtype, subject.device)
         flops = _count(architecture, shape, subject.dtype)
-
-        def run(model: Any = model, shape: LatentShape = shape) -> Tensor:
-            with attention_order("auto", subject.device):
-                return _call(model, shape, subject.dtype, subject.device)
-
         once = replace(protocol, warmups=min(1, protocol.warmups), repeats=1)
-        timing, _ = measure(run, subject.device, once)
+        run = partial(_call, model, shape, subject.dtype, subject.device)
+        with attention_order("auto", subject.device):
+            timing, _ = measure(run, subject.device, once)
         yield Row(
             case=case,
             variant=name,
@@ -75,6 +74,6 @@ def _count(architecture: Architecture, shape: LatentShape, dtype: torch.dtype) -
     costs = []
     for num_layers in (1, 2):
         small = architecture._replace(config={**architecture.config, "num_layers": num_layers})
-        model = small.make_empty("transformer").to(dtype)
-        costs.append(count(lambda model=model: _call(model, shape, dtype, META)))  # type: ignore[misc]
+        model = cast_weights(small.make_empty("transformer"), dtype)
+        costs.append(count(partial(_call, model, shape, dtype, META)))
     return extrapolate(costs[0], costs[1], architecture.config["num_layers"] - 1).flops

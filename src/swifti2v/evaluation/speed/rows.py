@@ -3,12 +3,12 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from swifti2v.evaluation.speed.timing import Timing
+from swifti2v.planning.precision import cpu_name
 from swifti2v.version import __version__
 
 COLUMNS = ("case", "variant", "s", "spread", "cold s", "ratio", "TFLOP/s", "peak MiB", "error", "")
@@ -74,7 +74,7 @@ class Machine:
         """This one."""
         is_gpu = device.type == "cuda"
         return cls(
-            device=torch.cuda.get_device_name(device) if is_gpu else _cpu_name(),
+            device=torch.cuda.get_device_name(device) if is_gpu else cpu_name(),
             pytorch=torch.__version__,
             cudnn=torch.backends.cudnn.version() if is_gpu else None,  # type: ignore[no-untyped-call]
             threads=torch.get_num_threads(),
@@ -119,14 +119,6 @@ def to_markdown(rows: Sequence[Row], machine: Machine, arguments: Sequence[str])
             *lines,
         ]
     )
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -11,6 +11,7 @@ from swifti2v.evaluation.speed.clips import time_clips, time_lengths
 from swifti2v.evaluation.speed.end_to_end import time_end_to_end
 from swifti2v.evaluation.speed.kernels import time_kernels
 from swifti2v.evaluation.speed.models import Subject
+from swifti2v.evaluation.speed.published import compare_published
 from swifti2v.evaluation.speed.rows import Row, add_ratios
 from swifti2v.evaluation.speed.timing import Protocol
 from swifti2v.evaluation.speed.transformers import (
@@ -30,6 +31,7 @@ PARTS: dict[str, Part] = {
     "clip": partial(time_clips, against=False),
     "lengths": time_lengths,
     "end_to_end": time_end_to_end,
+    "published": compare_published,
 }
 USUAL = ("stage1", "stage2", "levers", "vae", "clip", "lengths")
 """Parts that every machine can run."""
@@ -67,7 +69,7 @@ def run_parts(
     """
     require_parts(names)
     rows: list[Row] = []
-    parts = {**PARTS, "clip": partial(time_clips, against=against)}
+    parts: dict[str, Part] = {**PARTS, "clip": partial(time_clips, against=against)}
     for name in names:
         for row in parts[name](subject, protocol):
             rows.append(row)
