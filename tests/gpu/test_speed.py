@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import diffusers
 import pytest
@@ -18,13 +19,15 @@ CUDA = torch.device("cuda")
 
 def model() -> SegmentTransformer3DModel:
     torch.manual_seed(0)
-    base = diffusers.WanTransformer3DModel(
+    wan: Any = diffusers.WanTransformer3DModel
+    base = wan(
         num_attention_heads=4, attention_head_dim=128, in_channels=48, out_channels=48,
         text_dim=64, freq_dim=64, ffn_dim=1024, num_layers=4,
     )  # fmt: skip
     made = SegmentTransformer3DModel.from_base(base).eval()
     torch.nn.init.normal_(made.patch_embedding.weight, std=0.05)
-    return made.to(CUDA)
+    made.to(CUDA)
+    return made
 
 
 @torch.no_grad()
@@ -34,7 +37,8 @@ def run(transformer: SegmentTransformer3DModel, num_given: int = 0) -> torch.Ten
     inputs = torch.randn(1, 96, 5, 16, 24, device=CUDA, dtype=dtype)
     sigma = torch.tensor([[0, 0, 0.9, 0.9, 0.9]], device=CUDA)
     text = torch.randn(1, 32, 64, device=CUDA, dtype=dtype)
-    return transformer(inputs, sigma, text, num_given=num_given)[:, :, 2:]
+    output: torch.Tensor = transformer(inputs, sigma, text, num_given=num_given)
+    return output[:, :, 2:]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,8 @@ def test_compiled_blocks_are_near_float32(reference, tmp_path, monkeypatch):
     small = model().bfloat16()
     prepare_speed(small, SpeedConfig(compile=True), CUDA)
     assert distance(run(small, num_given=2), reference) < 2e-2
-    assert not small.blocks[0].forward._fallback.is_taken
+    compiled: Any = small.blocks[0].forward
+    assert not compiled._fallback.is_taken
 
 
 def test_a_capped_gpu_has_as_much_memory_as_was_left():

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend
 
 from swifti2v.config import AttentionConfig, GenerationConfig, SpeedConfig, parse_config
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
-from swifti2v.models import speed as levers
 from swifti2v.models.attention import use_attention
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.quantization import (
@@ -200,7 +199,7 @@ def test_compiled_blocks_compute_the_same(case, monkeypatch, tmp_path):
     model, run = case
     plain = run(model)
     torch.compiler.reset()
-    monkeypatch.setattr(levers.torch, "compile", with_backend("aot_eager"))
+    monkeypatch.setattr(torch, "compile", with_backend("aot_eager"))
     prepare_speed(model, SpeedConfig(compile=True), CPU)
     compiled: Any = model.blocks[0].forward
     assert distance(run(model), plain) < 1e-5
@@ -217,7 +216,7 @@ def test_a_failing_compiler_is_told_once_and_done_without(case, monkeypatch, tmp
         raise RuntimeError("no compiler here")
 
     torch.compiler.reset()
-    monkeypatch.setattr(levers.torch, "compile", with_backend(broken))
+    monkeypatch.setattr(torch, "compile", with_backend(broken))
     prepare_speed(model, SpeedConfig(compile=True), CPU)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(run(model), plain)
@@ -229,7 +228,7 @@ def test_a_failing_compiler_is_told_once_and_done_without(case, monkeypatch, tmp
 
 def test_an_error_of_the_model_is_no_failure_of_the_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(levers.torch, "compile", lambda forward, **_: forward)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
     model = stage2_model()
     prepare_speed(model, SpeedConfig(compile=True), CPU)
     model.blocks[0].ffn = torch.nn.Linear(3, 3)

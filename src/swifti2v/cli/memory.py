@@ -67,8 +67,8 @@ def place_run(
         is_tile_given="vae_tile" in given.get("stage2", {}),
         vae_tile=stage2.vae_tile,
     )
-    asked = options.dtype.value if options.dtype else (like.dtype if like else "")
-    precision = find_dtype(asked, device) or ""
+    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
+    precision = find_dtype(dtype, device) or ""
     plan = plan_run(settings, device, precision, budget or free_bytes(device), wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)
