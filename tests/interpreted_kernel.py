@@ -25,7 +25,8 @@ def compare(size: tuple[int, ...], dtype: torch.dtype) -> None:
     ]
     norm_silu(x, weight, buffers[0][:, :, 2:], fused=False)
     norm_silu_kernel(x, weight, buffers[1][:, :, 2:], EPSILON)
-    torch.testing.assert_close(buffers[1], buffers[0])
+    precision = 4 * torch.finfo(dtype).eps  # plain operations round once more
+    torch.testing.assert_close(buffers[1], buffers[0], rtol=precision, atol=precision)
 
 
 if __name__ == "__main__":
