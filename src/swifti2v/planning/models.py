@@ -11,9 +11,8 @@ from torch import nn
 
 from swifti2v.config import GenerationConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
-from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import float32_parts
-from swifti2v.models.placement import streamed_groups
+from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.quantization import quantize
 from swifti2v.models.sources import ModelIndex, find_model
 from swifti2v.planning.counting import META, Count, count, extrapolate
@@ -41,10 +40,13 @@ class Weights:
 
     num_bytes: float
     """Of all of them."""
+    stays: bool
+    """Whether they are on the device in every placement."""
     streamed_bytes: float
-    """Most of them on the device at one time when streamed: one block computes, one is fetched."""
+    """Most of them that come to the device at one time when streamed: one block computes, one is
+    fetched. 0 if they stay there."""
     pinned_bytes: float
-    """Host memory they take when streamed, see ``pinned_bytes``."""
+    """Host memory they take when streamed, see ``pinned_bytes``. 0 if they stay on the device."""
 
 
 class Models:
@@ -110,11 +112,15 @@ class Models:
     def weights(self, role: str) -> Weights:
         """Memory of a component."""
         model = self.get(role)
-        groups = [] if isinstance(model, BlockCodec) else streamed_groups(model)
+        if not can_stream(model):
+            size = sum(map(num_bytes, _tensors(model)))
+            return Weights(num_bytes=size, stays=True, streamed_bytes=0, pinned_bytes=0)
+        groups = streamed_groups(model)
         blocks = sorted((sum(map(num_bytes, group)) for group in groups[1:]), reverse=True)
         return Weights(
             num_bytes=sum(map(num_bytes, _tensors(model))),
-            streamed_bytes=sum(map(num_bytes, groups[0])) + sum(blocks[:2]) if groups else 0,
+            stays=False,
+            streamed_bytes=sum(map(num_bytes, groups[0])) + sum(blocks[:2]),
             pinned_bytes=sum(map(pinned_bytes, _tensors(model))),
         )
 

@@ -15,7 +15,7 @@ CONTEXT_BYTES = 0.5 * 2**30
 An assumption, not measured."""
 SLACK = 1.1
 """Activations with the allocator's gaps and the workspaces of cuDNN. An assumption, not measured."""
-MIN_TILE = 24
+MIN_TILE = 16
 """Latent cells along the side of the smallest VAE tile that is proposed."""
 NO_STREAMED_PREFETCH = ("image_encoder",)
 """Components whose blocks are fetched when they are due, not before."""
@@ -29,7 +29,7 @@ class Option:
     placement: Placement | Literal["8-bit"]
     """See ``swifti2v.models.placement.place``."""
     vae_tile: int | None
-    """Side of Stage II's VAE tiles in latent cells; None for whole frames."""
+    """Longest side of Stage II's VAE tiles in latent cells; None for whole frames."""
     seconds: dict[str, float]
     """By stage, and ``total``; loading weights and writing files are not included."""
     peak_device_bytes: dict[str, float]
@@ -134,7 +134,7 @@ class Wish:
     is_tile_given: bool = False
     """Whether ``vae_tile`` is decided."""
     vae_tile: int | None = None
-    """Side of Stage II's VAE tiles; None for whole frames."""
+    """Longest side of Stage II's VAE tiles; None for whole frames."""
 
 
 def make_plan(
@@ -201,14 +201,11 @@ def make_plan(
 
 
 def propose_tiles(counter: ClipCounter) -> list[int]:
-    """Sides of VAE tiles worth trying, from large to small: no smaller one overlaps less."""
-    least, proposed = float("inf"), []
+    """Sides of VAE tiles worth trying, from large to small: the smallest of each division."""
+    grids: dict[tuple[int, int], int] = {}
     for side in range(MIN_TILE, max(counter.large[2:])):
-        num_tiles, (rows, columns) = counter.tiling(side)
-        if num_tiles * rows * columns < least:
-            least = num_tiles * rows * columns
-            proposed.append(side)
-    return proposed[::-1]
+        grids.setdefault(counter.grid(side), side)
+    return [*grids.values()][::-1]
 
 
 def estimate(work: ClipWork, device: Device, precision: Precision, placement: Placement) -> Option:
@@ -252,6 +249,8 @@ def _seconds(
     moved = count.transfer_bytes / rates.transfer
     hidden = shown = 0.0
     for role, passes in stage.passes.items() if is_streamed else ():
+        if work.weights[role].stays:
+            continue
         copied = passes * work.weights[role].num_bytes / rates.transfer
         if role in NO_STREAMED_PREFETCH:
             shown += copied
@@ -266,6 +265,7 @@ def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[
         own.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
         for role, own in work.weights.items()
     )
+    staying = sum(own.num_bytes for own in work.weights.values() if own.stays)
     kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
     peaks: dict[str, float] = {}
     for name in STAGES:
@@ -273,7 +273,7 @@ def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[
         weights = all_weights
         if is_streamed:
             own = [work.weights[role].streamed_bytes for role in stage.passes]
-            weights = max(own, default=0)
+            weights = max(own, default=0) + staying
         waiting = 0.0
         if name in ("reference", "stage2", "decode"):  # they take turns, segment by segment
             waiting = sum(kept.values()) - kept[name]
