@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from swifti2v.config import SpeedConfig
-from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer
+from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer, in_both_types
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
 from swifti2v.models.loading import STAGES, Components
@@ -20,7 +20,7 @@ from swifti2v.models.sources import find_model
 from swifti2v.models.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
-from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
 from swifti2v.planning.devices import PRECISIONS, find_device, free_bytes
 from swifti2v.planning.models import Models, linear_of
 from swifti2v.planning.plans import Option, Wish, make_plan
@@ -48,8 +48,8 @@ def choose_option(subject: Subject) -> tuple[Option, ClipWork]:
     Raises:
         ConfigError: Nothing fits.
     """
-    config, kind = subject.config, str(subject.dtype).removeprefix("torch.")
-    precision = next(name for name in PRECISIONS if name == kind)
+    config = subject.config
+    precision = next(name for name in PRECISIONS if name == subject.kind)
     counter = ClipCounter(Models(subject.name, subject.dtype, linear_of(config)), config)
     machine = find_device("cpu" if subject.device.type == "cpu" else "auto", precision)
     wish = Wish(is_tile_given=config.stage2.vae_tile is not None, vae_tile=config.stage2.vae_tile)
@@ -112,15 +112,15 @@ class Clip:
         else:
             self._conditions = None
 
-    def run(self) -> None:
-        """Make the clip; a segment is let go of as soon as it is there."""
+    def run(self) -> Frames:
+        """Make the clip; a segment is let go of as soon as it is there, the last is returned."""
         self.stopwatch = watch = Stopwatch()
         pipe, config = self.pipe, self.config
         conditions = self._conditions or pipe.encode(self.image, PROMPT, config, watch)
         motion = pipe.generate_motion_reference(self.image, conditions, 0, config, stopwatch=watch)
-        self._synthesize(motion, conditions)
+        return self._synthesize(motion, conditions)
 
-    def run_stage2(self) -> None:
+    def run_stage2(self) -> Frames:
         """Stage II alone, from a random motion reference."""
         self.stopwatch = watch = Stopwatch()
         pipe, config = self.pipe, self.config
@@ -128,15 +128,17 @@ class Clip:
         low = config.stage1.downscale
         size = (config.num_frames, config.height // low, config.width // low, 3)
         motion = np.random.default_rng(1).integers(0, 256, size, np.uint8)
-        self._synthesize(motion, conditions)
+        return self._synthesize(motion, conditions)
 
-    def _synthesize(self, motion: Any, conditions: Conditions) -> None:
+    def _synthesize(self, motion: Frames, conditions: Conditions) -> Frames:
         segments = self.pipe.synthesize(
             motion, self.image, conditions, 0, self.config, stopwatch=self.stopwatch
         )
         for segment in segments:
+            frames = segment.frames
             if segment.index == 0:
                 self.seconds_to_first = self.stopwatch.total()
+        return frames
 
 
 def _random_conditions(components: Components) -> Conditions:
@@ -156,32 +158,49 @@ def _random_conditions(components: Components) -> Conditions:
 
 
 def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterator[Row]:
-    """The whole clip: seconds by stage, of the plan as well, and until the first segment."""
+    """The whole clip: seconds by stage, of the plan as well, and until the first segment.
+
+    Args:
+        subject: The model; on a CPU it is measured in bfloat16, too.
+        protocol: How often.
+        against: Whether the clip is also made with diffusers' transformer in Stage II.
+    """
     config = subject.config
     case = f"clip, {config.width}x{config.height}, {config.num_frames} frames"
-    kind = str(subject.dtype).removeprefix("torch.")
-    option, work = choose_option(subject)
-    flops = work.flops["total"]
+    expected: Frames | None = None
     if against:
+        option, work = choose_option(subject)
         clip = Clip(make_pipeline(subject, option, is_theirs=True))
-        timing, _ = measure(clip.run, subject.device, protocol)
-        yield _clip_row(case, f"Stage II by diffusers, {kind}", clip, timing, flops)
+        timing, expected = measure(clip.run, subject.device, protocol)
+        variant = f"Stage II by diffusers, {subject.kind}"
+        yield _clip_row(case, variant, clip, timing, work.flops["total"])
         del clip
-    clip = Clip(make_pipeline(subject, option))
-    timing, _ = measure(clip.run, subject.device, protocol)
-    with model_seconds(clip.pipe.components.stage2_transformer) as spent:
-        clip.run()
-    overhead = 1 - sum(spent) / clip.stopwatch.seconds["stage2"]
-    note = f"{option}; {overhead:.2%} of Stage II's time outside the model"
-    yield _clip_row(case, f"swifti2v, {kind}", clip, timing, flops, note)
+    for each in in_both_types(subject):
+        option, work = choose_option(each)
+        clip = Clip(make_pipeline(each, option))
+        timing, frames = measure(clip.run, each.device, protocol)
+        expected = frames if expected is None else expected
+        distance = np.abs(frames.astype(int) - expected).mean()
+        with model_seconds(clip.pipe.components.stage2_transformer) as spent:
+            clip.run()
+        overhead = 1 - sum(spent) / clip.stopwatch.seconds["stage2"]
+        note = (
+            f"{option}; {overhead:.2%} of Stage II's time outside the model; differs by "
+            f"{distance:.2f} of 255"
+        )
+        yield _clip_row(case, f"swifti2v, {each.kind}", clip, timing, work.flops["total"], note)
+        yield _plan_row(case, each, option, timing)
+        del clip
+
+
+def _plan_row(case: str, subject: Subject, option: Option, measured: Timing) -> Row:
     seconds = option.seconds["total"]
-    known = Timing(seconds=seconds, spread=0, cold_seconds=seconds, peak_bytes=None)
-    yield Row(
+    peak = round(option.peak_device_bytes["peak"])
+    return Row(
         case=case,
-        variant=f"plan, {kind}",
-        timing=replace(known, peak_bytes=round(option.peak_device_bytes["peak"])),
-        flops=flops,
-        note=f"predicted, {seconds / timing.seconds - 1:+.0%} of the measured",
+        variant=f"plan, {subject.kind}",
+        timing=Timing(seconds=seconds, spread=0, cold_seconds=seconds, peak_bytes=peak),
+        note=f"predicted, {seconds / measured.seconds - 1:+.0%} of the measured",
         stages=option.seconds,
     )
 

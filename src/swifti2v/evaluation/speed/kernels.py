@@ -79,9 +79,8 @@ def _time_matrices(subject: Subject, protocol: Protocol) -> Iterator[Row]:
         case, flops = f"linear {size}x{inner}x{outer}", 2.0 * size * inner * outer
         hidden = torch.randn(size, inner, dtype=subject.dtype, device=subject.device)
         weight = torch.randn(outer, inner, dtype=subject.dtype, device=subject.device)
-        kind = str(subject.dtype).removeprefix("torch.")
         plain = partial(F.linear, hidden, weight)
-        yield _row(case, kind, plain, flops, subject, protocol)
+        yield _row(case, subject.kind, plain, flops, subject, protocol)
         try:
             require_float8(subject.device)
         except ConfigError:

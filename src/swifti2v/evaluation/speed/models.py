@@ -1,7 +1,7 @@
 """What is measured: trained or random weights, one component at a time, and diffusers' counterpart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,11 @@ class Subject:
         config = parse_config(GenerationConfig, merge(index.settings, changes), "settings")
         return cls(name=name, device=device, dtype=dtype, config=config, is_random=is_random)
 
+    @property
+    def kind(self) -> str:
+        """Name of the number type."""
+        return str(self.dtype).removeprefix("torch.")
+
     def architecture(self, role: str) -> Architecture:
         """Of a component."""
         index, root = find_model(self.name)
@@ -64,6 +69,13 @@ class Subject:
         if self.is_random:
             return make_random(self.architecture(role), role, dtype, self.device)
         return load_component(role, index.components[role], root, dtype, self.device)
+
+
+def in_both_types(subject: Subject) -> list[Subject]:
+    """The subject; on a CPU in float32 also in bfloat16, which some CPUs have units for."""
+    if subject.device.type == "cpu" and subject.dtype == torch.float32:
+        return [subject, replace(subject, dtype=torch.bfloat16)]
+    return [subject]
 
 
 def make_random(

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from swifti2v.config import SpeedConfig
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer, distance
+from swifti2v.evaluation.speed.models import (
+    Subject,
+    TokenTimestepTransformer,
+    distance,
+    in_both_types,
+)
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.speed import attention_order, prepare_speed
@@ -117,21 +122,23 @@ def compare_transformers(subject: Subject, protocol: Protocol) -> Iterator[Row]:
     """Stage II's transformer beside ``WanTransformer3DModel`` with the same weights."""
     window = window_of(subject)
     flops = window.flops()
-    model = subject.load("stage2_transformer")
-    theirs = TokenTimestepTransformer.from_segment_transformer(model)
-    kind = str(subject.dtype).removeprefix("torch.")
-    timing, expected = measure(lambda: window.run(theirs), subject.device, protocol)
-    yield Row(case=window.name, variant=f"diffusers, {kind}", timing=timing, flops=flops)
-    timing, result = measure(
-        lambda: window.run(model, subject.config.stage2.speed), subject.device, protocol
-    )
-    yield Row(
-        case=window.name,
-        variant=f"swifti2v, {kind}",
-        timing=timing,
-        flops=flops,
-        note=f"differs from diffusers by {distance(result, expected):.1e}",
-    )
+    theirs = TokenTimestepTransformer.from_segment_transformer(subject.load("stage2_transformer"))
+    timing, expected = measure(partial(window.run, theirs), subject.device, protocol)
+    variant = f"diffusers, {subject.kind}"
+    yield Row(case=window.name, variant=variant, timing=timing, flops=flops)
+    del theirs
+    for each in in_both_types(subject):
+        model, speed = each.load("stage2_transformer"), each.config.stage2.speed
+        prepare_speed(model, speed, each.device)
+        run = partial(window.run, model, speed)
+        timing, result = measure(run, subject.device, protocol)
+        yield Row(
+            case=window.name,
+            variant=f"swifti2v, {each.kind}",
+            timing=timing,
+            flops=flops,
+            note=f"differs from diffusers by {distance(result, expected):.1e}",
+        )
 
 
 def pull_levers(subject: Subject, protocol: Protocol) -> Iterator[Row]:
@@ -140,8 +147,7 @@ def pull_levers(subject: Subject, protocol: Protocol) -> Iterator[Row]:
     flops = window.flops()
     with torch.inference_mode():
         reference = window.run(subject.load("stage2_transformer", torch.float32))
-    kind = str(subject.dtype).removeprefix("torch.")
-    for name, speed in {f"all off, {kind}": OFF, **LEVERS}.items():
+    for name, speed in {f"all off, {subject.kind}": OFF, **LEVERS}.items():
         model = subject.load("stage2_transformer")
         try:
             prepare_speed(model, speed, subject.device)
