@@ -24,6 +24,8 @@ LAYERS = {
     "stage2_transformer": "num_layers",
 }
 """Configuration key that counts a component's equal layers."""
+FEWEST_FLOAT8 = 3
+"""Layers of which one at least is neither the first nor the last."""
 
 
 def linear_of(config: GenerationConfig) -> dict[str, str]:
@@ -90,7 +92,9 @@ class Models:
                 config = {**config, LAYERS[role]: num_layers}
             model = Architecture(kind, config).make_empty(role)
             model = cast_weights(model, self.dtype).to(META)
-            quantize(model, self.linear.get(role, "plain"), META)
+            linear = self.linear.get(role, "plain")
+            if linear != "float8" or num_layers is None or num_layers >= FEWEST_FLOAT8:
+                quantize(model, linear, META)
             self._made[role, num_layers] = model
         return self._made[role, num_layers]
 
@@ -103,6 +107,8 @@ class Models:
             least: Layers from which on each further one costs the same, memory included.
         """
         num_layers = int(getattr(self.get(role).config, LAYERS[role]))
+        if self.linear.get(role) == "float8":
+            least = max(least, FEWEST_FLOAT8)
         if num_layers <= least:
             return count(partial(run, self.get(role)))
         models = self.get(role, least), self.get(role, least + 1)  # made before anything is counted
