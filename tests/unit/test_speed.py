@@ -14,6 +14,7 @@ from swifti2v.config import AttentionConfig, GenerationConfig, SpeedConfig, pars
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.attention import use_attention
 from swifti2v.models.lora import merge_lora
+from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.quantization import (
     FLOAT8,
     Quantized,
@@ -234,6 +235,28 @@ def test_an_error_of_the_model_is_no_failure_of_the_compiler(monkeypatch, tmp_pa
     model.blocks[0].ffn = torch.nn.Linear(3, 3)
     with pytest.raises(RuntimeError, match="shapes"):
         run_stage2(model)
+
+
+@pytest.mark.parametrize("speed", [SpeedConfig(compile=True), SpeedConfig(linear="int8")])
+def test_levers_and_streamed_weights_go_together(speed, monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", with_backend("aot_eager"))
+    resident, streamed = stage2_model(), stage2_model()
+    forwards = []
+    for model in (resident, streamed):
+        prepare_speed(model, speed, CPU)
+        forwards.append(model.blocks[0].forward)
+    components = tiny_components()
+    components.stage2_transformer = streamed
+    place(components, CPU, "streamed")
+
+    torch.testing.assert_close(run_stage2(streamed), run_stage2(resident), atol=1e-6, rtol=1e-5)
+
+    assert is_streamed(streamed)
+    if speed.compile:
+        compiled: Any = forwards[1]
+        assert not compiled._fallback.is_taken
 
 
 def with_backend(backend: Any) -> Any:
