@@ -46,6 +46,25 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedConfig:
+    """How the transformer of a stage computes. Every lever works by itself, see ``bench speed``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
+    """Kernel of scaled dot-product attention that is tried first; auto is cuDNN's on Hopper and
+    flash elsewhere."""
+    compile: bool = False
+    """Compile the blocks with ``torch.compile``, once for each shape; kept for later runs."""
+    linear: Literal["plain", "float8", "int8"] = "plain"
+    """Matrix products of the blocks: in the type of the weights; both sides in 8-bit floating point
+    with a scale for each row (not in the first and the last block); or weights that are only stored
+    in 8 bits."""
+    skips_given: bool = True
+    """Stage II: after its last attention nothing is computed for frames that are given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1Config:
     """Stage I: the low-resolution motion reference."""
 
@@ -57,6 +76,8 @@ class Stage1Config:
     """What follows the image in the condition video: grey frames (Wan2.1), or a colour chart of
     place and time, for a VAE whose latents do not show where a frame ends."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Of its transformer."""
 
     def __post_init__(self) -> None:
         _require("stage1.downscale", self.downscale, low=1, high=16)
@@ -127,6 +148,8 @@ class Stage2Config:
     vae_tile: int | None = None
     """Side of a spatial VAE tile in latent cells; none decodes whole frames."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Of its transformer."""
 
     def __post_init__(self) -> None:
         if self.segment_size is not None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from swifti2v.models.frame_codec import fetch_cache, store_cache
+from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.planning.counting import META, Count, count, extrapolate
 
 few = settings(max_examples=20, deadline=None)
@@ -105,10 +105,10 @@ def test_what_waits_in_host_memory_is_not_on_the_device():
 
     def run() -> list[torch.Tensor | None]:
         cache: list[torch.Tensor | None] = [values + 1, None]
-        store_cache(cache)
+        store_history(cache)
         big = values.repeat(10)
         del big
-        fetch_cache(cache, META)
+        fetch_history(cache, META)
         return cache
 
     cost = count(run)

@@ -1,14 +1,13 @@
 """A causal history that waits in host memory."""
 
-from typing import Any
-
 import pytest
 import torch
 from PIL import Image
 
-from swifti2v.models.frame_codec import fetch_cache, store_cache
+from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.models.wan_layers import History
 from tests.tiny import SIZE, tiny_pipeline, tiny_vae
 
 CPU = torch.device("cpu")
@@ -45,16 +44,18 @@ def test_it_survives_a_saved_state():
     assert torch.equal(second.decode(latents[:, :, 2:]), whole[:, :, 5:])
 
 
-def test_marks_and_layout_of_a_history_are_kept():
+def test_the_layout_of_a_history_is_kept():
     entry = torch.randn(1, 4, 2, 3, 3).to(memory_format=torch.channels_last_3d)
-    cache: list[Any] = [entry.clone(), "Rep", None]
+    history: History = [None, entry.clone()]
 
-    store_cache(cache)
-    fetch_cache(cache, CPU)
+    store_history(history)
+    fetch_history(history, CPU)
 
-    assert cache[1:] == ["Rep", None]
-    assert torch.equal(cache[0], entry)
-    assert cache[0].stride() == entry.stride()
+    nothing, restored = history
+    assert nothing is None
+    assert restored is not None
+    assert torch.equal(restored, entry)
+    assert restored.stride() == entry.stride()
 
 
 def test_the_offloaded_placement_makes_the_same_frames():

@@ -11,6 +11,7 @@ from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
+from swifti2v.planning.streams import Tiling, count_decoder
 from swifti2v.planning.work import STAGES, ClipCounter, ClipWork
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
@@ -34,11 +35,11 @@ def whole_clip() -> ClipWork:
 
 
 @cache
-def small_clip(tile: int | None = None, *, offloads: bool = False) -> ClipWork:
+def small_clip(*, offloads: bool = False) -> ClipWork:
     counter = ClipCounter(
         paper(), config_of(height=384, width=640, num_frames=21), with_stage1=False
     )
-    return counter.count(tile, offloads_history=offloads)
+    return counter.count(offloads_history=offloads)
 
 
 def forward(tokens: int, dim: int, ffn: int, layers: int, levels: int = 1, image: int = 0) -> int:
@@ -53,6 +54,12 @@ def forward(tokens: int, dim: int, ffn: int, layers: int, levels: int = 1, image
 def ends(tokens: int, dim: int, in_channels: int, out_channels: int) -> int:
     """FLOP of patch embedding and output layer."""
     return 2 * tokens * dim * 4 * (in_channels + out_channels)
+
+
+def left_out(given: int, tokens: int, dim: int, ffn: int, out_channels: int) -> int:
+    """FLOP that the last block and the output layer do not spend on the tokens of given frames."""
+    linear = given * (4 * dim**2 + 2 * dim * ffn + 4 * out_channels * dim)
+    return 2 * (linear + 2 * given * dim * (tokens + TEXT))
 
 
 def resnet(narrow: int, wide: int, places: int) -> int:
@@ -78,7 +85,7 @@ def wan22_decode(frames: int, height: int, width: int) -> int:
             total += 2 * 3 * wide * 2 * wide * time * later * area
         if level < 3:
             out = 1 + 2 ** min(level + 1, 2) * later
-            total += 2 * 9 * wide**2 * out * 4 * area
+            total += 2 * 4 * wide**2 * out * 4 * area  # upsampling folded in: 4 of 9 products
     return total + 2 * 27 * 256 * 12 * (1 + 4 * later) * 64 * cells
 
 
@@ -103,8 +110,13 @@ def test_transformers_cost_what_the_closed_forms_say():
     stages = whole_clip().stages
     stage1 = forward(18480, 5120, 13824, 40, image=CLIP) + ends(18480, 5120, 36, 16)
     stage2 = sum(
-        calls * (forward(tokens, 3072, 14336, 30, levels=2) + ends(tokens, 3072, 96, 48))
-        for calls, tokens in ((20, 17600), (8, 14080))
+        calls
+        * (
+            forward(tokens, 3072, 14336, 30, levels=2)
+            + ends(tokens, 3072, 96, 48)
+            - left_out(given * 3520, tokens, 3072, 14336, 48)
+        )
+        for calls, tokens, given in ((20, 17600, 2), (4, 14080, 1), (4, 14080, 2))
     )
 
     assert stages["stage2"].count.flops == stage2
@@ -126,8 +138,8 @@ def test_the_vae_costs_what_the_closed_forms_say():
 
 def test_work_of_a_clip_at_true_size():
     expected = {
-        "text": 4.84, "image": 92.4, "stage1": 3101.1, "reference": 1034.9, "stage2": 7008.8,
-        "decode": 5403.3, "total": 16645,
+        "text": 4.84, "image": 92.4, "stage1": 3101.1, "reference": 1034.9, "stage2": 6923.6,
+        "decode": 5403.3, "total": 16560,
     }  # fmt: skip
 
     assert {name: flops / TERA for name, flops in whole_clip().flops.items()} == pytest.approx(
@@ -171,8 +183,12 @@ def test_weights_are_those_of_the_public_models():
         },
         rel=3e-3,
     )  # fmt: skip
-    for own in weights.values():
-        assert own.streamed_bytes < own.num_bytes <= own.pinned_bytes < 2 * own.num_bytes
+    for role, own in weights.items():
+        assert own.stays == role.endswith("vae")
+        if own.stays:
+            assert own.streamed_bytes == own.pinned_bytes == 0
+        else:
+            assert own.streamed_bytes < own.num_bytes <= own.pinned_bytes < 2 * own.num_bytes
     assert weights["stage1_transformer"].streamed_bytes < 2.3 * GIGA  # two blocks and the ends
 
 
@@ -181,11 +197,11 @@ def test_few_layers_stand_for_all_of_them():
     sigma, text = torch.empty(1, 5, device=META), torch.empty(1, 16, 4096, device=META)
 
     def run(model: torch.nn.Module) -> torch.Tensor:
-        output: torch.Tensor = model(latents.to(torch.bfloat16), sigma, text)
+        output: torch.Tensor = model(latents.to(torch.bfloat16), sigma, text, num_given=2)
         return output
 
     whole = models.get("stage2_transformer")
-    assert models.count_layers("stage2_transformer", run) == count(lambda: run(whole))
+    assert models.count_layers("stage2_transformer", run, least=2) == count(lambda: run(whole))
 
 
 @pytest.mark.parametrize(("segment_size", "num_frames"), [(1, 25), (3, 33), (None, 13)])
@@ -205,25 +221,39 @@ def test_few_frames_stand_for_all_of_them(segment_size, num_frames):
 
 
 @pytest.mark.parametrize("offloads", [False, True])
-def test_one_tile_stands_for_all_of_them(offloads):
-    vae, tile = paper().get("stage2_vae"), 24
-    latents = torch.empty(1, 48, 6, 24, 40, device=META)
+def test_few_pieces_in_tiles_stand_for_all_of_them(offloads):
+    vae = paper().get("stage2_vae")
+    latents = torch.empty(1, 48, 12, 12, 20, device=META)
 
     def decode() -> StreamingDecoder:
-        decoder = StreamingDecoder(vae, tile=tile, offloads_history=offloads)
-        for piece in torch.split(latents, [4, 2], dim=2):
+        decoder = StreamingDecoder(vae, tile=10, offloads_history=offloads)
+        for piece in torch.split(latents, [4, 3, 3, 2], dim=2):
             decoder.decode(piece)
         return decoder
 
     real = count(decode)
-    planned = small_clip(tile, offloads=offloads).stages["decode"].count
+    tiling = Tiling(tile=10, offloads_history=offloads)
+    planned = count_decoder(vae, (12, 20), [4, 3, 3, 2], tiling).count
 
     assert planned.flops == real.flops
     assert planned.eager_bytes == pytest.approx(real.eager_bytes, rel=0.02)
     assert planned.peak_bytes == pytest.approx(real.peak_bytes, rel=0.02)
-    assert planned.kept_bytes == pytest.approx(real.kept_bytes, abs=1e4)  # ramps of the tiles
-    eight_bits = 21 * 3 * 384 * 640
-    assert planned.transfer_bytes - eight_bits == pytest.approx(real.transfer_bytes, rel=0.02)
+    assert planned.kept_bytes == pytest.approx(real.kept_bytes, abs=1e4)
+    assert planned.transfer_bytes == pytest.approx(real.transfer_bytes, rel=0.15)
+
+
+def test_tiles_cost_little_more_work_and_need_less_memory():
+    vae, sizes = paper().get("stage2_vae"), [4, 3]
+    whole, four = (
+        count_decoder(vae, (88, 160), sizes, Tiling(tile=tile)).count for tile in (None, 80)
+    )
+    moved = count_decoder(vae, (88, 160), sizes, Tiling(tile=80, offloads_history=True)).count
+
+    assert whole.flops < four.flops < 1.1 * whole.flops
+    assert four.eager_bytes < 1.1 * whole.eager_bytes
+    assert four.peak_bytes < 17 * GIB < 24 * GIB < whole.peak_bytes
+    assert moved.peak_bytes < 8 * GIB
+    assert (moved.flops, moved.kernel_bytes) == (four.flops, four.kernel_bytes)
 
 
 def test_offloading_frees_the_history_and_moves_it():

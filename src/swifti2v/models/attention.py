@@ -1,4 +1,4 @@
-"""Self-attention for sizes beyond the one a model was trained at: fine nearby, coarse everywhere."""
+"""Self-attention of a part of the tokens, and that of ViBe: fine nearby, coarse everywhere."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +66,32 @@ def use_attention(
             attention.set_processor(wanted)
         elif wanted is None and isinstance(attention.processor, GclfAttention | ReadOnlyAttention):
             attention.set_processor(WanAttnProcessor())  # type: ignore[no-untyped-call]
+
+
+def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> Tensor:
+    """Self-attention of a Wan block over all tokens, for those from ``first`` on.
+
+    Args:
+        attention: diffusers' ``WanAttention``.
+        hidden: ``[B, L, D]``.
+        rotary: Of the L tokens.
+        first: Earlier tokens are keys and values only.
+
+    Returns:
+        ``[B, L - first, D]``.
+    """
+    if first == 0 or not isinstance(attention.processor, WanAttnProcessor):
+        attended: Tensor = attention(hidden, None, None, rotary)
+        return attended[:, first:]
+    query = attention.norm_q(attention.to_q(hidden[:, first:])).unflatten(2, (attention.heads, -1))
+    key = attention.norm_k(attention.to_k(hidden)).unflatten(2, (attention.heads, -1))
+    value = attention.to_v(hidden).unflatten(2, (attention.heads, -1))
+    own = (rotary[0][:, first:], rotary[1][:, first:])
+    query, key = rotate(query, own), rotate(key, rotary)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    output = F.scaled_dot_product_attention(query, key, value)
+    output = attention.to_out[0](output.transpose(1, 2).flatten(2).type_as(hidden))
+    return attention.to_out[1](output)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

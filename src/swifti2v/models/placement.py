@@ -4,6 +4,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.hooks.group_offloading import apply_group_offloading
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
@@ -33,9 +34,9 @@ def loading_device(device: torch.device, plan: Placement) -> torch.device:
 def place(components: Components, device: torch.device, plan: Placement) -> None:
     """Put every model where a plan wants it, in place; ``components.device`` becomes ``device``.
 
-    ``resident`` moves all weights to the device. ``streamed`` leaves them in host memory and
-    brings them to the device block by block when they are used; on CUDA the next block is copied
-    while one computes. ``offloaded`` also keeps the causal history of the VAEs in host memory, but
+    ``resident`` moves all weights to the device. ``streamed`` moves those of the VAEs, leaves the
+    others in host memory and brings them to the device block by block when they are used; on CUDA
+    the next block is copied while one computes. ``offloaded`` also keeps the causal history of the VAEs in host memory, but
     for what a frame goes through. Results do not depend on the plan.
 
     Args:
@@ -51,12 +52,20 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
     if any(is_streamed(model) for model in models):
         raise ConfigError("the components are streamed already; load them again to place them anew")
     for model in models:
-        if plan == "resident" or isinstance(model, BlockCodec):  # the codec has no weights
+        if plan == "resident" or not can_stream(model):
             model.to(device)
         else:
             _stream(model, device)
     components.device = device
     components.offloads_history = plan == "offloaded"
+
+
+def can_stream(model: nn.Module) -> bool:
+    """Whether its weights can come to the device block by block.
+
+    Those of a VAE stay there: they are few, and would be copied anew for every tile and frame.
+    """
+    return not isinstance(model, (AutoencoderKLWan, BlockCodec))
 
 
 def is_streamed(model: nn.Module) -> bool:

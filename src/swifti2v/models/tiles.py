@@ -1,55 +1,97 @@
-"""Overlapping spatial tiles along one side of a frame, and the ramps that blend them."""
+"""Exact spatial tiles: the samples that a part of a frame depends on, layer by layer.
 
-from itertools import pairwise
-from typing import NamedTuple
+A tile takes in a halo around itself and loses it on the way, so that it gives what the whole frame
+would give there. Nothing is blended.
+"""
 
-import torch
+from collections.abc import Sequence
+from itertools import pairwise, product
+from typing import NamedTuple, Protocol
+
 from torch import Tensor
 
-MIN_TILE = 4  # latent cells: the smallest tile of which a quarter is a whole cell
+from swifti2v.errors import ConfigError
 
 
-class Span(NamedTuple):
-    """Where a tile lies along one side of the frame."""
+class Layer(Protocol):
+    """A step of a network over frames whose outputs depend on a bounded neighbourhood."""
 
-    read: slice
-    """Samples it takes from the input."""
-    write: slice
-    """Samples it covers of the output."""
-    weight: Tensor
-    """``[write.stop - write.start]`` share it has in them; over all spans the shares sum to 1."""
+    grows: int
+    """Samples along a side after the layer for each one before, or 1."""
+    shrinks: int
+    """Samples along a side before the layer for each one after, or 1."""
+
+    def reach(self, start: int, stop: int) -> tuple[int, int] | None:
+        """Samples along a side that the outputs ``start`` to ``stop`` depend on, past the frame too.
+
+        The first one is a multiple of ``shrinks``. None: they depend on the whole frame.
+        """
 
 
-def plan_spans(
-    length: int, tile: int | None, sides: tuple[int, int], device: torch.device
-) -> list[Span]:
-    """Cover one side of a frame with tiles of one size that overlap by a quarter and blend linearly.
+class Tile(NamedTuple):
+    """A part of the frame on its way through some layers."""
 
-    The last tile is moved back to end with the frame, so it may overlap more than a quarter.
+    rows: tuple[slice, ...]
+    """What is needed before each layer, then what the tile gives."""
+    columns: tuple[slice, ...]
+
+
+def count_tiles(length: int, tile: int | None) -> int:
+    """Tiles along a side of ``length`` cells that are at most ``tile`` long; None for one."""
+    return 1 if tile is None else -(-length // tile)
+
+
+def plan_tiles(
+    size: tuple[int, int], tile: int | None, layers: Sequence[Layer], samples: int
+) -> list[Tile]:
+    """Divide a frame into tiles as equal as can be, row by row.
 
     Args:
-        length: Of the side, in latent cells.
-        tile: Side of a tile in latent cells, at least ``MIN_TILE``; None, or not below ``length``,
-            gives one tile of weight 1.
-        sides: Samples along a latent cell before and after the codec.
-        device: Where the weights go.
+        size: Height and width of the frame in latent cells.
+        tile: Longest side of a tile in latent cells, without the halo; None gives one tile.
+        layers: What the tiles go through.
+        samples: Outputs of the last layer along a cell.
+
+    Returns:
+        Tiles whose outputs cover the frame once.
+
+    Raises:
+        ConfigError: There is more than one tile, and a layer depends on the whole frame.
     """
-    if tile is None or tile >= length:
-        tile = length
-    overlap = tile // 4 if tile < length else 0
-    starts = [min(start, length - tile) for start in range(0, length - overlap, tile - overlap)]
-    after = sides[1]
-    centres = torch.arange(tile * after, device=device) + 0.5
-    weights = [torch.ones(tile * after, device=device) for _ in starts]
-    for left, (start, following) in enumerate(pairwise(starts)):
-        shared = (start + tile - following) * after
-        weights[left] = weights[left].minimum((tile * after - centres) / shared)
-        weights[left + 1] = weights[left + 1].minimum(centres / shared)
-    total = torch.zeros(length * after, device=device)
-    for start, weight in zip(starts, weights, strict=True):
-        total[start * after : (start + tile) * after] += weight
-    spans = []
-    for start, weight in zip(starts, weights, strict=True):
-        read, write = (slice(start * side, (start + tile) * side) for side in sides)
-        spans.append(Span(read, write, weight / total[write]))
-    return spans
+    rows, columns = (_plan_side(length, tile, layers, samples) for length in size)
+    return [Tile(*windows) for windows in product(rows, columns)]
+
+
+def _plan_side(
+    cells: int, tile: int | None, layers: Sequence[Layer], samples: int
+) -> list[tuple[slice, ...]]:
+    count = count_tiles(cells, tile)
+    edges = [index * cells // count * samples for index in range(count + 1)]
+    sides = []
+    for start, stop in pairwise(edges):
+        length, windows = cells * samples, [slice(start, stop)]
+        for layer in reversed(layers):
+            length = length * layer.shrinks // layer.grows
+            if count == 1:
+                window = slice(0, length)
+            else:
+                needed = layer.reach(windows[-1].start, windows[-1].stop)
+                if needed is None:
+                    raise ConfigError(
+                        f"tile is {tile}, but this VAE attends to whole frames in its large layers: "
+                        "leave the tile out"
+                    )
+                window = slice(max(needed[0], 0), min(needed[1], length))
+            windows.append(window)
+        sides.append(tuple(reversed(windows)))
+    return sides
+
+
+def crop_output(output: Tensor, layer: Layer, tile: Tile, index: int) -> Tensor:
+    """Of a tile's output of layer ``index``, what the layers behind it need; a view."""
+    places = []
+    for windows in (tile.rows, tile.columns):
+        begin = windows[index].start * layer.grows // layer.shrinks
+        after = windows[index + 1]
+        places.append(slice(after.start - begin, after.stop - begin))
+    return output[..., places[0], places[1]]

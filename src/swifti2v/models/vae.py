@@ -1,17 +1,26 @@
 """Video VAEs a piece at a time: causal encode and decode whose memory does not grow with the clip."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
-from swifti2v.models.frame_codec import Cache, VideoVAE, fetch_cache, frame_codec, store_cache
-from swifti2v.models.tiles import MIN_TILE, Span, plan_spans
+from swifti2v.models.frame_codec import (
+    FrameCodec,
+    Network,
+    Part,
+    VideoVAE,
+    fetch_history,
+    frame_codec,
+    store_history,
+)
+from swifti2v.models.tiles import plan_tiles
+from swifti2v.models.wan_layers import History, VaeLevers
 from swifti2v.shapes import ScaleFactors
+
+MIN_TILE = 4
+"""Latent cells: smaller tiles are halo for the most part."""
 
 
 def scale_factors(vae: VideoVAE, patch: int) -> ScaleFactors:
@@ -61,29 +70,78 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)  # safetensors takes no other
 
 
-class _Work(NamedTuple):
-    """One latent frame: how it is coded, from what, and where the result belongs in time."""
+class _Stage:
+    """A part of a network with its tiles, each with a history of its own."""
 
-    step: Callable[[Tensor, Cache], Tensor]
-    chunk: Tensor
-    place: slice
+    def __init__(self, part: Part, size: tuple[int, int], tile: int | None, num_slots: int) -> None:
+        self._part = part
+        own = tile if part.is_tiled else None
+        self._tiles = plan_tiles(size, own, part.layers, part.samples)
+        self.histories: list[History] = [[None] * num_slots for _ in self._tiles]
+        self._size = tuple(side * part.samples for side in size)
+
+    def run(
+        self,
+        frames: Sequence[Tensor],
+        is_first: Sequence[bool],
+        outputs: Sequence[Tensor] | None,
+        device: torch.device | None,
+    ) -> list[Tensor]:
+        """Take latent frames through the part, all of them through one tile after the other.
+
+        Args:
+            frames: ``[B, C, T, H, W]`` each.
+            is_first: Of its clip, for each.
+            outputs: Where the results go; None makes room for them.
+            device: Where a history is brought while frames go through its tile, afterwards it
+                waits in host memory; None leaves it where it is.
+        """
+        made = list(outputs or ())
+        for tile, history in zip(self._tiles, self.histories, strict=True):
+            if device is not None:
+                fetch_history(history, device)
+            for index, (frame, first) in enumerate(zip(frames, is_first, strict=True)):
+                result = self._part.run(frame, tile, history, first=first)
+                if len(made) == index:
+                    made.append(self._make_room(result))
+                if made[index] is not result:
+                    made[index][..., tile.rows[-1], tile.columns[-1]] = result
+            if device is not None:
+                store_history(history)
+        return made
+
+    def _make_room(self, result: Tensor) -> Tensor:
+        if len(self._tiles) == 1:
+            return result
+        layout = torch.channels_last_3d if result.stride(1) == 1 else torch.contiguous_format
+        return torch.empty(
+            (*result.shape[:3], *self._size),
+            dtype=result.dtype,
+            device=result.device,
+            memory_format=layout,
+        )
 
 
 class _Stream:
-    """A clip on its way through a VAE, a latent frame at a time: size, place, causal caches."""
+    """A clip on its way through a VAE, a latent frame at a time: size, place, causal history."""
 
     _kind: str
     """Prefix of the keys of a saved state."""
 
     def __init__(
-        self, vae: VideoVAE, *, tile: int | None = None, offloads_history: bool = False
+        self,
+        vae: VideoVAE,
+        *,
+        tile: int | None = None,
+        offloads_history: bool = False,
+        levers: VaeLevers | None = None,
     ) -> None:
         if tile is not None and tile < MIN_TILE:
             raise ConfigError(
                 f"tile is {tile}; it must be None or at least {MIN_TILE} latent cells"
             )
         self._vae = vae
-        self._codec = frame_codec(vae)
+        self._network = self._choose(frame_codec(vae, levers))
         self._scale = scale_factors(vae, patch=1)
         self._z_dim: int = vae.config["z_dim"]
         self._tile = tile
@@ -94,8 +152,11 @@ class _Stream:
         """Forget the clip; the next piece starts another one, of any size."""
         self._size: tuple[int, ...] = ()  # (B, h, w) once the first piece is in
         self._position = 0  # latent frames done
-        self._spans: list[tuple[Span, Span]] = []
-        self._caches: list[Cache] = []  # one for each tile
+        self._stages: list[_Stage] = []
+
+    def history(self) -> list[Tensor]:
+        """What the causal convolutions remember, where it is."""
+        return [entry for own in _histories(self._stages) for entry in own if entry is not None]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy of all that the rest of the clip depends on, as flat as safetensors wants it.
@@ -104,12 +165,10 @@ class _Stream:
         """
         progress = [self._z_dim, self._tile or 0, self._position, *self._size]
         state = {f"{self._kind}.progress": torch.tensor(progress)}
-        for tile, cache in enumerate(self._caches):
-            for slot, entry in enumerate(cache):
-                if isinstance(entry, Tensor):
-                    state[f"{self._kind}.cache.{tile}.{slot}"] = _copy(entry)
-                elif entry is not None:  # the "Rep" mark of an upsampler that has seen one frame
-                    state[f"{self._kind}.cache.{tile}.{slot}"] = torch.empty(0)
+        for index, history in enumerate(_histories(self._stages)):
+            for slot, entry in enumerate(history):
+                if entry is not None:
+                    state[f"{self._kind}.history.{index}.{slot}"] = _copy(entry)
         return state
 
     @torch.no_grad()
@@ -134,37 +193,32 @@ class _Stream:
                 f"the state is of {z_dim} latent channels and tile {tile or None}, this "
                 f"{type(self).__name__} has {self._z_dim} and {self._tile}: build it as saved"
             )
-        spans, caches = self._plan(tuple(size)) if size else ([], [])
-        prefix = f"{self._kind}.cache."
+        stages = self._plan(tuple(size)) if size else []
+        histories = _histories(stages)
+        prefix = f"{self._kind}.history."
         for key in (key for key in state if key.startswith(prefix)):
             index, slot = (int(number) for number in key.removeprefix(prefix).split("."))
-            if index >= len(caches) or slot >= len(caches[index]):
+            if index >= len(histories) or slot >= len(histories[index]):
                 raise LoadingError(f"the state has '{key}', which this VAE has no place for")
-            caches[index][slot] = self._own(state[key]) if state[key].numel() else "Rep"
-        self._size, self._position = tuple(size), position
-        self._spans, self._caches = spans, caches
+            histories[index][slot] = self._own(state[key])
+        self._size, self._position, self._stages = tuple(size), position, stages
 
     def _own(self, tensor: Tensor) -> Tensor:
-        return tensor.to(device=self._vae.device, dtype=self._vae.dtype, copy=True)
+        return tensor.to(device=self._vae.device, dtype=self._network.dtype, copy=True)
 
-    def _sides(self) -> tuple[int, int]:
-        """Samples along a latent cell before and after the codec."""
+    def _choose(self, codec: FrameCodec) -> Network:
+        """The network of the VAE that this class runs."""
         raise NotImplementedError
 
-    def _num_slots(self) -> int:
-        raise NotImplementedError
-
-    def _plan(self, size: tuple[int, ...]) -> tuple[list[tuple[Span, Span]], list[Cache]]:
-        rows, columns = (
-            plan_spans(length, self._tile, self._sides(), self._vae.device) for length in size[1:]
-        )
-        spans = list(product(rows, columns))
-        return spans, [[None] * self._num_slots() for _ in spans]
+    def _plan(self, size: tuple[int, ...]) -> list[_Stage]:
+        network = self._network
+        cells = (size[1], size[2])
+        return [_Stage(part, cells, self._tile, network.num_slots) for part in network.parts]
 
     def _require_size(self, *size: int) -> None:
         """Plan for the first piece of a clip; hold all others to its ``(B, h, w)``."""
         if not self._size:
-            self._spans, self._caches = self._plan(size)
+            self._stages = self._plan(size)
             self._size = size
         elif size != self._size:
             raise ShapeError(
@@ -176,23 +230,28 @@ class _Stream:
         """Pixel frames that the latent frame at ``position`` holds."""
         return self._scale.time if position else 1
 
-    def _run(self, frames: Sequence[_Work], output: Tensor) -> None:
-        """Blend the results of all tiles into ``output``, which is zero; one tile is copied as is.
+    def _run(
+        self, frames: Sequence[Tensor], is_first: Sequence[bool], outputs: Sequence[Tensor]
+    ) -> None:
+        """Take latent frames through the network.
 
-        A tile goes through all frames before the next one starts: its history is fetched once.
+        A frame is finished before the next one starts, and all tiles keep their history on the
+        device. If the history waits in host memory, all frames go through one tile before the
+        next one starts instead: its history is fetched once.
         """
-        for cache, (row, column) in zip(self._caches, self._spans, strict=True):
-            if self._offloads_history:
-                fetch_cache(cache, self._vae.device)
-            weight = row.weight[:, None] * column.weight
-            for step, chunk, place in frames:
-                result = step(chunk[..., row.read, column.read], cache)
-                if len(self._spans) == 1:
-                    output[:, :, place] = result
-                else:
-                    output[:, :, place, row.write, column.write] += result.float() * weight
-            if self._offloads_history:
-                store_cache(cache)
+        device = self._vae.device if self._offloads_history else None
+        width = max(len(frames), 1) if self._offloads_history else 1
+        for start in range(0, len(frames), width):
+            group = slice(start, start + width)
+            hidden: Sequence[Tensor] = frames[group]
+            for stage in self._stages:
+                is_last = stage is self._stages[-1]
+                target = outputs[group] if is_last else None
+                hidden = stage.run(hidden, is_first[group], target, device)
+
+
+def _histories(stages: Sequence[_Stage]) -> list[History]:
+    return [history for stage in stages for history in stage.histories]
 
 
 class StreamingEncoder(_Stream):
@@ -249,13 +308,12 @@ class StreamingEncoder(_Stream):
         side = self._scale.space
         self._require_size(batch, height // side, width // side)
         size = (batch, self._z_dim, num_latent_frames, height // side, width // side)
-        latents = torch.zeros(size, device=self._vae.device)
+        latents = torch.empty(size, device=self._vae.device)
         start = 0
         for index in range(num_latent_frames):
             stop = start + self._num_frames_at(self._position) - num_held
             chunk = self._join(video[:, :, start:stop])
-            work = _Work(self._codec.encode_frame, chunk, slice(index, index + 1))
-            self._run([work], latents)
+            self._run([chunk], [self._position == 0], [latents[:, :, index : index + 1]])
             self._position += 1
             self._pending, num_held, start = None, 0, stop
         if start < num_frames:
@@ -296,15 +354,12 @@ class StreamingEncoder(_Stream):
         pending = state.get("encoder.pending")
         self._pending = None if pending is None else self._own(pending)
 
-    def _sides(self) -> tuple[int, int]:
-        return self._scale.space, 1
-
-    def _num_slots(self) -> int:
-        return self._codec.encoder_slots
+    def _choose(self, codec: FrameCodec) -> Network:
+        return codec.encoder
 
     def _join(self, frames: Tensor) -> Tensor:
         """The frames held back and ``frames`` behind them, as the VAE wants them."""
-        frames = frames.to(device=self._vae.device, dtype=self._vae.dtype)
+        frames = frames.to(device=self._vae.device, dtype=self._network.dtype)
         return frames if self._pending is None else torch.cat([self._pending, frames], dim=2)
 
     def _count(self, num_frames: int) -> tuple[int, int]:
@@ -377,21 +432,16 @@ class StreamingDecoder(_Stream):
         num_frames = sum(self._num_frames_at(place) for place in range(self._position, last))
         side = self._scale.space
         size = (batch, 3, num_frames, height * side, width * side)
-        video = torch.zeros(size, device=self._vae.device)
-        work, start = [], 0
-        for index in range(num_latent_frames):
-            stop = start + self._num_frames_at(self._position + index)
-            frame = latents[:, :, index : index + 1].to(self._vae.device)
-            frame = denormalize_latents(self._vae, frame).to(self._vae.dtype)
-            step = partial(self._codec.decode_frame, first=self._position + index == 0)
-            work.append(_Work(step, frame, slice(start, stop)))
-            start = stop
-        self._run(work, video)
+        video = torch.empty(size, device=self._vae.device)
+        lengths = [self._num_frames_at(place) for place in range(self._position, last)]
+        own = denormalize_latents(self._vae, latents.to(self._vae.device))
+        self._run(
+            torch.split(own.to(self._network.dtype), 1, dim=2) if num_latent_frames else (),
+            [place == 0 for place in range(self._position, last)],
+            torch.split(video, lengths, dim=2),
+        )
         self._position = last
         return video.clamp_(-1, 1)
 
-    def _sides(self) -> tuple[int, int]:
-        return 1, self._scale.space
-
-    def _num_slots(self) -> int:
-        return self._codec.decoder_slots
+    def _choose(self, codec: FrameCodec) -> Network:
+        return codec.decoder

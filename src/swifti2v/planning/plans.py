@@ -15,7 +15,7 @@ CONTEXT_BYTES = 0.5 * 2**30
 An assumption, not measured."""
 SLACK = 1.1
 """Activations with the allocator's gaps and the workspaces of cuDNN. An assumption, not measured."""
-MIN_TILE = 24
+MIN_TILE = 16
 """Latent cells along the side of the smallest VAE tile that is proposed."""
 NO_STREAMED_PREFETCH = ("image_encoder",)
 """Components whose blocks are fetched when they are due, not before."""
@@ -29,7 +29,7 @@ class Option:
     placement: Placement | Literal["8-bit"]
     """See ``swifti2v.models.placement.place``."""
     vae_tile: int | None
-    """Side of Stage II's VAE tiles in latent cells; None for whole frames."""
+    """Longest side of Stage II's VAE tiles in latent cells; None for whole frames."""
     seconds: dict[str, float]
     """By stage, and ``total``; loading weights and writing files are not included."""
     peak_device_bytes: dict[str, float]
@@ -37,7 +37,7 @@ class Option:
     host_bytes: float
     """Host memory."""
     is_available: bool = True
-    """Whether this version can run it; if not, it is shown for comparison."""
+    """Whether a plan may choose it; if not, it changes the frames and is shown for comparison."""
 
     def __str__(self) -> str:
         tiles = "" if self.vae_tile is None else f", VAE tiles of {self.vae_tile}"
@@ -134,7 +134,7 @@ class Wish:
     is_tile_given: bool = False
     """Whether ``vae_tile`` is decided."""
     vae_tile: int | None = None
-    """Side of Stage II's VAE tiles; None for whole frames."""
+    """Longest side of Stage II's VAE tiles; None for whole frames."""
 
 
 def make_plan(
@@ -165,6 +165,9 @@ def make_plan(
     if precision not in device.rates:
         known = ", ".join(device.rates)
         raise ConfigError(f"the rates of {device.name} are not known in {precision}; use {known}")
+    linear = set(counter.models.linear.values())
+    if "float8" in linear and "float8" not in device.rates and len(device.rates) > 1:
+        raise ConfigError(f"{device.name} has no 8-bit floating point; use int8 or plain layers")
     placements = PLACEMENTS if wish.placement is None else (wish.placement,)
     if device.is_cpu and wish.placement is None:
         placements = ("resident",)
@@ -181,7 +184,7 @@ def make_plan(
     smallest = min(options, key=lambda option: option.peak_device_bytes["peak"])
     chosen = min(fitting, key=lambda option: option.seconds["total"], default=None)
     shown = chosen or smallest
-    if not device.is_cpu:
+    if not device.is_cpu and linear <= {"plain"}:
         options.append(_estimate_8bit(works[id(options[0])], device, precision))
     work = works[id(shown)]
     return Plan(
@@ -198,14 +201,11 @@ def make_plan(
 
 
 def propose_tiles(counter: ClipCounter) -> list[int]:
-    """Sides of VAE tiles worth trying, from large to small: no smaller one overlaps less."""
-    least, proposed = float("inf"), []
+    """Sides of VAE tiles worth trying, from large to small: the smallest of each division."""
+    grids: dict[tuple[int, int], int] = {}
     for side in range(MIN_TILE, max(counter.large[2:])):
-        num_tiles, (rows, columns) = counter.tiling(side)
-        if num_tiles * rows * columns < least:
-            least = num_tiles * rows * columns
-            proposed.append(side)
-    return proposed[::-1]
+        grids.setdefault(counter.grid(side), side)
+    return [*grids.values()][::-1]
 
 
 def estimate(work: ClipWork, device: Device, precision: Precision, placement: Placement) -> Option:
@@ -238,6 +238,8 @@ def _seconds(
     work: ClipWork, stage: StageWork, device: Device, precision: str, is_streamed: bool
 ) -> float:
     rates, count = device.rates[precision], stage.count
+    if stage.is_float8:
+        rates = device.rates.get("float8", rates)
     compute = (
         count.linear / rates.linear
         + count.attention / rates.attention
@@ -247,6 +249,8 @@ def _seconds(
     moved = count.transfer_bytes / rates.transfer
     hidden = shown = 0.0
     for role, passes in stage.passes.items() if is_streamed else ():
+        if work.weights[role].stays:
+            continue
         copied = passes * work.weights[role].num_bytes / rates.transfer
         if role in NO_STREAMED_PREFETCH:
             shown += copied
@@ -255,17 +259,21 @@ def _seconds(
     return max(compute, hidden) + shown + moved
 
 
-def _peaks(work: ClipWork, *, is_streamed: bool, weight_share: float = 1.0) -> dict[str, float]:
+def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[str, float]:
     """Device memory by stage: weights, activations and the history that other stages keep."""
-    all_weights = sum(weights.num_bytes for weights in work.weights.values())
+    all_weights = sum(
+        own.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
+        for role, own in work.weights.items()
+    )
+    staying = sum(own.num_bytes for own in work.weights.values() if own.stays)
     kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
     peaks: dict[str, float] = {}
     for name in STAGES:
         stage = work.stages[name]
-        weights = weight_share * all_weights
+        weights = all_weights
         if is_streamed:
             own = [work.weights[role].streamed_bytes for role in stage.passes]
-            weights = max(own, default=0)
+            weights = max(own, default=0) + staying
         waiting = 0.0
         if name in ("reference", "stage2", "decode"):  # they take turns, segment by segment
             waiting = sum(kept.values()) - kept[name]
@@ -284,15 +292,23 @@ def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
 
 
 def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:
-    """All weights resident in 8 bits: what it would bring."""
-    rates = "float8" if "float8" in device.rates else precision
-    seconds = {name: _seconds(work, work.stages[name], device, rates, False) for name in STAGES}
+    """All weights resident, those of the transformers in 8 bits."""
+    seconds = {
+        name: _seconds(
+            work,
+            replace(stage, is_float8=name in ("stage1", "stage2")),
+            device,
+            precision,
+            is_streamed=False,
+        )
+        for name, stage in work.stages.items()
+    }
     plain = estimate(work, device, precision, "resident")
     return replace(
         plain,
         placement="8-bit",
         seconds=_with_total(seconds),
-        peak_device_bytes=_peaks(work, is_streamed=False, weight_share=0.5),
+        peak_device_bytes=_peaks(work, is_streamed=False, is_8bit=True),
         is_available=False,
     )
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from swifti2v.config import AttentionConfig, GenerationConfig
 from swifti2v.media import video_to_frames
-from swifti2v.models.tiles import plan_spans
+from swifti2v.models.tiles import count_tiles
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.planning.counting import META, Count, count, extrapolate
 from swifti2v.planning.models import Models, Weights
-from swifti2v.planning.streams import STEADY, TileWork, count_decoder, count_encoder
+from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
 from swifti2v.sampling import plan_sigmas
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import LatentShape, PixelShape
@@ -39,6 +39,8 @@ class StageWork:
     """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
     passes: dict[str, int]
     """How often it runs each component from its first weight to its last."""
+    is_float8: bool = False
+    """Whether its matrix products are of 8-bit floating point numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +51,7 @@ class ClipWork:
     weights: dict[str, Weights]
     """By component."""
     vae_tile: int | None
-    """Side of Stage II's VAE tiles in latent cells."""
+    """Longest side of Stage II's VAE tiles in latent cells."""
     offloads_history: bool
     """Whether the causal history waits in host memory."""
     host_bytes: float
@@ -115,15 +117,16 @@ class ClipCounter:
         """Work of the clip.
 
         Args:
-            vae_tile: Side of Stage II's VAE tiles in latent cells; None for whole frames.
+            vae_tile: Longest side of Stage II's VAE tiles in latent cells; None for whole frames.
             offloads_history: See ``StreamingDecoder``.
         """
-        num_tiles, tile = self.tiling(vae_tile)
-        encoder, decoder = self._count_tile(tile)
-        reference = self._count_reference(encoder, num_tiles, offloads_history)
-        decode = self._count_decode(decoder, num_tiles, offloads_history)
-        pinned = num_tiles * (encoder.pinned_bytes + decoder.pinned_bytes)
-        waiting = pinned if offloads_history else 0
+        vae, size = self.models.get("stage2_vae"), self.large[2:]
+        tiling = Tiling(tile=vae_tile, offloads_history=offloads_history)
+        encoder = count_encoder(vae, size, self.large.num_frames, tiling)
+        decoder = count_decoder(vae, size, self._piece_sizes, tiling)
+        reference = self._count_reference(encoder)
+        decode = self._count_decode(decoder)
+        waiting = encoder.pinned_bytes + decoder.pinned_bytes
         config = self.config
         clip_bytes = 3 * config.num_frames * config.height * config.width
         return ClipWork(
@@ -134,12 +137,10 @@ class ClipCounter:
             host_bytes=waiting + clip_bytes * (1 / config.stage1.downscale**2 + 1),
         )
 
-    def tiling(self, vae_tile: int | None) -> tuple[int, tuple[int, int]]:
-        """Number of tiles of that side that cover a frame, and height and width of each."""
-        sides = self.large[2:]
-        spans = [plan_spans(side, vae_tile, (1, 1), META) for side in sides]
-        height, width = (side if vae_tile is None else min(side, vae_tile) for side in sides)
-        return len(spans[0]) * len(spans[1]), (height, width)
+    def grid(self, vae_tile: int | None) -> tuple[int, int]:
+        """Rows and columns of tiles of at most that side."""
+        rows, columns = (count_tiles(side, vae_tile) for side in self.large[2:])
+        return rows, columns
 
     @property
     def _piece_sizes(self) -> list[int]:
@@ -198,6 +199,7 @@ class ClipCounter:
         return StageWork(
             count=replace(forward * num_calls + decode, kept_bytes=0),
             passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
+            is_float8=self.models.linear.get("stage1_transformer") == "float8",
         )
 
     def _stage1(self) -> Stage1Pipeline:
@@ -232,14 +234,16 @@ class ClipCounter:
         sampling = self.config.stage2.sampling
         num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
         total = Count()
-        for num_frames, times in Counter(len(s.window) for s in self.segments).items():
-            segment = next(s for s in self.segments if len(s.window) == num_frames)
+        sizes = {segment: (len(segment.window), len(segment.given)) for segment in self.segments}
+        for size, times in Counter(sizes.values()).items():
+            segment = next(segment for segment, own in sizes.items() if own == size)
             run = partial(self._run_stage2, segment)
-            forward = self.models.count_layers("stage2_transformer", run)
+            forward = self.models.count_layers("stage2_transformer", run, least=2)
             total += forward * (times * num_calls)
         return StageWork(
             count=replace(total, kept_bytes=0),
             passes={"stage2_transformer": len(self.segments) * num_calls},
+            is_float8=self.models.linear.get("stage2_transformer") == "float8",
         )
 
     def _run_stage2(self, segment: Segment, transformer: Any) -> Tensor:
@@ -247,11 +251,12 @@ class ClipCounter:
         shape = LatentShape(transformer.config["in_channels"], num_frames, *self.large[2:])
         sigma = torch.empty(1, num_frames, device=META)
         prompt = self._prompt(transformer.config)
+        num_given = len(segment.given) if self.config.stage2.speed.skips_given else 0
         return predict_window(
-            transformer, segment, _empty(shape), sigma, prompt, self.config.stage2
+            transformer, segment, _empty(shape), sigma, prompt, self.config.stage2, num_given
         )
 
-    def _count_reference(self, encoder: TileWork, num_tiles: int, offloads: bool) -> StageWork:
+    def _count_reference(self, encoder: StreamWork) -> StageWork:
         """Enlarging and encoding, a latent frame at a time."""
         config, num_frames = self.config, self.large.num_frames
         vae, low = self.models.get("stage2_vae"), config.stage1.downscale
@@ -261,38 +266,27 @@ class ClipCounter:
         enlarge = count(
             lambda: HybridReference(small, photo, vae, config.stage2.upsampling).pixels(1)
         )
-        encode = encoder.times(num_tiles, offloads_history=offloads)
+        encode = encoder.count
         peak = max(enlarge.peak_bytes + encode.kept_bytes, enlarge.kept_bytes + encode.peak_bytes)
         total = enlarge * (num_frames - 1) + encode
         return StageWork(
             count=replace(total, peak_bytes=peak, kept_bytes=encode.kept_bytes),
-            passes={"stage2_vae": num_frames * num_tiles},
+            passes={"stage2_vae": num_frames},
         )
 
-    def _count_decode(self, decoder: TileWork, num_tiles: int, offloads: bool) -> StageWork:
+    def _count_decode(self, decoder: StreamWork) -> StageWork:
         """Decoding a segment at a time, and its frames in 8 bits."""
-        config, decode = self.config, decoder.times(num_tiles, offloads_history=offloads)
+        config, decode = self.config, decoder.count
         time = self.models.get("stage2_vae").config["scale_factor_temporal"]
         most = max(time * size - (time - 1) * (i == 0) for i, size in enumerate(self._piece_sizes))
         video = torch.empty(1, 3, most, config.height, config.width, device=META)
         convert = count(lambda: video_to_frames(video))
-        # The tile that was counted has made the video of itself alone.
-        video_bytes = video.nbytes * (1 - 1 / num_tiles)
-        peak = max(
-            video_bytes + decode.peak_bytes, video.nbytes + convert.peak_bytes + decode.kept_bytes
-        )
+        peak = max(decode.peak_bytes, video.nbytes + convert.peak_bytes + decode.kept_bytes)
         total = decode + convert * (config.num_frames / most)
         return StageWork(
             count=replace(total, peak_bytes=peak, kept_bytes=decode.kept_bytes),
-            passes={"stage2_vae": self.large.num_frames * num_tiles},
+            passes={"stage2_vae": self.large.num_frames},
         )
-
-    @cache  # noqa: B019
-    def _count_tile(self, tile: tuple[int, int]) -> tuple[TileWork, TileWork]:
-        """Encoding and decoding the clip of one tile, in the pieces that the pipeline makes."""
-        vae = self.models.get("stage2_vae")
-        encoder = count_encoder(vae, tile, self.large.num_frames)
-        return encoder, count_decoder(vae, tile, self._piece_sizes)
 
 
 def _num_steps(sampling: Any) -> int:
