@@ -257,18 +257,20 @@ def _histories(stages: Sequence[_Stage]) -> list[History]:
 class StreamingEncoder(_Stream):
     """Encode a clip that arrives in pieces; the latents do not depend on how it was cut.
 
-    On one device and in float32 the latents are bit-equal to those of the whole clip in one
-    ``vae.encode``, as long as the convolution library takes the same kernel for the 1x1x1
-    ``quant_conv`` over one frame and over all of them. Nothing but the causal history and at most
-    three frames is kept between pieces. The VAE's own caches are neither read nor changed.
+    The latents are those of the whole clip in one ``vae.encode`` up to rounding: 1e-5 of their
+    norm in float32; in bfloat16 they are as near to the exact ones as diffusers' own. Nothing but
+    the causal history and at most three frames is kept between pieces. The VAE's own caches are
+    neither read nor changed. It computes in the dtype of the VAE's encoder.
 
     Args:
         vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
-        tile: Side in latent cells of overlapping tiles that are encoded one after the other and
-            blended, to save memory; the result then differs from the untiled one. A tile that
-            covers the frame changes nothing.
-        offloads_history: Keep the causal history of a tile in host memory, pinned, while no frame
-            goes through it; nothing but device memory and time depends on it.
+        tile: Longest side in latent cells of tiles that the layers of large frames go through one
+            after the other, to save memory; None for whole frames. Each tile takes in what its
+            values depend on, so the latents change by rounding only.
+        offloads_history: Keep the causal history in host memory, pinned, while no frame goes
+            through its layers; nothing but device memory and time depends on it. All frames of a
+            piece then go through one tile before the next, otherwise all tiles of a frame.
+        levers: How the layers of ``AutoencoderKLWan`` compute; all levers by default.
 
     Raises:
         ConfigError: ``tile`` is below 4.
@@ -391,14 +393,16 @@ class StreamingEncoder(_Stream):
 class StreamingDecoder(_Stream):
     """Decode latents that arrive in pieces; the video does not depend on how they were cut.
 
-    On one device and in float32 the video is bit-equal to that of all latents in one
-    ``vae.decode``, with the reservation of ``StreamingEncoder``. The VAE's own caches are
-    neither read nor changed.
+    The video is that of all latents in one ``vae.decode`` up to rounding, see
+    ``StreamingEncoder``. The VAE's own caches are neither read nor changed. It computes in the
+    dtype of the VAE's decoder.
 
     Args:
         vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
         tile: As for ``StreamingEncoder``.
-        offloads_history: As for ``StreamingEncoder``; tiles are fetched once for each piece.
+        offloads_history: As for ``StreamingEncoder``; the history of a tile is fetched once for
+            each piece.
+        levers: As for ``StreamingEncoder``.
 
     Raises:
         ConfigError: ``tile`` is below 4.

@@ -29,7 +29,7 @@ class HybridReference:
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
         vae: Stage II's VAE.
         upsampling: Resize kernel.
-        tile: Side of a spatial VAE tile in latent cells, or none.
+        tile: Longest side of a spatial VAE tile in latent cells, or none.
         offloads_history: See ``StreamingEncoder``.
 
     Raises:
