@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
-from swifti2v.models.loading import float32_parts
+from swifti2v.models.loading import float32_parts, set_vae_dtypes
 from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.sources import ModelIndex, find_model
 from swifti2v.planning.counting import META, Count, count, extrapolate
@@ -74,8 +74,11 @@ class Models:
             kind, config = self.architectures[role]
             if num_layers is not None:
                 config = {**config, LAYERS[role]: num_layers}
-            model = Architecture(kind, config).make_empty(role)
-            self._made[role, num_layers] = _cast(model, self.dtype).to(META)
+            model = _cast(Architecture(kind, config).make_empty(role), self.dtype)
+            source = self.index.components[role]
+            if source.encode_dtype or source.decode_dtype:
+                set_vae_dtypes(model, source, self.dtype)
+            self._made[role, num_layers] = model.to(META)
         return self._made[role, num_layers]
 
     def count_layers(self, role: str, run: Callable[[Any], object]) -> Count:
