@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.errors import ConfigError
+from swifti2v.models.causal_conv import History
 from swifti2v.models.frame_codec import FrameCodec, Part, frame_codec
 from swifti2v.models.tiles import Tile, count_tiles, plan_tiles
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
-from swifti2v.models.wan_layers import History
 from tests.wan_vae import deep_vae
 
 NAMES = ["wan21", "wan22"]
