@@ -96,8 +96,8 @@ class CausalConv:
 def convolve(x: Tensor, conv: Any, margin: int, levers: VaeLevers) -> Tensor:
     """Convolve ``[B, C, T, H, W]``, padded in space alone by ``margin`` zeros."""
     padding = (0, margin, margin)
-    is_plain = x.device.type == "cpu" and x.dtype == torch.float32
-    if levers.uses_onednn and is_plain and torch.backends.mkldnn.is_available():
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if levers.uses_onednn and has_onednn and x.device.type == "cpu" and x.dtype == torch.float32:
         output: Tensor = torch.ops.aten.mkldnn_convolution(
             x, conv.weight, conv.bias, padding, conv.stride, (1, 1, 1), 1
         )
