@@ -7,6 +7,7 @@ small Stage II is trained on clips of half size and crops of 4x4 tokens. LoRAs o
 
 import copy
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -63,7 +64,7 @@ ADAPTER = AdapterConfig(rank=16)
 METRICS = {
     "psnr_db": ("PSNR, dB", "+.2f"),
     "coherence": ("coherence", "+.3f"),
-    "hf_ratio": ("HF energy", "+.2f"),
+    "hf_db": ("HF energy, dB of the truth's", "+.2f"),
     "boiling": ("temporal noise of the error, /255", "+.2f"),
     "temporal_noise": ("temporal noise where nothing moves, /255", "+.2f"),
     "steadiness": ("steadiness along motion", "+.4f"),
@@ -310,7 +311,8 @@ def judge(rows):
 
 def write_document(rows):
     """Put the table into the document: base's values, and the others' differences from it."""
-    rows = sorted(rows, key=lambda row: row["arm"] != BASE)  # the base first, the others in order
+    rows = [{**row, "hf_db": 10 * math.log10(row["hf_ratio"])} for row in rows]
+    rows.sort(key=lambda row: row["arm"] != BASE)  # the base first, the others in order
     note = (
         f"_{len({row['seed'] for row in rows})} seeds, {len({row['clip'] for row in rows})} crops of {CROP}x{CROP} px and "
         f"{NUM_FRAMES} frames of held-out clips; {VIDEO_STEPS} steps on clips, {IMAGE_STEPS} a LoRA (rank {ADAPTER.rank}); "
