@@ -146,7 +146,8 @@ class Stage2Config:
     upsampling: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
     """Kernel that brings the motion reference to the output size."""
     vae_tile: int | None = None
-    """Side of a spatial VAE tile in latent cells; none decodes whole frames."""
+    """Longest side of a spatial VAE tile in latent cells, to save memory; none takes whole frames.
+    Tiles are exact: frames change by rounding only."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """Of its transformer."""

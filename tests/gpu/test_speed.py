@@ -24,7 +24,7 @@ def model() -> SegmentTransformer3DModel:
         num_attention_heads=4, attention_head_dim=128, in_channels=48, out_channels=48,
         text_dim=64, freq_dim=64, ffn_dim=1024, num_layers=4,
     )  # fmt: skip
-    made = SegmentTransformer3DModel.from_base(base).eval()
+    made: SegmentTransformer3DModel = SegmentTransformer3DModel.from_base(base).eval()
     torch.nn.init.normal_(made.patch_embedding.weight, std=0.05)
     made.to(CUDA)
     return made

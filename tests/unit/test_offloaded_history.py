@@ -1,5 +1,6 @@
 """A causal history that waits in host memory."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +9,7 @@ from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.models.wan_layers import History
+from swifti2v.pipelines.transition import HybridReference
 from tests.tiny import SIZE, tiny_pipeline, tiny_vae
 
 CPU = torch.device("cpu")
@@ -71,3 +73,17 @@ def test_the_offloaded_placement_makes_the_same_frames():
     resident = tiny_pipeline()
     place(resident.components, CPU, "resident")
     assert not resident.components.offloads_history
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_a_reference_encoded_in_larger_pieces_is_the_same(tile):
+    rng = np.random.default_rng(0)
+    clip = rng.integers(0, 256, (17, 8, 14, 3), dtype=np.uint8)
+    photo = torch.rand(1, 3, 1, 32, 56) * 2 - 1
+    kept, moved = (
+        HybridReference(clip, photo, tiny_vae(), tile=tile, offloads_history=offloads)
+        for offloads in (False, True)
+    )
+
+    for frames in ((0,), (0, 1, 2), (0, 2, 3, 4)):
+        assert torch.equal(kept.latents(frames), moved.latents(frames))

@@ -15,6 +15,8 @@ from torch import Tensor
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.loading import load_component
+from swifti2v.models.sources import ComponentSource
 from swifti2v.models.vae import (
     StreamingDecoder,
     StreamingEncoder,
@@ -353,6 +355,28 @@ def test_results_are_float32_and_can_enter_a_training_graph():
     encoder = StreamingEncoder(vae)
     encoder.encode(video_of("wan21")[:, :, :5])
     assert not any(tensor.requires_grad for tensor in encoder.state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["wan21", "wan22"])
+def test_encoder_and_decoder_have_number_types_of_their_own(name, tmp_path):
+    torch.manual_seed(0)
+    vae_of(name).save_pretrained(tmp_path / "vae")
+    source = ComponentSource(source=str(tmp_path / "vae"), encode_dtype="float32")
+    mixed = load_component("stage2_vae", source, tmp_path, torch.bfloat16, torch.device("cpu"))
+    half: Any = copy.deepcopy(vae_of(name))
+    half.bfloat16()
+
+    assert torch.equal(StreamingEncoder(mixed).encode(video_of(name)), encoded(name))
+    expected = StreamingDecoder(half).decode(latents_of(name))
+    assert torch.equal(StreamingDecoder(mixed).decode(latents_of(name)), expected)
+    assert not torch.equal(expected, decoded(name))
+
+
+def test_number_types_are_refused_where_there_are_no_networks(tmp_path):
+    BlockCodec().save_pretrained(tmp_path / "vae")
+    source = ComponentSource(source=str(tmp_path / "vae"), decode_dtype="float16")
+    with pytest.raises(LoadingError, match=r"given for a BlockCodec.*leave them out"):
+        load_component("stage2_vae", source, tmp_path, torch.float32, torch.device("cpu"))
 
 
 def test_works_in_inference_mode_and_out_of_it_within_one_clip():

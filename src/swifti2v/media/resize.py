@@ -130,7 +130,14 @@ def video_to_frames(video: Tensor) -> NDArray[np.uint8]:
     """
     if video.ndim != 5 or video.shape[:2] != (1, 3):
         raise ShapeError(f"a video must be [1, 3, T, H, W]; this one is {tuple(video.shape)}")
-    pixels = video[0].permute(1, 2, 3, 0).float()  # [T, H, W, 3]
-    levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    frames: NDArray[np.uint8] = levels.contiguous().cpu().numpy()
-    return frames
+    frames = torch.empty(
+        (*video.shape[2:], 3), dtype=torch.uint8, pin_memory=video.device.type == "cuda"
+    )
+    for index in range(len(frames)):  # one at a time: hardly any memory beside the video
+        pixels = video[0, :, index].permute(1, 2, 0).float().clamp(-1, 1)  # [H, W, 3]
+        levels = pixels.add_(1).mul_(127.5).round_().to(torch.uint8)
+        frames[index].copy_(levels.contiguous(), non_blocking=True)
+    if video.is_cuda:
+        torch.cuda.current_stream(video.device).synchronize()
+    result: NDArray[np.uint8] = frames.numpy()
+    return result

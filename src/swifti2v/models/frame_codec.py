@@ -249,6 +249,25 @@ def frame_codec(
     return FrameCodec(_wan_encoder(vae, levers, whole), _wan_decoder(vae, levers, whole))
 
 
+def set_dtypes(vae: VideoVAE, encode: torch.dtype, decode: torch.dtype) -> None:
+    """Cast encoder and decoder, each with its number type, in place.
+
+    Raises:
+        LoadingError: ``vae`` is a ``BlockCodec``, which computes in float32 whatever its dtype.
+    """
+    if isinstance(vae, BlockCodec):
+        raise LoadingError(
+            "encode_dtype or decode_dtype is given for a BlockCodec, which always computes in "
+            "float32: leave them out"
+        )
+    for modules, dtype in (
+        ((vae.encoder, vae.quant_conv), encode),
+        ((vae.decoder, vae.post_quant_conv), decode),
+    ):
+        for module in modules:
+            module.to(dtype)
+
+
 def store_history(history: History) -> None:
     """Move a history to host memory, in place; pinned, if it comes from a GPU."""
     for slot, entry in enumerate(history):

@@ -34,6 +34,7 @@ from swifti2v.models.architectures import (
 from swifti2v.models.checkpoints import load_weights, read_state_dict
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.conversion import wan_transformer_state_dict
+from swifti2v.models.frame_codec import frame_codec, set_dtypes
 from swifti2v.models.image_encoder import load_image_processor
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_base import require_base
@@ -89,7 +90,7 @@ class _Files(NamedTuple):
     place: Path
     weights: Path | None
     loras: tuple[tuple[Path, float], ...]
-    reference: Reference = "channels"
+    source: ComponentSource
 
 
 def load_components(
@@ -196,20 +197,33 @@ def _find_files(source: ComponentSource, root: Path, loras: Sequence[LoraSource]
         resolve(source.source, source.subfolder, root),
         None if source.weights is None else resolve(source.weights, "", root),
         tuple(own),
-        source.reference,
+        source,
     )
 
 
 def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) -> Any:
     logger.info("loading %s from %s", role, files.place)
     if role == "stage2_transformer":
-        component = load_model(role, files.place, dtype, files.reference)
+        component = load_model(role, files.place, dtype, files.source.reference)
+    elif files.source.encode_dtype or files.source.decode_dtype:
+        component = load_model(role, files.place, torch.float32)
+        set_vae_dtypes(component, files.source, dtype)
     else:
         component = LOADERS[role](files.place, dtype)
     if isinstance(component, nn.Module):
         component = component.to(device).eval().requires_grad_(False)
         _add_weights(component, files)
     return component
+
+
+def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> None:
+    """Give encoder and decoder the number types that a source names, or else ``dtype``.
+
+    Raises:
+        LoadingError: ``vae`` has no networks.
+    """
+    own = (source.encode_dtype, source.decode_dtype)
+    set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in own))
 
 
 def _add_weights(component: nn.Module, files: _Files) -> None:
@@ -251,6 +265,11 @@ def save_components(components: Components, settings: dict[str, Any], directory:
         subfolder = role.replace("_", "/", 1) if role.startswith("stage") else role
         component.save_pretrained(directory / subfolder)
         sources[role] = {"source": ".", "subfolder": subfolder}
+        if isinstance(component, AutoencoderKLWan):
+            codec = frame_codec(component)
+            if codec.encoder.dtype != codec.decoder.dtype:
+                names = (str(own.dtype).removeprefix("torch.") for own in codec)
+                sources[role] |= zip(("encode_dtype", "decode_dtype"), names, strict=True)
     index = {
         "_class_name": PIPELINE_CLASS,
         "_swifti2v_version": __version__,

@@ -27,6 +27,9 @@ Reference = Literal["channels", "none"]
 """How Stage II is shown the upsampled motion reference, see ``ComponentSource``."""
 
 
+VaeDtype = Literal["float32", "bfloat16", "float16"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraSource:
     """A LoRA to merge when its component is loaded."""
@@ -56,6 +59,11 @@ class ComponentSource:
     reference: Reference = "channels"
     """How a base model becomes Stage II: with more input channels, for the reference; or as it is,
     so that the reference counts only where sampling starts from it (``strength`` below 1)."""
+    encode_dtype: VaeDtype | None = None
+    """Number type of a VAE's encoder; by default that of all weights. 16 bits lose more where
+    latents are a condition than where they are decoded."""
+    decode_dtype: VaeDtype | None = None
+    """Number type of a VAE's decoder, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +92,10 @@ class ModelIndex:
                 )
             if source.reference == "none" and role != "stage2_transformer":
                 raise ConfigError(f"component {role} has reference: none; only Stage II takes it")
+            if (source.encode_dtype or source.decode_dtype) and not role.endswith("vae"):
+                raise ConfigError(
+                    f"component {role} has encode_dtype or decode_dtype; only the VAEs take them"
+                )
         parse_config(GenerationConfig, self.settings, "settings")
 
     def without_loras(self) -> "ModelIndex":

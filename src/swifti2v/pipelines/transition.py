@@ -29,7 +29,7 @@ class HybridReference:
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
         vae: Stage II's VAE.
         upsampling: Resize kernel.
-        tile: Side of a spatial VAE tile in latent cells, or none.
+        tile: Longest side of a spatial VAE tile in latent cells, or none.
         offloads_history: See ``StreamingEncoder``.
         starts_with_photo: Without, its first frame is the motion reference's own, enlarged.
 
@@ -64,6 +64,7 @@ class HybridReference:
         self.starts_with_photo = starts_with_photo
         self._vae, self._tile = vae, tile
         self._encoder = StreamingEncoder(vae, tile=tile, offloads_history=offloads_history)
+        self._offloads_history = offloads_history
         self._time = int(vae.config["scale_factor_temporal"])
         self._latents: dict[int, Tensor] = {}
         self._encoded = 0
@@ -79,8 +80,8 @@ class HybridReference:
         Raises:
             ShapeError: A frame is past the end or was forgotten.
         """
-        while self._encoded <= max(frames):
-            self._encode_next()
+        if self._encoded <= max(frames):
+            self._encode_through(max(frames))
         missing = [frame for frame in frames if frame not in self._latents]
         if missing:
             raise ShapeError(f"reference latents of frames {missing} are no longer held")
@@ -113,9 +114,18 @@ class HybridReference:
         video = frames_to_video(piece).to(self.photo.device)
         return resize_video(video, height, width, self.upsampling)
 
-    def _encode_next(self) -> None:
-        self._latents[self._encoded] = self._encoder.encode(self.pixels(self._encoded))
-        self._encoded += 1
+    def _encode_through(self, last: int) -> None:
+        """Encode up to ``last``: all at once if the history waits elsewhere, to fetch it once."""
+        places = range(self._encoded, last + 1)
+        width = len(places) if self._offloads_history else 1
+        for start in places[::width]:
+            group = places[start - places[0] : start - places[0] + width]
+            pieces = [self.pixels(place) for place in group]
+            video = torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
+            del pieces
+            latents = torch.split(self._encoder.encode(video), 1, dim=2)
+            self._latents |= dict(zip(group, latents, strict=True))
+        self._encoded = last + 1
 
     def __repr__(self) -> str:
         shape: Any = self.motion_reference.shape

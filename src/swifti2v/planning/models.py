@@ -11,7 +11,7 @@ from torch import nn
 
 from swifti2v.config import GenerationConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
-from swifti2v.models.loading import float32_parts
+from swifti2v.models.loading import float32_parts, set_vae_dtypes
 from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.quantization import quantize
 from swifti2v.models.sources import ModelIndex, find_model
@@ -90,8 +90,11 @@ class Models:
             kind, config = self.architectures[role]
             if num_layers is not None:
                 config = {**config, LAYERS[role]: num_layers}
-            model = Architecture(kind, config).make_empty(role)
-            model = cast_weights(model, self.dtype).to(META)
+            model = cast_weights(Architecture(kind, config).make_empty(role), self.dtype)
+            source = self.index.components[role]
+            if source.encode_dtype or source.decode_dtype:
+                set_vae_dtypes(model, source, self.dtype)
+            model = model.to(META)
             linear = self.linear.get(role, "plain")
             if linear != "float8" or num_layers is None or num_layers >= FEWEST_FLOAT8:
                 quantize(model, linear, META)

@@ -35,16 +35,17 @@ class StreamWork:
 
 
 def count_encoder(
-    vae: VideoVAE, size: tuple[int, int], num_frames: int, tiling: Tiling
+    vae: VideoVAE, size: tuple[int, int], sizes: Sequence[int], tiling: Tiling
 ) -> StreamWork:
-    """Cost of encoding ``num_frames`` latent frames of ``size`` (height, width) cells one by one."""
+    """Cost of encoding ``size`` (height, width) cells in pieces of ``sizes`` latent frames."""
     height, width = (side * vae.config["scale_factor_spatial"] for side in size)
-    pieces = [
-        torch.empty(1, 3, length, height, width, device=META)
-        for length in (1, vae.config["scale_factor_temporal"])
-    ]
+    time = vae.config["scale_factor_temporal"]
     encoder = StreamingEncoder(vae, tile=tiling.tile, offloads_history=tiling.offloads_history)
-    return _count_pieces(encoder, lambda i: encoder.encode(pieces[i > 0]), [1] * num_frames, tiling)
+    videos = [
+        torch.empty(1, 3, time * length - (time - 1) * (i == 0), height, width, device=META)
+        for i, length in enumerate(sizes)
+    ]
+    return _count_pieces(encoder, lambda i: encoder.encode(videos[i]), sizes, tiling)
 
 
 def count_decoder(

@@ -122,9 +122,14 @@ class ClipCounter:
         """
         vae, size = self.models.get("stage2_vae"), self.large[2:]
         tiling = Tiling(tile=vae_tile, offloads_history=offloads_history)
-        encoder = count_encoder(vae, size, self.large.num_frames, tiling)
+        # As HybridReference does: a frame at a time, or the new ones of a segment at once.
+        encoded = [1] * self.large.num_frames
+        if offloads_history:
+            first, *others = self._piece_sizes
+            encoded = [length for length in (1, first - 1, *others) if length]
+        encoder = count_encoder(vae, size, encoded, tiling)
         decoder = count_decoder(vae, size, self._piece_sizes, tiling)
-        reference = self._count_reference(encoder)
+        reference = self._count_reference(encoder, max(encoded))
         decode = self._count_decode(decoder)
         waiting = encoder.pinned_bytes + decoder.pinned_bytes
         config = self.config
@@ -256,8 +261,8 @@ class ClipCounter:
             transformer, segment, _empty(shape), sigma, prompt, self.config.stage2, num_given
         )
 
-    def _count_reference(self, encoder: StreamWork) -> StageWork:
-        """Enlarging and encoding, a latent frame at a time."""
+    def _count_reference(self, encoder: StreamWork, most: int) -> StageWork:
+        """Enlarging and encoding, at most ``most`` latent frames at a time."""
         config, num_frames = self.config, self.large.num_frames
         vae, low = self.models.get("stage2_vae"), config.stage1.downscale
         time = vae.config["scale_factor_temporal"]
@@ -267,7 +272,9 @@ class ClipCounter:
             lambda: HybridReference(small, photo, vae, config.stage2.upsampling).pixels(1)
         )
         encode = encoder.count
-        peak = max(enlarge.peak_bytes + encode.kept_bytes, enlarge.kept_bytes + encode.peak_bytes)
+        frame = enlarge.kept_bytes
+        joined = enlarge.peak_bytes + (2 * most - 2) * frame  # pieces, and all of them as one
+        peak = max(joined + encode.kept_bytes, most * frame + encode.peak_bytes)
         total = enlarge * (num_frames - 1) + encode
         return StageWork(
             count=replace(total, peak_bytes=peak, kept_bytes=encode.kept_bytes),
