@@ -116,7 +116,7 @@ class SwiftI2VPipeline:
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         start = loading_device(target, placement)
         components, settings = load_components(name, dtype, start, loras, stages=stages)
-        given = {stage: {"speed": to_dict(own)} for stage, own in (speed or {}).items()}
+        given: Any = {stage: {"speed": to_dict(own)} for stage, own in (speed or {}).items()}
         config = parse_config(GenerationConfig, merge(settings, given), str(name))
         accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)
         place(components, target, placement)

@@ -217,7 +217,7 @@ UNTOUCHED = (aten.empty.memory_format, aten.new_empty.default, aten.empty_like.d
 
 def _copy(func: Any, args: Any, kwargs: Any) -> Tensor:
     """Copy between two places, of which one may be the host."""
-    source: Tensor = args[-1] if func is aten.copy_.default else args[0]
+    source: Tensor = args[1] if func is aten.copy_.default else args[0]
     target = args[0].device if func is aten.copy_.default else kwargs.get("device", source.device)
     if source.device != META or target == META:
         return func(*args, **kwargs)  # type: ignore[no-any-return]
