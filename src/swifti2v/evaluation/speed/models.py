@@ -110,8 +110,8 @@ def make_random(
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if id(parameter) not in made:
-            value = torch.empty(parameter.shape, dtype=kinds.get(name, dtype), device=device)
-            value.normal_(std=STD, generator=generator)
+            value = torch.empty(parameter.shape, device=device)  # the same in every number type
+            value = value.normal_(std=STD, generator=generator).to(kinds.get(name, dtype))
             if "norm" in name and not name.endswith("bias"):
                 value.fill_(1)
             made[id(parameter)] = nn.Parameter(value, requires_grad=False)
