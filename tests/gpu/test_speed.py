@@ -17,16 +17,17 @@ pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 
 
-def model() -> Any:
+def model() -> SegmentTransformer3DModel:
     torch.manual_seed(0)
     wan: Any = diffusers.WanTransformer3DModel
     base = wan(
         num_attention_heads=4, attention_head_dim=128, in_channels=48, out_channels=48,
         text_dim=64, freq_dim=64, ffn_dim=1024, num_layers=4,
     )  # fmt: skip
-    made: Any = SegmentTransformer3DModel.from_base(base).eval()
+    made: SegmentTransformer3DModel = SegmentTransformer3DModel.from_base(base).eval()
     torch.nn.init.normal_(made.patch_embedding.weight, std=0.05)
-    return made.to(CUDA)
+    torch.nn.Module.to(made, CUDA)
+    return made
 
 
 @torch.no_grad()

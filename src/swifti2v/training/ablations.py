@@ -233,19 +233,19 @@ class Ablations:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         return path
 
+    def start(self, seed: int) -> SegmentTransformer3DModel:
+        """A new Stage II of the table's size, as the runs of a seed start."""
+        text_dim = int(self.components.stage2_transformer.config["text_dim"])
+        num_steps = self.config.stage2.sampling.num_inference_steps
+        return start_stage2(self.config.size, text_dim, self.residual, num_steps, seed)
+
     def _train(self, arm: Arm, seed: int, directory: Path) -> SegmentTransformer3DModel:
         config, settings = self.config, self.settings
         objective, mix = config.arm_objective(arm), arm.mix or config.mix
         stage2 = config.arm_stage2(arm)
         run = replace(config.run, seed=seed)
         text_dim = int(self.components.stage2_transformer.config["text_dim"])
-        transformer = start_stage2(
-            config.size,
-            text_dim,
-            self.residual,
-            config.stage2.sampling.num_inference_steps,
-            seed,
-        )
+        transformer = self.start(seed)
         length = mean_window_length(objective.windows, (settings.num_frames - 1) // 4 + 1, stage2)
         steps = math.ceil(config.latent_frames / (run.batch_size * length))
         source = MaterialSource(
