@@ -47,10 +47,9 @@ def test_the_peak_is_what_a_block_needs_and_not_what_was_needed_before():
     torch.ones(2**25).sum()  # 128 MiB, gone again
     with peak_memory(CPU) as peaks:
         torch.ones(2**23).sum()  # 32 MiB
-    (peak,) = peaks
-    if peak is None:
+    if peaks.peak_bytes is None:
         pytest.skip("this system does not tell")
-    assert 2**25 * 0.9 < peak < 2**27
+    assert 2**25 * 0.9 < peaks.peak_bytes < 2**27
 
 
 def row(case: str, seconds: float, **values: Any) -> Row:
@@ -83,9 +82,9 @@ def test_random_weights_are_normal_and_norms_are_one():
     sizes = {**TRANSFORMER, "num_layers": 2, "in_channels": 8, "out_channels": 4}
     architecture = Architecture(SegmentTransformer3DModel, sizes)
     model = make_random(architecture, "test", torch.bfloat16, CPU)
-    again = make_random(architecture, "test", torch.bfloat16, CPU)
+    again = make_random(architecture, "test", torch.float32, CPU)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, again.state_dict()[name].to(value.dtype))
         if "norm" in name and name.endswith("weight"):
             assert (value == 1).all()
         elif value.numel() > 100:

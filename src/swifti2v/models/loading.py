@@ -49,7 +49,6 @@ from swifti2v.models.sources import (
     find_model,
     resolve,
 )
-from swifti2v.models.speed import prepare_speed, warn_of_torch
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.version import __version__
 
@@ -142,28 +141,6 @@ def load_components(
     components = Components(**found, max_text_length=index.max_text_length, device=device)
     _require_match(components, str(name), stages)
     return components, index.settings
-
-
-def accelerate(
-    components: Components, speed: Mapping[Stage, SpeedConfig], device: torch.device
-) -> None:
-    """Prepare the transformers for speed, in place, after loading and before ``place``.
-
-    Args:
-        components: As loaded; LoRAs are merged already.
-        speed: By stage; stages that do not run are left alone.
-        device: What will compute.
-
-    Raises:
-        ConfigError: The device cannot do it, or it is done already.
-    """
-    if device.type == "cuda" and (warning := warn_of_torch(torch.__version__)):
-        logger.warning(warning)
-    for stage, own in speed.items():
-        transformer = getattr(components, f"{stage}_transformer")
-        if not any(tensor.is_meta for tensor in transformer.parameters()):
-            prepare_speed(transformer, own, device)
-    components.speed = dict(speed)
 
 
 def load_component(

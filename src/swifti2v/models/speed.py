@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swifti2v.config import SpeedConfig
 from swifti2v.errors import ConfigError
+from swifti2v.models.loading import Components, Stage
 from swifti2v.models.quantization import quantize
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,28 @@ def prepare_speed(transformer: nn.Module, speed: SpeedConfig, device: torch.devi
     quantize(transformer, speed.linear, device)
     if speed.compile:
         compile_blocks(transformer)
+
+
+def accelerate(
+    components: Components, speed: Mapping[Stage, SpeedConfig], device: torch.device
+) -> None:
+    """Prepare the transformers for speed, in place, after loading and before ``place``.
+
+    Args:
+        components: As loaded; LoRAs are merged already.
+        speed: By stage; stages that do not run are left alone.
+        device: What will compute.
+
+    Raises:
+        ConfigError: The device cannot do it, or it is done already.
+    """
+    if device.type == "cuda" and (warning := warn_of_torch(torch.__version__)):
+        logger.warning(warning)
+    for stage, own in speed.items():
+        transformer = getattr(components, f"{stage}_transformer")
+        if not any(tensor.is_meta for tensor in transformer.parameters()):
+            prepare_speed(transformer, own, device)
+    components.speed = dict(speed)
 
 
 def require_prepared(loaded: SpeedConfig, asked: SpeedConfig, stage: str) -> None:

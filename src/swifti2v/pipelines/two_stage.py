@@ -1,7 +1,7 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from swifti2v.models.loading import (
     STAGES,
     Components,
     Stage,
-    accelerate,
     load_components,
     save_components,
 )
 from swifti2v.models.placement import Placement, loading_device, place, require_placement
 from swifti2v.models.sources import LoraSource
-from swifti2v.models.speed import require_prepared
+from swifti2v.models.speed import accelerate, require_prepared
 from swifti2v.models.vae import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
@@ -117,14 +116,8 @@ class SwiftI2VPipeline:
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         start = loading_device(target, placement)
         components, settings = load_components(name, dtype, start, loras, stages=stages)
-        config = parse_config(GenerationConfig, settings, str(name))
-        config = replace(
-            config,
-            **{
-                stage: replace(getattr(config, stage), speed=own)
-                for stage, own in (speed or {}).items()
-            },
-        )
+        given: Any = {stage: {"speed": to_dict(own)} for stage, own in (speed or {}).items()}
+        config = parse_config(GenerationConfig, merge(settings, given), str(name))
         accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)
         place(components, target, placement)
         return cls(components, config)

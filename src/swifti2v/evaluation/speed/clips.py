@@ -77,13 +77,12 @@ def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) 
     for role in (role for role in ROLES if role in index.components):
         if role in WITHOUT_WEIGHTS and subject.is_random:
             continue
-        part = subject.load(role)
+        part = subject.load(role, home=loading_device(subject.device, placement))
         if role == "stage2_transformer" and is_theirs:
             part = TokenTimestepTransformer.from_segment_transformer(part)
         if role.endswith("_transformer"):
             prepare_speed(part, speed["stage1" if "1" in role else "stage2"], subject.device)
-        is_model = role not in WITHOUT_WEIGHTS
-        parts[role] = part.to(loading_device(subject.device, placement)) if is_model else part
+        parts[role] = part
     components = Components(
         **parts, max_text_length=index.max_text_length, device=subject.device, speed=speed
     )

@@ -58,8 +58,15 @@ class Subject:
         index, root = find_model(self.name)
         return find_architecture(role, index.components[role], root)
 
-    def load(self, role: str, dtype: torch.dtype | None = None) -> Any:
+    def load(
+        self, role: str, dtype: torch.dtype | None = None, home: torch.device | None = None
+    ) -> Any:
         """A component by itself, in eval mode.
+
+        Args:
+            role: Of the component.
+            dtype: None for the subject's own.
+            home: Where its weights go; None for the subject's device.
 
         Raises:
             ConfigError: Random weights would not fit into the memory there is.
@@ -67,8 +74,8 @@ class Subject:
         index, root = find_model(self.name)
         dtype = dtype or self.dtype
         if self.is_random:
-            return make_random(self.architecture(role), role, dtype, self.device)
-        return load_component(role, index.components[role], root, dtype, self.device)
+            return make_random(self.architecture(role), role, dtype, self.device, home)
+        return load_component(role, index.components[role], root, dtype, home or self.device)
 
 
 def in_both_types(subject: Subject) -> list[Subject]:
@@ -79,20 +86,25 @@ def in_both_types(subject: Subject) -> list[Subject]:
 
 
 def make_random(
-    architecture: Architecture, role: str, dtype: torch.dtype, device: torch.device, seed: int = 0
+    architecture: Architecture,
+    role: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    home: torch.device | None = None,
 ) -> Any:
-    """A model with normal weights and norms of 1, made where it computes.
+    """A model with normal weights and norms of 1, the same whenever they are drawn.
 
     Args:
         architecture: Of the model.
         role: Named in errors.
         dtype: Of the weights, except those that the class keeps in float32.
-        device: Where it goes.
-        seed: Of the weights.
+        device: Draws the weights, one tensor at a time.
+        home: Where they go; None leaves them there.
 
     Raises:
-        ConfigError: It does not fit into the free memory of the device.
+        ConfigError: They do not fit into the free memory of ``home``.
     """
+    home = home or device
     with init_empty_weights(include_buffers=False):
         model = architecture.make(role)
     keep = float32_parts(model, dtype)
@@ -101,23 +113,23 @@ def make_random(
         for name, _ in model.named_parameters()
     }
     needed = sum(p.numel() * kinds[name].itemsize for name, p in model.named_parameters())
-    if needed > (free := free_bytes(device)):
+    if needed > (free := free_bytes(home)):
         raise ConfigError(
             f"random weights of {role} take {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are "
-            f"free on {device.type}; choose a smaller model, or other stages"
+            f"free on {home.type}; choose a smaller model, or other stages"
         )
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
     made: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if id(parameter) not in made:
-            value = torch.empty(parameter.shape, dtype=kinds.get(name, dtype), device=device)
-            value.normal_(std=STD, generator=generator)
+            value = torch.empty(parameter.shape, device=device)  # the same in every number type
+            value = value.normal_(std=STD, generator=generator).to(kinds.get(name, dtype))
             if "norm" in name and not name.endswith("bias"):
                 value.fill_(1)
-            made[id(parameter)] = nn.Parameter(value, requires_grad=False)
+            made[id(parameter)] = nn.Parameter(value.to(home), requires_grad=False)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made[id(parameter)])
-    return model.to(device).eval()
+    return model.to(home).eval()
 
 
 class TokenTimestepTransformer(WanTransformer3DModel):

@@ -41,6 +41,19 @@ class Timing:
     peak_bytes: int | None
     """Of the last run: on a GPU most memory of tensors, weights included; on a CPU most memory of
     the process above what it held before. None where the system does not tell."""
+    reserved_bytes: int | None = None
+    """Most that PyTorch's allocator took of a GPU, gaps included."""
+    retries: int = 0
+    """How often that allocator had to give memory back before it got more; 0 where all is well."""
+
+
+@dataclass(slots=True)
+class Peaks:
+    """Memory of a block, see ``Timing``."""
+
+    peak_bytes: int | None = None
+    reserved_bytes: int | None = None
+    retries: int = 0
 
 
 def measure(
@@ -67,7 +80,9 @@ def measure(
         seconds=median,
         spread=(max(counted) - min(counted)) / median,
         cold_seconds=spent[0],
-        peak_bytes=peaks[0],
+        peak_bytes=peaks.peak_bytes,
+        reserved_bytes=peaks.reserved_bytes,
+        retries=peaks.retries,
     )
     return timing, result
 
@@ -84,20 +99,23 @@ def stopped(device: torch.device, spent: list[float]) -> Iterator[None]:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[list[int | None]]:
-    """A list that gets the block's peak memory, see ``Timing.peak_bytes``."""
-    peaks: list[int | None] = []
+def peak_memory(device: torch.device) -> Iterator[Peaks]:
+    """Memory of the block, filled in at its end."""
+    peaks = Peaks()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0)
         yield peaks
-        peaks.append(torch.cuda.max_memory_allocated(device))
+        peaks.peak_bytes = torch.cuda.max_memory_allocated(device)
+        peaks.reserved_bytes = torch.cuda.max_memory_reserved(device)
+        peaks.retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0) - retries
         return
     with suppress(OSError):
         CLEAR_REFS.write_text("5")  # Linux: the peak starts again from what is held now
     before = _status("VmRSS")
     yield peaks
     after = _status("VmHWM")
-    peaks.append(None if before is None or after is None else max(0, after - before))
+    peaks.peak_bytes = None if before is None or after is None else max(0, after - before)
 
 
 def _status(name: str) -> int | None:
