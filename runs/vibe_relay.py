@@ -7,9 +7,10 @@ small Stage II is trained on clips of half size and crops of 4x4 tokens. LoRAs o
 
 import copy
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from swifti2v.evaluation.metrics.temporal import compensated_flicker
 from swifti2v.evaluation.model_card import clip_psnr, downscale
 from swifti2v.media import frames_to_video, resize_video, video_to_frames
 from swifti2v.models.lora import merge_lora
+from swifti2v.storage import write_whole
 from swifti2v.training.ablation_clips import cut_test_clips
 from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
 from swifti2v.training.degradations import DegradationConfig
@@ -51,6 +53,7 @@ SEEDS = (0, 1, 2)
 SIZE = TransformerSize(num_heads=4, num_layers=2)
 NUM_FRAMES, CROP, NUM_CROPS = 17, 128, 2
 VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 60, 4
+VIDEO_RATE, IMAGE_RATE = 3.0e-4, 3.0e-4
 READ_FRAMES = 33
 NOISE = NoiseLevelConfig(distribution="inference", num_inference_steps=8)
 STRENGTH = 0.7
@@ -63,7 +66,7 @@ ADAPTER = AdapterConfig(rank=16)
 METRICS = {
     "psnr_db": ("PSNR, dB", "+.2f"),
     "coherence": ("coherence", "+.3f"),
-    "hf_ratio": ("HF energy", "+.2f"),
+    "hf_db": ("HF energy, dB of the truth's", "+.2f"),
     "boiling": ("temporal noise of the error, /255", "+.2f"),
     "temporal_noise": ("temporal noise where nothing moves, /255", "+.2f"),
     "steadiness": ("steadiness along motion", "+.4f"),
@@ -110,7 +113,7 @@ def halve(frames):
 
 
 class Proof:
-    """All runs of a seed after the other; what is on disk is not done again."""
+    """All runs of a seed after the other; an arm whose rows are on disk is not done again."""
 
     def __init__(self, data_dir, output_dir):
         self.output_dir = output_dir
@@ -196,7 +199,7 @@ class Proof:
         )
         if not (self.output_dir / f"{name}-{seed}" / "checkpoints" / "latest").is_file():
             fit_to_task(task, RunConfig(seed=seed, batch_size=BATCH), 8)
-        self._train(task, name, seed, VIDEO_STEPS, 3.0e-4)
+        self._train(task, name, seed, VIDEO_STEPS, VIDEO_RATE)
         return transformer.requires_grad_(False)
 
     def lora(self, base, name, seed, *, stills, crop, objective, attention=FULL):
@@ -211,7 +214,7 @@ class Proof:
             self._settings(attention),
             self._encode_prompts,
         )
-        self._train(task, name, seed, IMAGE_STEPS, 3.0e-4)
+        self._train(task, name, seed, IMAGE_STEPS, IMAGE_RATE)
         return adapter_state_dict(transformer)
 
     def measure(self, arm, seed, make):
@@ -240,44 +243,57 @@ class Proof:
 
     def rows(self, seed):
         """Measurements of all arms of a seed."""
-        done = self.output_dir / f"rows-{seed}.json"
-        if done.is_file():
-            return json.loads(done.read_text())
-        full, half = self._materials
-        rows = self.measure("Lanczos", seed, self._enlarge)
-        rows += self.measure("the truth", seed, lambda clip: clip.truth)
+        rows = self._keep("Lanczos", seed, lambda: self._enlarge)
+        rows += self._keep("the truth", seed, lambda: lambda clip: clip.truth)
 
-        def add(name, transformer, **changes):
+        def add(name, make, **changes):
             settings = self._settings(**changes)
             rows.extend(
-                self.measure(name, seed, partial(self._sample, transformer, settings, seed))
+                self._keep(name, seed, lambda: partial(self._sample, make(), settings, seed))
             )
-            sys.stderr.write(f"seed {seed}: {name}\n")
 
-        base = self.video_model("base", half, CROP // 2, seed)
+        base = cache(lambda: self.video_model("base", self._materials[1], CROP // 2, seed))
         add(BASE, base)
         add("base, GCLF swapped in", base, attention=GCLF)
-        low = {"stills": half.stills, "crop": CROP // 2, "objective": FLOW}
-        lora1 = self.lora(base, "relay1", seed, **low)
-        fused = merged(base, lora1)
+        fused = cache(lambda: merged(base(), self._lora1(base(), seed)))
         for name, arm in ARMS.items():
             start = fused if arm.is_relay else base
-            values = {"objective": arm.objective, "attention": arm.attention}
-            slug = "".join(c if c.isalnum() else "_" for c in name)
-            lora2 = self.lora(start, slug, seed, stills=full.stills, crop=CROP, **values)
-            add(name, merged(base, lora2), attention=arm.attention)
+            lora2 = cache(partial(self._lora2, start, name, arm, seed))
+            add(name, lambda: merged(base(), lora2()), attention=arm.attention)  # noqa: B023
             if name == "relay, HFATO":
-                add("relay, HFATO, LoRA1 kept", merged(fused, lora2))
-        video = self.video_model("video", full, CROP, seed)
+                add("relay, HFATO, LoRA1 kept", lambda: merged(fused(), lora2()))  # noqa: B023
+        video = cache(lambda: self.video_model("video", self._materials[0], CROP, seed))
         add("Stage II trained on large clips", video)
         add("Stage II trained on large clips, strength 1", video, strength=1.0)
-        done.write_text(json.dumps(rows))
         return rows
+
+    def _keep(self, name, seed, make):
+        """Rows of an arm, from disk where it was measured."""
+        path = self.output_dir / "rows" / f"{slug(name)}-{seed}.json"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, json.dumps(self.measure(name, seed, make())))
+            sys.stderr.write(f"seed {seed}: {name}\n")
+        return json.loads(path.read_text())
+
+    def _lora1(self, base, seed):
+        stills = self._materials[1].stills
+        return self.lora(base, "relay1", seed, stills=stills, crop=CROP // 2, objective=FLOW)
+
+    def _lora2(self, start, name, arm, seed):
+        values = {"objective": arm.objective, "attention": arm.attention}
+        stills = self._materials[0].stills
+        return self.lora(start(), slug(name), seed, stills=stills, crop=CROP, **values)
 
     def _enlarge(self, clip):
         low = frames_to_video(clip.low)
         output = video_to_frames(resize_video(low, CROP, CROP, "lanczos"))
         return np.concatenate([clip.truth[:1], output[1:]])
+
+
+def slug(name):
+    """For file names."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def even(picture):
@@ -310,7 +326,8 @@ def judge(rows):
 
 def write_document(rows):
     """Put the table into the document: base's values, and the others' differences from it."""
-    rows = sorted(rows, key=lambda row: row["arm"] != BASE)  # the base first, the others in order
+    rows = [{**row, "hf_db": 10 * math.log10(row["hf_ratio"])} for row in rows]
+    rows.sort(key=lambda row: row["arm"] != BASE)  # the base first, the others in order
     note = (
         f"_{len({row['seed'] for row in rows})} seeds, {len({row['clip'] for row in rows})} crops of {CROP}x{CROP} px and "
         f"{NUM_FRAMES} frames of held-out clips; {VIDEO_STEPS} steps on clips, {IMAGE_STEPS} a LoRA (rank {ADAPTER.rank}); "

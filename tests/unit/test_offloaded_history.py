@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from swifti2v.models.causal_conv import History
 from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
-from swifti2v.models.wan_layers import History
 from swifti2v.pipelines.transition import HybridReference
 from tests.tiny import SIZE, tiny_pipeline, tiny_vae
 

@@ -4,15 +4,15 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.errors import ConfigError
+from swifti2v.models.causal_conv import History
 from swifti2v.models.frame_codec import FrameCodec, Part, frame_codec
 from swifti2v.models.tiles import Tile, count_tiles, plan_tiles
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
-from swifti2v.models.wan_layers import History
 from tests.wan_vae import deep_vae
 
 NAMES = ["wan21", "wan22"]
@@ -49,6 +49,7 @@ def latents_of(name: str, height: int, width: int, num_frames: int) -> Tensor:
     return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 90),
@@ -71,6 +72,7 @@ def test_tiles_cover_a_frame_once_and_are_about_equal(height, width, tile, name,
         assert max(lengths) - min(lengths) <= part.samples
 
 
+@settings(deadline=None)
 @given(width=st.integers(1, 90), tile=st.integers(4, 50), name=st.sampled_from(NAMES))
 def test_each_window_has_what_the_next_one_is_computed_from(width, tile, name):
     for part in (encoder_part(name), decoder_part(name, 2)):

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import fields, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
+from swifti2v.models.causal_conv import VaeLevers
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.loading import load_component
@@ -24,7 +26,6 @@ from swifti2v.models.vae import (
     normalize_latents,
     scale_factors,
 )
-from swifti2v.models.wan_layers import VaeLevers
 
 NAMES = ["wan21", "wan22", "block", "block4"]
 NUM_FRAMES = 13
@@ -121,12 +122,11 @@ def test_normalized_latents_have_the_configured_statistics_removed(name):
         normalize_latents(vae, own[:, 1:])
 
 
+NONE = VaeLevers(**dict.fromkeys((field.name for field in fields(VaeLevers)), False))
 LEVERS = {
     "all": VaeLevers(),
-    "none": VaeLevers(is_channels_last=False, folds_upsampling=False, fuses_norm=False),
-    "channels_last": VaeLevers(folds_upsampling=False, fuses_norm=False),
-    "folded": VaeLevers(is_channels_last=False, fuses_norm=False),
-    "fused": VaeLevers(is_channels_last=False, folds_upsampling=False),
+    "none": NONE,
+    **{field.name: replace(NONE, **{field.name: True}) for field in fields(VaeLevers)},
 }
 
 

@@ -16,20 +16,17 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.causal_conv import CausalConv, History, Slots, VaeLevers
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.tiles import Tile, crop_output
 from swifti2v.models.wan_layers import (
     AttentionLayer,
-    CausalConv,
     Downsample,
     FrameLayer,
-    History,
     MiddleBlock,
     ResidualBlock,
     ResidualDownBlock,
-    Slots,
     UpBlock,
-    VaeLevers,
 )
 
 VideoVAE = AutoencoderKLWan | BlockCodec

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
+from swifti2v.models.causal_conv import History, VaeLevers
 from swifti2v.models.frame_codec import (
     FrameCodec,
     Network,
@@ -16,7 +17,6 @@ from swifti2v.models.frame_codec import (
     store_history,
 )
 from swifti2v.models.tiles import plan_tiles
-from swifti2v.models.wan_layers import History, VaeLevers
 from swifti2v.shapes import ScaleFactors
 
 MIN_TILE = 4

@@ -6,7 +6,6 @@ and its normalized input in one buffer, and sums are made in place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,29 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swifti2v.errors import LoadingError
-from swifti2v.models.fused_norm import norm_silu
+from swifti2v.models.causal_conv import CausalConv, History, Slots, VaeLevers, convolve
 from swifti2v.models.tiles import Layer
-
-History = list[Tensor | None]
-"""Last inputs of the causal convolutions, ``[B, C, 1 or 2, h, w]`` by slot; None before the clip."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VaeLevers:
-    """What makes the VAE fast; each may be switched alone, and changes values by rounding only."""
-
-    is_channels_last: bool = True
-    """Frames are laid out ``[T, H, W, C]`` in memory, as the convolutions of cuDNN and oneDNN work."""
-    folds_upsampling: bool = True
-    """Nearest upsampling and the 3x3 convolution behind it are one transposed convolution, with
-    4 instead of 9 products for each output."""
-    fuses_norm: bool = True
-    """RMS norm and SiLU are one kernel, on CUDA and where Triton is installed."""
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Layout of frames ``[B, C, T, H, W]``."""
-        return torch.channels_last_3d if self.is_channels_last else torch.contiguous_format
 
 
 class FrameLayer(Layer, Protocol):
@@ -53,74 +31,13 @@ class FrameLayer(Layer, Protocol):
         """
 
 
-class Slots:
-    """Hands out places in a history."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def take(self) -> int:
-        """The next one."""
-        self.count += 1
-        return self.count - 1
-
-
-class CausalConv:
-    """A causal convolution, with the norm and SiLU before it if there are any.
-
-    Args:
-        conv: ``WanCausalConv3d``; padding is half its kernel in space, all before it in time.
-        slots: Gives one place.
-        levers: See there.
-        norm: ``WanRMS_norm`` over channels.
-    """
-
-    grows = shrinks = 1
-
-    def __init__(self, conv: Any, slots: Slots, levers: VaeLevers, norm: Any = None) -> None:
-        self._conv, self._norm, self._levers = conv, norm, levers
-        self._slot = slots.take()
-        self._past: int = conv.kernel_size[0] - conv.stride[0]
-        self._margin: int = conv.kernel_size[1] // 2
-
-    def reach(self, start: int, stop: int) -> tuple[int, int]:
-        """See ``Layer``."""
-        return start - self._margin, stop + self._margin
-
-    def __call__(self, x: Tensor, history: History, *, first: bool = False) -> Tensor:
-        """See ``FrameLayer``."""
-        del first
-        past, before = self._past, history[self._slot]
-        batch, channels, frames, *size = x.shape
-        # ``empty`` would not keep the layout for one row or one column.
-        buffer = torch.empty(
-            (batch, channels, past + frames, *size),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=self._levers.memory_format,
-        )
-        buffer[:, :, :past] = 0 if before is None else before
-        if self._norm is None:
-            buffer[:, :, past:] = x
-        else:
-            norm_silu(x, self._norm.gamma, buffer[:, :, past:], fused=self._levers.fuses_norm)
-        history[self._slot] = buffer[:, :, -past:].clone()
-        conv, margin = self._conv, self._margin
-        return F.conv3d(
-            buffer, conv.weight, conv.bias, stride=conv.stride, padding=(0, margin, margin)
-        )
-
-    def remember(self, x: Tensor, history: History) -> None:
-        """Take ``x`` as history, without computing anything."""
-        history[self._slot] = x[:, :, -self._past :].clone()
-
-
 class ResidualBlock:
     """``WanResidualBlock``."""
 
     grows = shrinks = 1
 
     def __init__(self, block: Any, slots: Slots, levers: VaeLevers) -> None:
+        self._levers = levers
         self._convs = [
             CausalConv(block.conv1, slots, levers, block.norm1),
             CausalConv(block.conv2, slots, levers, block.norm2),
@@ -137,7 +54,7 @@ class ResidualBlock:
         hidden = self._convs[1](hidden, history, first=first)
         if self._shortcut is None:
             return hidden.add_(x)
-        return hidden.add_(F.conv3d(x, self._shortcut.weight, self._shortcut.bias))
+        return hidden.add_(convolve(x, self._shortcut, 0, self._levers))
 
 
 def reach_through(layers: Sequence[Any], start: int, stop: int) -> tuple[int, int]:
