@@ -78,8 +78,8 @@ def to_velocity(
     if parameterization == "velocity":
         return output
     if parameterization == "reference_residual":
-        velocity = (latents - reference - output) / level.clamp(min=1e-6)
-        return torch.where(level > 0, velocity, torch.zeros_like(velocity))
+        velocity = (latents - reference - output).div_(level.clamp(min=1e-6))
+        return velocity.masked_fill_(level <= 0, 0)
     raise ConfigError(
         f"parameterization is {parameterization!r}; known are 'velocity', 'reference_residual'"
     )
@@ -149,13 +149,16 @@ def denoise(
     if len(is_target) != latents.shape[2]:
         raise ShapeError(f"{len(is_target)} flags for a window of {latents.shape[2]} frames")
     mask = torch.tensor(list(is_target), device=latents.device)
+    first, num_targets = [*is_target, True].index(True), sum(is_target)
+    is_run = all(is_target[first : first + num_targets])
+    chosen = slice(first, first + num_targets) if is_run else mask  # a slice is not copied
     latents = latents.clone()
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         sigma_per_frame = (sigma * mask.to(torch.float32)).expand(latents.shape[0], -1)
-        prediction = velocity(latents, sigma_per_frame)[:, :, mask].float()
-        if not torch.isfinite(prediction).all():
+        prediction = velocity(latents, sigma_per_frame)[:, :, chosen].float()
+        if prediction.numel() and not torch.stack(torch.aminmax(prediction)).isfinite().all():
             raise NumericalError(f"{where} returned NaN or infinity at step {step + 1}")
-        latents[:, :, mask] += (sigma_next - sigma) * prediction
+        latents[:, :, chosen] += (sigma_next - sigma) * prediction
         if on_step is not None:
             on_step(step, latents)
     return latents

@@ -1,5 +1,6 @@
 """Seconds and peak memory of a computation: warm-ups first, then the median of several runs."""
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -110,8 +111,9 @@ def peak_memory(device: torch.device) -> Iterator[Peaks]:
         peaks.reserved_bytes = torch.cuda.max_memory_reserved(device)
         peaks.retries = torch.cuda.memory_stats(device).get("num_alloc_retries", 0) - retries
         return
-    with suppress(OSError):
-        CLEAR_REFS.write_text("5")  # Linux: the peak starts again from what is held now
+    with suppress(OSError, AttributeError):  # Linux, with its usual C library
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system
+        CLEAR_REFS.write_text("5")  # the peak starts again from what is held now
     before = _status("VmRSS")
     yield peaks
     after = _status("VmHWM")
