@@ -1,4 +1,4 @@
-# make demo | test | check | fix | install; every target sets up what it needs in .venv
+# make demo | test | check | fix | nano | install; every target sets up what it needs in .venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev
 CPU_TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check fix nano
+.PHONY: install demo test check fix nano bench
 
 install: $(VENV)/.installed
 
@@ -50,5 +50,15 @@ fix: install
 	$(BIN)/ruff check --fix src tests
 	$(BIN)/ruff format src tests
 
+# make nano DATA=FOLDER OUT=out/nano MINUTES=30: without DATA on procedural clips, without MINUTES
+# as long as configs/nano.yaml says
+OUT ?= out/nano
 nano: install
-	bash runs/nano.sh
+	PATH="$(abspath $(BIN)):$$PATH" sh runs/nano.sh "$(DATA)" "$(OUT)" $(if $(MINUTES),--minutes $(MINUTES))
+
+# Ratios to diffusers' own classes on this machine; takes minutes, on idle cores.
+bench: install
+	$(BIN)/swifti2v bench speed --model nano --against diffusers --stages stage2,levers,clip \
+	  --warmups 1 --repeats 3
+	$(BIN)/swifti2v bench speed --model nano --stages vae --height 128 --width 128 --warmups 1 --repeats 3
+	$(BIN)/swifti2v bench speed --model nano --stages lengths --height 192 --width 320 --warmups 1 --repeats 3

@@ -12,14 +12,22 @@ import sys
 import time
 from pathlib import Path
 
-from tests.regression import NumbersTask, make_trainer
+from swifti2v.training.run_config import PhaseConfig
+from swifti2v.training.trainer import Trainer
+from tests.regression import OPTIMIZER, NumbersTask, make_trainer
 
-WIDTH = 300
+NUM_STEPS = 40
+"""So many that no training ends between two kills."""
 NUM_KILLS = 4
 
 
+def make_long_trainer(directory: Path, seed: int = 0) -> Trainer:
+    phases = (PhaseConfig(steps=NUM_STEPS, optimizer=OPTIMIZER),)
+    return make_trainer(directory, NumbersTask(width=300, seed=seed), phases, checkpoint_steps=1)
+
+
 def train(directory: Path) -> None:
-    make_trainer(directory, NumbersTask(width=WIDTH), checkpoint_steps=1).run(resume=True)
+    make_long_trainer(directory).run(resume=True)
 
 
 def start(directory: Path) -> int:

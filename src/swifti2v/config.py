@@ -46,6 +46,25 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedConfig:
+    """How the transformer of a stage computes. Every lever works by itself, see ``bench speed``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
+    """Kernel of scaled dot-product attention that is tried first; auto is cuDNN's on Hopper and
+    flash elsewhere."""
+    compile: bool = False
+    """Compile the blocks with ``torch.compile``, once for each shape; kept for later runs."""
+    linear: Literal["plain", "float8", "int8"] = "plain"
+    """Matrix products of the blocks: in the type of the weights; both sides in 8-bit floating point
+    with a scale for each row (not in the first and the last block); or weights that are only stored
+    in 8 bits."""
+    skips_given: bool = True
+    """Stage II: after its last attention nothing is computed for frames that are given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1Config:
     """Stage I: the low-resolution motion reference."""
 
@@ -57,6 +76,8 @@ class Stage1Config:
     """What follows the image in the condition video: grey frames (Wan2.1), or a colour chart of
     place and time, for a VAE whose latents do not show where a frame ends."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Of its transformer."""
 
     def __post_init__(self) -> None:
         _require("stage1.downscale", self.downscale, low=1, high=16)
@@ -82,8 +103,15 @@ class AttentionConfig:
     targets, none leaves them out."""
     pooled_keys: Literal["after_rope", "before_rope"] = "after_rope"
     """Mean of the rotated keys; or mean of the plain keys, rotated to the middle of the square."""
+    context: Literal["bidirectional", "read_only"] = "bidirectional"
+    """Whether Stage II's given frames attend to the target as well, or to each other alone, as in
+    models that read a cache of the past."""
 
     def __post_init__(self) -> None:
+        if self.context == "read_only" and self.kind != "full":
+            raise ConfigError(
+                f"stage2.attention.context is read_only with kind {self.kind}; it goes with full"
+            )
         for name, side in zip(("rows", "columns"), self.window, strict=True):
             _require(f"stage2.attention.window, {name}", side, low=1)
         if self.pool is not None:
@@ -103,6 +131,10 @@ class Stage2Config:
     anchor: Literal["given", "generated"] = "given"
     """The first frame is the photo as it is; or it is made with the first segment, from a photo
     that is no sharper than the motion reference."""
+    shows_anchor: bool = True
+    """Every window begins with the first frame; or it is seen only while it is the context."""
+    reference_start: Literal["photo", "motion"] = "photo"
+    """First frame of the reference: the photo in full, or the motion reference's own."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Which tokens attend to each other."""
     temporal_positions: Literal["renumbered", "absolute"] = "renumbered"
@@ -117,6 +149,8 @@ class Stage2Config:
     """Longest side of a spatial VAE tile in latent cells, to save memory; none takes whole frames.
     Tiles are exact: frames change by rounding only."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    """Of its transformer."""
 
     def __post_init__(self) -> None:
         if self.segment_size is not None:

@@ -12,9 +12,11 @@ class Segment:
     index: int
     """Place of this segment in the clip, from 0."""
     context: tuple[int, ...]
-    """Finished frames right before the target, without the anchor; may be empty."""
+    """Finished frames right before the target; the anchor only where it is not shown anyway."""
     target: tuple[int, ...]
     """The frames this segment generates, in temporal order; the anchor may be the first."""
+    shows_anchor: bool = True
+    """Whether the window begins with the anchor, however far away it is."""
 
     @property
     def anchor(self) -> int:
@@ -24,7 +26,9 @@ class Segment:
     @property
     def given(self) -> tuple[int, ...]:
         """Anchor and context; nothing where the segment generates the anchor itself."""
-        return () if self.target[0] == self.anchor else (self.anchor, *self.context)
+        if self.target[0] == self.anchor or not self.shows_anchor:
+            return self.context
+        return (self.anchor, *self.context)
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -43,6 +47,7 @@ def plan_segments(
     context_size: int = 1,
     *,
     generates_anchor: bool = False,
+    shows_anchor: bool = True,
 ) -> list[Segment]:
     """Cut latent frames ``1 .. F-1`` into consecutive segments.
 
@@ -52,6 +57,8 @@ def plan_segments(
             makes one segment of all frames.
         context_size: N, finished frames it sees besides the anchor; fewer at the start.
         generates_anchor: The first segment generates frame 0 as well.
+        shows_anchor: Every window begins with frame 0; without, it is a frame like others, which
+            the first segments have as context.
 
     Returns:
         The segments in the order in which they are generated. Their targets partition
@@ -75,12 +82,13 @@ def plan_segments(
     segments = [
         Segment(
             index=index,
-            context=tuple(range(max(1, start - context_size), start)),
+            context=tuple(range(max(int(shows_anchor), start - context_size), start)),
             target=tuple(range(start, min(start + segment_size, num_latent_frames))),
+            shows_anchor=shows_anchor,
         )
         for index, start in enumerate(starts)
     ]
     if generates_anchor:
         first = segments[0].target if segments else ()
-        segments[:1] = [Segment(index=0, context=(), target=(0, *first))]
+        segments[:1] = [Segment(index=0, context=(), target=(0, *first), shows_anchor=shows_anchor)]
     return segments

@@ -9,10 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from swifti2v.config import parse_config, read_yaml
+from swifti2v.config import GenerationConfig, parse_config, read_yaml
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.fine_tuning import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.nano_config import NanoConfig, TextEncoderConfig
+from swifti2v.training.relay import RelayTraining
 from swifti2v.training.vae_training import VaeTrainingConfig
 from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
 from tests.regression import run_in_subprocess
@@ -22,8 +23,11 @@ KINDS: dict[str, Any] = {
     "nano": NanoConfig,
     "nano_stage1": Stage1FineTuning,
     "nano_stage2": Stage2FineTuning,
+    "nano_relay": RelayTraining,
     "nano_text": TextEncoderConfig,
     "nano_vae": VaeTrainingConfig,
+    "nano_vibe": GenerationConfig,
+    "relay_vibe": RelayTraining,
     "stage1_lora": Stage1FineTuning,
     "stage2_2k": Stage2FineTuning,
 }
@@ -61,6 +65,7 @@ def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     losses = [[m["loss"] for m in read_metrics(path)] for path in (tmp_path / "whole", parts)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 4
+    assert len(list((parts / "tensorboard").iterdir())) == 2  # one for each start
     assert {"step", "loss", "lr", "grad_norm", "seconds", "samples_per_second"} <= set(
         read_metrics(parts)[0]
     )

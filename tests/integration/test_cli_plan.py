@@ -1,7 +1,11 @@
 import json
+from typing import Any
 
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -89,3 +93,42 @@ def test_memory_keeps_what_is_given(model, photo, tmp_path):
     plan = json.loads(result.stdout)
     assert plan["settings"]["config"]["stage2"]["vae_tile"] == 8
     assert any("placement: streamed, VAE tiles of 8: the fastest" in note for note in plan["notes"])
+
+
+def test_8_bit_layers_are_planned(model, photo, tmp_path):
+    arguments = ("plan", "--model", "paper", "--height", 128, "--width", 192, "--num-frames", 9)
+    plain, small = (
+        json.loads(succeed(swifti2v(*arguments, "--device", "h100", *more, "--json")).stdout)
+        for more in ((), ("--linear", "float8"))
+    )
+    assert small["flops"] == plain["flops"]
+    assert small["disk_bytes"] < 0.75 * plain["disk_bytes"]  # of the text encoder all is left
+    assert small["peak_device_bytes"]["peak"] < 0.75 * plain["peak_device_bytes"]["peak"]
+    assert plain["options"][-1]["placement"] == "8-bit"
+    assert small["options"][-1]["placement"] != "8-bit"
+    refused = error_line(swifti2v(*arguments, "--device", "rtx3090", "--linear", "float8"))
+    assert "has no 8-bit floating point; use int8" in refused
+
+
+def test_a_device_that_runs_out_of_memory_keeps_what_is_finished(model, photo, tmp_path):
+    output, flags = tmp_path / "out.mkv", (*LOSSLESS, "--work-dir", tmp_path / "work")
+    calls = []
+
+    def run_out(module: torch.nn.Module, inputs: Any) -> None:
+        if isinstance(module, SegmentTransformer3DModel):
+            calls.append(inputs)
+            if len(calls) == 4:  # the second segment's second step
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    hook = register_module_forward_pre_hook(run_out)
+    try:
+        line = error_line(generate(model, photo, output, *flags))
+    finally:
+        hook.remove()
+
+    assert "out of memory in stage stage2 (CUDA out of memory. Tried to allocate 2.00 GiB)" in line
+    assert "--placement" in line or "choose a smaller size" in line
+    assert "1 of 4 segments (5 frames) are kept" in line
+    succeed(generate(model, photo, output, *flags, "--resume"))
+    succeed(generate(model, photo, tmp_path / "whole.mkv", *LOSSLESS))
+    assert_same_frames(output, tmp_path / "whole.mkv")

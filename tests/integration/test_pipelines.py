@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from swifti2v import errors
@@ -164,6 +164,34 @@ def test_the_hybrid_reference_is_the_upsampled_clip_with_the_photo_first(pipe, i
     reference = HybridReference(motion, photo, vae)
     assert torch.equal(reference.latents((0, 1, 2)), expected)
     assert torch.equal(reference.latents((0,)), StreamingEncoder(vae).encode(photo))
+
+
+def test_a_reference_without_the_photo_keeps_the_photo_as_anchor(pipe, image):
+    vae, photo = pipe.components.stage2_vae, image_to_tensor(image)
+    motion = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    plain = HybridReference(motion, photo, vae)
+    other = HybridReference(motion, photo, vae, starts_with_photo=False)
+    whole = resize_video(frames_to_video(motion), SIZE, SIZE, "lanczos")
+    assert torch.equal(other.latents((0, 1, 2)), StreamingEncoder(vae).encode(whole))
+    assert torch.equal(other.anchor(), plain.anchor())
+    assert torch.equal(plain.anchor(), plain.latents((0,)))
+
+
+def test_super_resolution_does_not_see_the_photo(pipe, image):
+    """Neither in the first frame nor in any later one; with the photo as anchor all see it."""
+    motion = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    inverted = ImageOps.invert(image)
+    for blind in (True, False):
+        changes = {"anchor": "generated", "shows_anchor": False, "reference_start": "motion"}
+        stage2 = dataclasses.replace(pipe.config.stage2, **(changes if blind else {}))
+        config = dataclasses.replace(pipe.config, num_frames=9, stage2=stage2)
+        first, second = (
+            np.concatenate([part.frames for part in pipe.refine(motion, photo, "", config=config)])
+            for photo in (image, inverted)
+        )
+        assert len(first) == 9
+        for frame, other in zip(first, second, strict=True):
+            assert np.array_equal(frame, other) is blind
 
 
 class Recorder(torch.nn.Module):

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swifti2v.config import parse_config
+from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
+from swifti2v.evaluation.baselines import lanczos_baseline
+from swifti2v.evaluation.model_card import clip_psnr
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
+from swifti2v.training import ablation_costs
 from swifti2v.training.ablation_clips import cut_test_clips, cut_test_motions
 from swifti2v.training.ablation_table import make_ablation_table
-from swifti2v.training.ablations import AblationConfig, Ablations, mean_window_length
+from swifti2v.training.ablations import AblationConfig, Ablations, Arm, mean_window_length
 from swifti2v.training.data import Frames, Material
 from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 
 SIDE, NUM_FRAMES = 64, 17
+TABLES = sorted((Path(__file__).parents[2] / "configs/tables").glob("*.yaml"))
 SETTINGS: dict[str, Any] = {
     "seeds": [0, 1],
     "latent_frames": 30,
@@ -42,6 +47,8 @@ SETTINGS: dict[str, Any] = {
          "objective": {"windows": {"segment_sizes": [1]}}},
     ],
 }  # fmt: skip
+
+BLIND = {"anchor": "generated", "shows_anchor": False, "reference_start": "motion"}
 
 
 def config(**changes: Any) -> AblationConfig:
@@ -137,6 +144,70 @@ def test_another_way_to_sample_has_the_same_weights(ablations: Ablations) -> Non
     assert other != values["base"]
 
 
+def test_rows_without_a_model_are_the_baselines_and_need_no_training(ablations: Ablations) -> None:
+    rows = {}
+    for method in ("lanczos", "flow_warp"):
+        path = ablations.run(Arm(name=method, made_by=method), 0)
+        rows[method] = json.loads(path.read_text())
+    assert not (ablations.output_dir / "runs").exists()
+    for index, test in enumerate(ablations.tests):
+        enlarged = lanczos_baseline(test.low, 32, 32)
+        assert rows["lanczos"][index]["psnr_db"] == clip_psnr(enlarged[1:], test.truth[1:])
+        # The motion is sub-pixel at the small size, and the fine noise cannot be enlarged.
+        assert rows["flow_warp"][index]["coherence"] > rows["lanczos"][index]["coherence"]
+
+
+def test_the_roles_of_the_photo_are_trained_and_sampled(ablations: Ablations) -> None:
+    """Each is another training: none of the rows repeats the base's."""
+    arms = (
+        Arm(name="super-resolution", stage2=BLIND),
+        Arm(name="no anchor", stage2={"shows_anchor": False}),
+        Arm(name="no hybrid", stage2={"reference_start": "motion"}),
+    )
+    base = json.loads(ablations.run(ablations.config.arms[0], 0).read_text())[0]["psnr_db"]
+    values = [json.loads(ablations.run(arm, 0).read_text())[0]["psnr_db"] for arm in arms]
+    assert len({base, *values}) == 4
+
+
+def test_costs_are_those_of_the_way_a_row_is_made(
+    tmp_path: Path, pipe: SwiftI2VPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(ablation_costs, "NATIVE_MODEL", str(tmp_path / "model"))
+    arms = [
+        {"name": "base", "also_sampled": {"one frame at a time": {"segment_size": 1}}},
+        {"name": "one window", "stage2": {"segment_size": None}},
+        {"name": "flow", "made_by": "flow_warp"},
+    ]
+    table = config(arms=arms, size={"num_heads": 2, "num_layers": 2})
+    starting = Ablations(table, tmp_path, material(0), (), cut_test_clips(
+        material(7), NUM_FRAMES, 32, 1, 4), pipe)  # fmt: skip
+    costs = {
+        cost.arm: cost
+        for cost in ablation_costs.CostMeter(table, pipe, starting.start(0), clip(3)).measure()
+    }
+    assert list(costs) == ["base", "one frame at a time", "one window", "flow"]
+    by_work = sorted(costs, key=lambda name: costs[name].flops)
+    assert by_work[0] == "flow"
+    assert by_work[-1] == "one frame at a time"  # windows overlap most
+    # Peaks of a window of five frames and of one of all five: the same clip in other pieces.
+    assert costs["one window"].native_peak_bytes >= costs["base"].native_peak_bytes
+    assert costs["one frame at a time"].native_peak_bytes < costs["base"].native_peak_bytes
+    assert costs["flow"].native_peak_bytes == 0
+    for cost in costs.values():
+        assert 0 < cost.first_frames_seconds <= sum(cost.seconds.values()) * 1.2
+        assert min(cost.seconds.values()) > 0
+        assert 0 < cost.flops < cost.native_flops * 10
+    text = ablation_costs.render_costs([asdict(cost) for cost in costs.values()], "one window")
+    assert re.search(r"^\| one window \|.*\| 1\.00 \|$", text, re.MULTILINE)
+    assert len({line.count("|") for line in text.splitlines()[2:]}) == 1
+
+
+def test_what_is_not_trained_takes_no_settings_of_training() -> None:
+    with pytest.raises(ConfigError, match="made by lanczos and is not trained"):
+        config(arms=[{"name": "a", "made_by": "lanczos", "stage2": {"segment_size": 1}}])
+
+
 def test_motions_are_tested_from_their_own_small_clip_and_from_stage_1s() -> None:
     frames, low = clip(3), clip(4, side=SIDE // 4)
     redrawn = TransitionClip("pan", frames, low, "pan left")
@@ -160,6 +231,18 @@ def test_short_held_out_clips_are_refused() -> None:
         cut_test_clips(material(0), 33, 32, 1, 4)
 
 
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_tables_that_come_along_are_tables(path: Path) -> None:
+    """They hold out the same files, and every trained row differs from the first."""
+    table = parse_config(AblationConfig, read_yaml(path), str(path))
+    assert set(table.held_out) >= {"swifti2v_page_14", "snake"}
+    ways = [
+        (arm.made_by, table.arm_objective(arm), table.arm_stage2(arm), arm.mix)
+        for arm in table.arms
+    ]
+    assert all(way != other for index, way in enumerate(ways) for other in ways[:index])
+
+
 def test_a_row_may_be_named_once() -> None:
     arms = [{"name": "base"}, {"name": "other", "also_sampled": {"base": {}}}]
     with pytest.raises(ConfigError, match="name each row once"):
@@ -173,10 +256,13 @@ def test_unknown_changes_of_an_arm_are_refused() -> None:
         config(arms=[{"name": "base", "also_sampled": {"other": {"context_size": -1}}}])
 
 
-def test_shards_make_the_table_of_one_process(tmp_path: Path, pipe: SwiftI2VPipeline) -> None:
+def test_shards_make_the_table_of_one_process(
+    tmp_path: Path, pipe: SwiftI2VPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from swifti2v.media import VideoWriter
 
     model, data = tmp_path / "model", tmp_path / "data"
+    monkeypatch.setattr(ablation_costs, "NATIVE_MODEL", str(model))
     pipe.save_pretrained(model)
     data.mkdir()
     for seed, name in enumerate(("one", "two", "test")):
@@ -201,7 +287,7 @@ def test_shards_make_the_table_of_one_process(tmp_path: Path, pipe: SwiftI2VPipe
             assert numbers(row) == pytest.approx(numbers(other), rel=1e-2, abs=1e-2, nan_ok=True)
     assert path.read_text().count("|") == whole.count("|")
     assert sorted(done) == sorted((arm["name"], seed) for arm in arms for seed in (0, 1))
-    for group in ("clips", "motions", "Stage I"):
-        assert f"**{group}**" in whole
+    for part in ("clips", "motions", "Stage I", "Cost of a clip"):
+        assert f"**{part}**" in whole
     with pytest.raises(ConfigError, match="other settings of latent_frames"):
         make_ablation_table(replace(table, latent_frames=60), tmp_path / "parts", data)

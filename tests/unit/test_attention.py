@@ -15,6 +15,7 @@ from swifti2v.config import AttentionConfig
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.models.attention import (
     GclfAttention,
+    ReadOnlyAttention,
     TokenGrid,
     pool_rotary,
     pool_tokens,
@@ -300,3 +301,67 @@ def test_another_frame_size_than_announced_is_refused():
 def test_impossible_settings_name_the_field(values):
     with pytest.raises(ConfigError, match=r"stage2.attention.(window|pool)"):
         AttentionConfig(**values)
+
+
+# A read-only context
+
+
+def read_only(model: Any, num_given: int) -> Any:
+    use_attention(model, AttentionConfig(context="read_only"), 4, 6, num_given)
+    return model
+
+
+def hidden_states(model: Any, change: Any) -> list[Tensor]:
+    """Tokens ``[2, 4, 24, 48]`` after each block, with the last two frames changed."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 8, 4, 8, 12, generator=generator)
+    hidden[:, :, 2:] = change(hidden[:, :, 2:])
+    text = torch.randn(2, 5, 16, generator=generator)
+    after: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda *arguments: after.append(arguments[2]))
+        for block in model.blocks
+    ]
+    model(hidden, torch.tensor([[0.0, 0.0, 0.7, 0.7]] * 2), text)
+    for hook in hooks:
+        hook.remove()
+    return [torch.unflatten(tokens, 1, (4, 24)) for tokens in after]
+
+
+@torch.no_grad()
+def test_a_read_only_context_does_not_know_the_target_and_the_target_knows_it() -> None:
+    model = segment_transformer()
+    for is_read_only in (False, True):
+        if is_read_only:
+            read_only(model, 2)
+        plain, other = (hidden_states(model, change) for change in (torch.clone, torch.neg))
+        for before, after in zip(plain, other, strict=True):
+            assert torch.equal(before[:, :2], after[:, :2]) is is_read_only
+            assert not torch.equal(before[:, 2:], after[:, 2:])
+    swapped = segment_transformer()
+    read_only(swapped, 2)
+    hidden = torch.randn(2, 8, 4, 8, 12)
+    sigma, text = torch.tensor([[0.0, 0.0, 0.7, 0.7]] * 2), torch.randn(2, 5, 16)
+    first = swapped(hidden, sigma, text)
+    hidden[:, :, :2] += 1
+    assert not torch.allclose(first[:, :, 2:], swapped(hidden, sigma, text)[:, :, 2:])
+
+
+@torch.no_grad()
+def test_with_nothing_given_or_all_a_read_only_context_is_full_attention() -> None:
+    model = segment_transformer()
+    full = run(model)
+    for num_given in (0, 4):
+        torch.testing.assert_close(run(read_only(model, num_given)), full)
+    assert not torch.allclose(run(read_only(model, 2)), full)
+    use_attention(model, FULL, 4, 6)
+    assert torch.equal(run(model), full)
+
+
+def test_a_read_only_context_has_a_gradient_and_goes_with_full_attention_alone() -> None:
+    model = read_only(segment_transformer(), 2)
+    assert isinstance(model.blocks[0].attn1.processor, ReadOnlyAttention)
+    torch.autograd.backward(run(model).square().sum())
+    assert all(weight.grad is not None for weight in model.blocks[0].attn1.parameters())
+    with pytest.raises(ConfigError, match="read_only with kind gclf"):
+        AttentionConfig(kind="gclf", context="read_only")

@@ -44,6 +44,9 @@ class TestTwoRanks:
         assert [line["step"] for line in lines[1]] == [0, 4]
         for own, other in zip(*lines, strict=True):
             assert own["bias"] == pytest.approx(other["bias"], rel=1e-5)
+            assert own["output"] == pytest.approx(other["output"], rel=1e-5)
+        for seen in (two_ranks / name).glob("validation/*/seen.txt"):
+            assert seen.read_text() == "measured\n"  # by one of them
         levels = (tmp_path / "noise_levels.json").read_text()
         assert json.loads(levels)["step"] == 6
         assert (two_ranks / name / "noise_levels.json").read_text() == levels

@@ -68,3 +68,18 @@ def test_without_a_size_one_segment_makes_the_clip(frames, context):
     (segment,) = plan_segments(frames, None, context)
     assert segment.window == tuple(range(frames))
     assert segment.given == (0,)
+
+
+@given(st.integers(2, 100), st.integers(1, 30) | st.none(), st.integers(0, 30), st.booleans())
+def test_without_the_anchor_a_window_is_the_last_frames_and_the_target(
+    frames, size, context, generates_anchor
+):
+    shown = plan_segments(frames, size, context, generates_anchor=generates_anchor)
+    segments = plan_segments(
+        frames, size, context, generates_anchor=generates_anchor, shows_anchor=False
+    )
+    assert [s.target for s in segments] == [s.target for s in shown]
+    for segment in segments:
+        start = segment.target[0]
+        assert segment.given == segment.context == tuple(range(max(0, start - context), start))
+        assert segment.window == (*segment.given, *segment.target)

@@ -100,6 +100,30 @@ def test_the_reference_of_a_clip_is_its_small_version():
     assert not torch.equal(batch.reference[:, :, 1], batch.video[:, :, 1])
 
 
+def test_a_window_without_the_anchor_is_cut_with_the_photo_in_front():
+    segment = plan_segments(5, shows_anchor=False)[1]
+    batch = source().load(draw(), segment, 5)
+    assert segment.window == (3, 4)
+    assert batch.latent_frames == (0, 3, 4)
+    assert batch.video.shape[2] == 9
+    assert torch.equal(batch.reference[:, :, 0], batch.video[:, :, 0])
+
+
+@pytest.mark.parametrize("mix", [MixConfig(), MixConfig(clips=0, transition=1)])
+def test_a_reference_without_the_photo_starts_as_small_as_it_goes_on(mix):
+    segment = plan_segments(5)[0]
+    own, other = (
+        source(mix, starts_with_photo=photo).load(draw(), segment, 5) for photo in (True, False)
+    )
+    assert torch.equal(own.video, other.video)
+    assert torch.equal(own.reference[:, :, 1:], other.reference[:, :, 1:])
+    assert torch.equal(own.reference[:, :, 0], own.video[:, :, 0])
+    assert not torch.equal(other.reference[:, :, 0], own.video[:, :, 0])
+    if mix.clips:
+        expected = degrade(other.video, LOW, starts_with_photo=False)
+        assert torch.equal(other.reference, expected)
+
+
 def test_the_mix_gives_the_shares():
     batch = source(ALL).load(draw(size=400), plan_segments(3)[0], 3)
     kinds = [name[0] for name in batch.ids]

@@ -208,7 +208,7 @@ def test_what_a_kill_leaves_does_not_count(tmp_path, caplog):
     clip, path = store.clip_path("a"), store.clip_path("a").with_suffix(".json")
     text = path.read_text()
     path.unlink()  # killed between clip and record
-    clip.with_name("a.writing.mkv").write_bytes(b"half")
+    clip.with_name(f"{clip.name}.writing.mkv").write_bytes(b"half")
     assert store.find("a", PARAMETERS) is None
     assert store.save("a", make_sample(), 16, PARAMETERS, {}) == record
     assert path.read_text() == text

@@ -63,6 +63,8 @@ def test_a_failed_training_says_why(tmp_path: Path) -> None:
         measure_throughput("text", None, {"run.batch_size": ["0"]}, tmp_path / "runs", 4)
     with pytest.raises(ConfigError, match="2 steps are too few"):
         measure_throughput("text", None, {}, tmp_path / "runs", 2)
+    with pytest.raises(ConfigError, match="a relay is two trainings"):
+        measure_throughput("relay", None, {}, tmp_path / "runs", 4)
 
 
 def test_the_command_refuses_a_full_directory(tmp_path: Path) -> None:

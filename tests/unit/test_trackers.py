@@ -125,7 +125,7 @@ def test_tensorboard_hides_the_steps_after_the_checkpoint(tmp_path):
     for step in (1, 2, 3):
         first.log(step, {"loss": float(step)})
     first.close()
-    second = TensorBoardTracker(tmp_path, resume_step=1)
+    second = TensorBoardTracker(tmp_path)
     second.log(2, {"loss": 20.0})
     second.close()
     events = read_events(tmp_path)

@@ -26,7 +26,6 @@ from swifti2v.training.ranks import save_model
 from tests.regression import (
     ALONE,
     ROOT,
-    STEPS,
     TWO_PHASES,
     NoisyNumbersTask,
     NumbersTask,
@@ -35,6 +34,7 @@ from tests.regression import (
     make_trainer,
     run_in_subprocess,
 )
+from tests.regression_killed import NUM_STEPS, make_long_trainer
 
 
 def tensors(value: float, num_blocks: int = 2) -> dict[str, Any]:
@@ -272,10 +272,10 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, one_thread):
     script = ROOT / "tests" / "regression_killed.py"
     result = json.loads(run_in_subprocess(script, tmp_path / "killed"))
     assert result == {"in_save": 2, "anywhere": 2, "status": 0}
-    straight = make_trainer(tmp_path / "straight", NumbersTask(width=300))
+    straight = make_long_trainer(tmp_path / "straight")
     straight.run()
-    killed = make_trainer(tmp_path / "killed", NumbersTask(width=300, seed=1))
-    killed.run(resume=True, max_steps=STEPS)
+    killed = make_long_trainer(tmp_path / "killed", seed=1)
+    killed.run(resume=True, max_steps=NUM_STEPS)
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, killed.model.state_dict()[name])

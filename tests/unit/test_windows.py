@@ -34,16 +34,32 @@ def test_a_window_is_one_of_a_plan(segment_sizes, context_sizes, num_latent_fram
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(2, 30), st.integers(1, 6), st.integers(0, 4), st.integers(0, 99))
-def test_a_localized_segment_counts_its_own_window(num_latent_frames, size, context, place):
-    plan = plan_segments(num_latent_frames, size, context)
+@given(
+    st.integers(2, 30),
+    st.integers(1, 6),
+    st.integers(0, 4),
+    st.integers(0, 99),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_localized_segment_counts_its_own_window(
+    num_latent_frames, size, context, place, generates_anchor, shows_anchor
+):
+    plan = plan_segments(
+        num_latent_frames,
+        size,
+        context,
+        generates_anchor=generates_anchor,
+        shows_anchor=shows_anchor,
+    )
     segment = plan[place % len(plan)]
     local = localize(segment)
+    assert len(local.given) == len(segment.given)
     assert local.window == tuple(range(len(segment.window)))
     assert len(local.context) == len(segment.context)
     assert len(local.target) == len(segment.target)
     assert local.index == segment.index
-    if segment.index == 0:
+    if segment.window == tuple(range(len(segment.window))):
         assert local == segment
 
 
@@ -69,6 +85,15 @@ def test_a_segment_as_long_as_the_clip_is_the_whole_clip():
     segment = draw_window(config, 9, np.random.default_rng(0))
     assert segment.window == tuple(range(9))
     assert segment.context == ()
+
+
+@pytest.mark.parametrize("generates_anchor", [True, False])
+@pytest.mark.parametrize("shows_anchor", [True, False])
+def test_windows_of_training_treat_the_anchor_as_sampling_does(generates_anchor, shows_anchor):
+    rng = np.random.default_rng(0)
+    roles = {"generates_anchor": generates_anchor, "shows_anchor": shows_anchor}
+    drawn = {draw_window(WindowConfig(), 9, rng, **roles) for _ in range(200)}
+    assert drawn == set(plan_segments(9, **roles))
 
 
 def test_a_single_frame_cannot_be_trained_on():

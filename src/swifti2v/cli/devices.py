@@ -1,5 +1,7 @@
-"""The device that a command line names."""
+"""The device and the number type that a command line names."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swifti2v.errors import ConfigError
@@ -41,3 +43,24 @@ def choose_device(name: str | None) -> "torch.device":
 
     best = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return find_device(name) or best
+
+
+def find_dtype(asked: str | None, device: "torch.device | None") -> str | None:
+    """A number type by name; ``auto`` is resolved, and None stays None.
+
+    Args:
+        asked: See ``swifti2v.cli.options.RunDtype``.
+        device: What computes; None for the usual one.
+    """
+    if asked != "auto":
+        return asked
+    from swifti2v.planning.precision import choose_cpu_precision
+
+    if (device or choose_device(None)).type == "cuda":
+        return "bfloat16"
+    return choose_cpu_precision(cache_dir() / "cpu_precision.json")
+
+
+def cache_dir() -> Path:
+    """The user's cache, where the desktop convention puts it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swifti2v"

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from swifti2v.cli.devices import choose_device
+from swifti2v.cli.devices import choose_device, find_dtype
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.models.placement import Placement
 from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision, free_bytes, memory_bytes
-from swifti2v.planning.models import Models
+from swifti2v.planning.models import Models, linear_of
 from swifti2v.planning.plans import Plan, Wish, make_plan
 from swifti2v.planning.work import ClipCounter
 
@@ -67,7 +67,8 @@ def place_run(
         is_tile_given="vae_tile" in given.get("stage2", {}),
         vae_tile=stage2.vae_tile,
     )
-    precision = options.dtype.value if options.dtype else (like.dtype if like else "")
+    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
+    precision = find_dtype(dtype, device) or ""
     plan = plan_run(settings, device, precision, budget or free_bytes(device), wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)
@@ -88,7 +89,7 @@ def plan_run(
     """
     usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
     known = next((name for name in PRECISIONS if name == precision), usual)
-    models = Models(settings.model, getattr(torch, known))
+    models = Models(settings.model, getattr(torch, known), linear_of(settings.config))
     counter = ClipCounter(models, settings.config, with_stage1=settings.command == "generate")
     typical = replace(
         DEVICES["rtx4090"],

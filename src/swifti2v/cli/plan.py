@@ -19,6 +19,14 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
 
+class Linear(StrEnum):
+    """See ``SpeedConfig.linear``."""
+
+    PLAIN = "plain"
+    FLOAT8 = "float8"
+    INT8 = "int8"
+
+
 def plan(
     model: Annotated[
         str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
@@ -37,6 +45,10 @@ def plan(
         Precision | None,
         typer.Option(help="Of the weights (default bfloat16, on a CPU float32)."),
     ] = None,
+    linear: Annotated[
+        Linear | None,
+        typer.Option(help="Layers of both transformers, see speed.linear (default the model's)."),
+    ] = None,
     memory: Annotated[
         float | None, typer.Option(metavar="GB", help="Device memory to use (default all of it).")
     ] = None,
@@ -46,7 +58,10 @@ def plan(
     """Predict time and memory of each placement, and say which one to take."""
     with exit_codes(debug=debug):
         sizes = {"height": height, "width": width, "num_frames": num_frames}
-        given = {name: size for name, size in sizes.items() if size is not None}
+        given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+        if linear is not None:
+            speed = {"speed": {"linear": linear.value}}
+            given |= {"stage1": speed, "stage2": speed}
         made = _make(model, device, given, precision, None if memory is None else memory * 1e9)
         if as_json:
             import json
@@ -66,8 +81,9 @@ def _make(
     import torch
 
     from swifti2v.config import GenerationConfig, merge, parse_config
+    from swifti2v.models.sources import find_model
     from swifti2v.planning.devices import PRECISIONS, find_device
-    from swifti2v.planning.models import Models
+    from swifti2v.planning.models import Models, linear_of
     from swifti2v.planning.plans import make_plan
     from swifti2v.planning.work import ClipCounter
 
@@ -75,8 +91,9 @@ def _make(
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
     precision = next(name for name in PRECISIONS if name == (asked or usual))
     device = find_device(device_name, precision)
-    models = Models(model, getattr(torch, precision))
-    config = parse_config(GenerationConfig, merge(models.index.settings, given), "settings")
+    settings = find_model(model)[0].settings
+    config = parse_config(GenerationConfig, merge(settings, given), "settings")
+    models = Models(model, getattr(torch, precision), linear_of(config))
     return make_plan(ClipCounter(models, config), device, precision, budget_bytes)
 
 
@@ -84,7 +101,7 @@ def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
     """A plan for people: what and where, then every option by stage, then the choice."""
     from swifti2v.planning.work import STAGES
 
-    size = ", ".join(f"{name} {value}" for name, value in given.items())
+    size = ", ".join(f"{k} {v}" for k, v in given.items() if not isinstance(v, dict))
     flops = ", ".join(f"{name} {_tera(made.flops[name])}" for name in (*STAGES, "total"))
     lines = [
         f"{made.model} on {made.device}, {made.precision}{', ' if size else ''}{size}",
@@ -103,7 +120,8 @@ def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
     shown = made.chosen or made.smallest
     return [
         *lines,
-        "- is not available in this version; in all: sum of the seconds, most of the memory",
+        "- changes the frames, so it is never chosen (--linear float8); in all: sum of the seconds, "
+        "most of the memory",
         "",
         f"{'chosen' if made.chosen else 'does not fit'}: {made.why}",
         f"host memory {shown.host_bytes / 1e9:.0f} GB, weights {made.disk_bytes / 1e9:.1f} GB; "

@@ -1,6 +1,5 @@
 """From options to a run that is known to fit, before anything is written."""
 
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import typer
 from PIL import Image
 
 from swifti2v import __version__
-from swifti2v.cli.devices import find_device
+from swifti2v.cli.devices import cache_dir, find_device, find_dtype
 from swifti2v.cli.loras import parse_lora
 from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
@@ -285,7 +284,8 @@ def _load_pipeline(
     placement: Placement,
 ) -> SwiftI2VPipeline:
     device = find_device(options.device)
-    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
+    asked = options.dtype.value if options.dtype else (like.dtype if like else None)
+    dtype = find_dtype(asked, device)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
@@ -298,12 +298,8 @@ def _load_pipeline(
         placement=placement,
         loras=loras,
         stages=STAGES if settings.motion is None else ("stage2",),
+        speed={stage: getattr(settings.config, stage).speed for stage in STAGES},
     )
     pipe.encoder.truncate_prompt = settings.truncate_prompt
-    pipe.encoder.cache = PromptCache(_cache_dir() / "prompts")
+    pipe.encoder.cache = PromptCache(cache_dir() / "prompts")
     return pipe
-
-
-def _cache_dir() -> Path:
-    """The user's cache, where the desktop convention puts it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swifti2v"

@@ -133,6 +133,16 @@ def stage2(options: TrainOptions) -> None:
 
 @train_app.command()
 @takes_options(TrainOptions)
+def relay(options: TrainOptions) -> None:
+    """Train Stage II for a larger size from images alone: two LoRAs, of which the second is kept.
+
+    Prints relay2.safetensors, or the output dir where it was stopped before there is one.
+    """
+    _train("relay", options)
+
+
+@train_app.command()
+@takes_options(TrainOptions)
 def vae(options: TrainOptions) -> None:
     """Train a video VAE of Wan's kind on crops of clips. Prints its directory."""
     _train("vae", options)
@@ -157,7 +167,7 @@ def _train(name: str, options: TrainOptions) -> None:
         part = PARTS[name]
         settings = resolve_settings(part.settings, options.config, options.set_)
         if options.dry_run:
-            _print_plan(settings, lambda: [part.plan(settings)], _find_num_ranks())
+            _print_plan(settings, lambda: part.plan(settings), _find_num_ranks())
             return
         device, directory = choose_device(options.device), options.output_dir
         with join_ranks(device, settings.run.num_replicas) as ranks, TrainingDisplay() as display:

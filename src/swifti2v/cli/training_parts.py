@@ -1,12 +1,19 @@
 """What ``swifti2v train`` can train on its own: settings, prediction and training of each part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swifti2v.training.fine_tuning import FineTuning, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.nano_config import TextEncoderConfig
-from swifti2v.training.plan import TrainingPlan, plan_stage, plan_text_encoder, plan_vae
+from swifti2v.training.plan import (
+    TrainingPlan,
+    plan_relay,
+    plan_stage,
+    plan_text_encoder,
+    plan_vae,
+)
+from swifti2v.training.relay import RelayTraining, train_relay
 from swifti2v.training.session import Session
 from swifti2v.training.text_encoder import train_text_encoder
 from swifti2v.training.vae_training import VaeTrainingConfig, train_vae
@@ -16,9 +23,9 @@ class Part(NamedTuple):
     """Something to train."""
 
     settings: type[Any]
-    """Its configuration; has ``run`` and ``phases``."""
-    plan: Callable[[Any], TrainingPlan]
-    """Predicts what it takes."""
+    """Its configuration; has ``run``."""
+    plan: Callable[[Any], Sequence[TrainingPlan]]
+    """Predicts what it takes, one training after the other."""
     train: Callable[[Any, Session], Path]
     """Trains it and says what was written."""
 
@@ -34,8 +41,9 @@ def fine_tune(config: Stage1FineTuning | Stage2FineTuning, session: Session) -> 
 
 
 PARTS = {
-    "stage1": Part(Stage1FineTuning, plan_stage, fine_tune),
-    "stage2": Part(Stage2FineTuning, plan_stage, fine_tune),
-    "vae": Part(VaeTrainingConfig, plan_vae, train_vae),
-    "text": Part(TextEncoderConfig, plan_text_encoder, train_text_encoder),
+    "stage1": Part(Stage1FineTuning, lambda config: [plan_stage(config)], fine_tune),
+    "stage2": Part(Stage2FineTuning, lambda config: [plan_stage(config)], fine_tune),
+    "relay": Part(RelayTraining, plan_relay, train_relay),
+    "vae": Part(VaeTrainingConfig, lambda config: [plan_vae(config)], train_vae),
+    "text": Part(TextEncoderConfig, lambda config: [plan_text_encoder(config)], train_text_encoder),
 }

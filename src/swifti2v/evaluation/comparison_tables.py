@@ -49,28 +49,33 @@ def compare(rows: Rows, group: str, metric: str, base: str, arm: str) -> Estimat
     return bootstrap_grid(values)
 
 
-def render_comparison(rows: Rows, groups: Sequence[str] | None = None) -> str:
+def render_comparison(
+    rows: Rows,
+    groups: Sequence[str] | None = None,
+    metrics: Mapping[str, tuple[str, str]] = METRICS,
+) -> str:
     """A table for each kind of clip: the first arm's values, and the others' differences from it.
 
     Args:
         rows: Of all runs; the first row's arm is the base.
         groups: Kinds of clips; all that there are if not given.
+        metrics: Columns: title and format by name.
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     parts = []
     for group in groups or dict.fromkeys(row["group"] for row in rows):
-        titles = [title for title, _ in METRICS.values()]
+        titles = [title for title, _ in metrics.values()]
         lines = [
             f"**{group}**",
             "",
             f"| arm | seeds | {' | '.join(titles)} |",
-            "| --- | --- |" + " --- |" * len(METRICS),
+            "| --- | --- |" + " --- |" * len(metrics),
         ]
         for arm in arms:
             seeds = {row["seed"] for row in rows if row["arm"] == arm and row["group"] == group}
             cells = [
                 _cell(compare(rows, group, metric, arms[0], arm), form, is_base=arm == arms[0])
-                for metric, (_, form) in METRICS.items()
+                for metric, (_, form) in metrics.items()
             ]
             lines.append(f"| {arm} | {len(seeds)} | {' | '.join(cells)} |")
         parts.append("\n".join(lines))

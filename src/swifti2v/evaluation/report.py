@@ -22,11 +22,11 @@ SEAM, BLOCK, OTHER = "segment starts", "other latent frame starts", "other frame
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;color:#222;margin:2rem auto;max-width:1180px;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.2rem .7rem;text-align:right;
-border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums}th:first-child,td:first-child,
-td.text{text-align:left}td.text{color:#666}.scroll{overflow-x:auto}.plots{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:1rem}.sheet{display:grid;
+border-bottom:1px solid #ddd;font-variant-numeric:tabular-nums;white-space:nowrap}th:first-child,td:first-child,
+td.text{text-align:left;white-space:normal}td.text{color:#666}.scroll{overflow-x:auto}.plots{display:grid;
+grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1rem}.sheet{display:grid;
 grid-template-columns:repeat(4,1fr);gap:.5rem}figure{margin:0}figcaption{font-size:12px;color:#666}
-img,svg{width:100%;height:auto;display:block}.slice img{height:220px}.slice{position:relative}.slice i{position:absolute;
+img,svg{width:100%;height:auto;display:block}.slice img{height:220px}.slice{position:relative;margin-top:1.5rem}.slice i{position:absolute;
 top:0;bottom:0;border-left:2px solid #fff;mix-blend-mode:difference}
 section{border-top:2px solid #222;margin-top:2.5rem}.note{color:#666}
 """
@@ -82,13 +82,15 @@ def _summary(
         header += ["minus baseline", "95 % interval"]
     rows = []
     for metric in METRICS:
+        if not summary[metric.name].num_items:
+            continue
         cells = [*estimate_cells(summary[metric.name], metric), str(summary[metric.name].num_items)]
         if differences is not None:
             cells += estimate_cells(differences[metric.name], metric, signed=True)
         rows.append([_named(metric), *(f"<td>{cell}</td>" for cell in cells)])
     return [
         f"<p>{num_clips} clips. Intervals are bootstrapped over clips; with fewer than three there "
-        "is none. Differences are paired, clip by clip.</p>",
+        "is none. Differences are paired, clip by clip. Metrics that no clip has are left out.</p>",
         _table(header, rows),
     ]
 

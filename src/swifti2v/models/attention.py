@@ -1,4 +1,4 @@
-"""Self-attention for sizes beyond the one a model was trained at: fine nearby, coarse everywhere."""
+"""Self-attention of a part of the tokens, and that of ViBe: fine nearby, coarse everywhere."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ class TokenGrid(NamedTuple):
         return self.frames * self.rows * self.columns
 
 
-def use_attention(transformer: nn.Module, config: AttentionConfig, rows: int, columns: int) -> None:
+def use_attention(
+    transformer: nn.Module, config: AttentionConfig, rows: int, columns: int, num_given: int = 0
+) -> None:
     """Let the self-attention of a Wan transformer work as ``config`` says, from the next call on.
 
     Weights are not touched, and asking twice for the same changes nothing.
@@ -46,19 +48,93 @@ def use_attention(transformer: nn.Module, config: AttentionConfig, rows: int, co
         config: Settings.
         rows: Tokens along the height of a frame.
         columns: Tokens along its width.
+        num_given: Clean frames at the start of the window.
 
     Raises:
         ShapeError: A side is not a multiple of ``config.pool``.
     """
-    wanted = GclfAttention(config, rows, columns) if config.kind == "gclf" else None
+    wanted: GclfAttention | ReadOnlyAttention | None = None
+    if config.kind == "gclf":
+        wanted = GclfAttention(config, rows, columns)
+    elif config.context == "read_only":
+        wanted = ReadOnlyAttention(num_given * rows * columns)
     for block in transformer.modules():
         if not isinstance(block, WanTransformerBlock):
             continue
         attention: Any = block.attn1
         if wanted is not None and attention.processor != wanted:
             attention.set_processor(wanted)
-        elif wanted is None and isinstance(attention.processor, GclfAttention):
+        elif wanted is None and isinstance(attention.processor, GclfAttention | ReadOnlyAttention):
             attention.set_processor(WanAttnProcessor())  # type: ignore[no-untyped-call]
+
+
+def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> Tensor:
+    """Self-attention of a Wan block over all tokens, for those from ``first`` on.
+
+    Args:
+        attention: diffusers' ``WanAttention``.
+        hidden: ``[B, L, D]``.
+        rotary: Of the L tokens.
+        first: Earlier tokens are keys and values only.
+
+    Returns:
+        ``[B, L - first, D]``.
+    """
+    if first == 0 or not isinstance(attention.processor, WanAttnProcessor):
+        attended: Tensor = attention(hidden, None, None, rotary)
+        return attended[:, first:]
+    query = attention.norm_q(attention.to_q(hidden[:, first:])).unflatten(2, (attention.heads, -1))
+    key = attention.norm_k(attention.to_k(hidden)).unflatten(2, (attention.heads, -1))
+    value = attention.to_v(hidden).unflatten(2, (attention.heads, -1))
+    own = (rotary[0][:, first:], rotary[1][:, first:])
+    query, key = rotate(query, own), rotate(key, rotary)
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    output = F.scaled_dot_product_attention(query, key, value)
+    output = attention.to_out[0](output.transpose(1, 2).flatten(2).type_as(hidden))
+    return attention.to_out[1](output)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnlyAttention:
+    """Given tokens attend to each other alone; all others attend to all tokens.
+
+    What the given frames become in a block then does not depend on the target, so that a model of
+    this kind could keep it from segment to segment.
+
+    Attributes:
+        num_given: Tokens at the start of the window.
+    """
+
+    num_given: int
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> Tensor:
+        """Attend; ``[B, L, D]`` in and out, as in ``WanAttnProcessor``."""
+        assert encoder_hidden_states is None, "this is self-attention"
+        assert attention_mask is None, "the parts are taken apart here"
+        assert rotary_emb is not None, "Wan rotates queries and keys"
+        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
+        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        query, key = (rotate(tokens, rotary_emb).transpose(1, 2) for tokens in (query, key))
+        given = self.num_given
+        parts = ((query[:, :, :given], given), (query[:, :, given:], key.shape[2]))
+        attended = torch.cat(
+            [
+                F.scaled_dot_product_attention(part, key[:, :, :seen], value[:, :, :seen])
+                for part, seen in parts
+                if part.shape[2]
+            ],
+            dim=2,
+        )  # [B, H, L, D]
+        output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2).type_as(hidden_states))
+        return attn.to_out[1](output)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

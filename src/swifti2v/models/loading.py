@@ -22,6 +22,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from swifti2v.config import SpeedConfig
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models.architectures import (
     Architecture,
@@ -38,6 +39,7 @@ from swifti2v.models.image_encoder import load_image_processor
 from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_base import require_base
 from swifti2v.models.originals import convert_vision_names
+from swifti2v.models.quantization import is_quantized
 from swifti2v.models.sources import (
     INDEX_NAME,
     PIPELINE_CLASS,
@@ -47,6 +49,7 @@ from swifti2v.models.sources import (
     find_model,
     resolve,
 )
+from swifti2v.models.speed import prepare_speed, warn_of_torch
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.version import __version__
 
@@ -75,6 +78,10 @@ class Components:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     offloads_history: bool = False
     """Whether Stage II's VAE keeps its causal history in host memory while it waits."""
+    speed: Mapping[Stage, SpeedConfig] = field(
+        default_factory=lambda: dict.fromkeys(STAGES, SpeedConfig())
+    )
+    """How the transformers were prepared; see ``swifti2v.models.speed``."""
 
 
 class _Files(NamedTuple):
@@ -135,6 +142,28 @@ def load_components(
     components = Components(**found, max_text_length=index.max_text_length, device=device)
     _require_match(components, str(name), stages)
     return components, index.settings
+
+
+def accelerate(
+    components: Components, speed: Mapping[Stage, SpeedConfig], device: torch.device
+) -> None:
+    """Prepare the transformers for speed, in place, after loading and before ``place``.
+
+    Args:
+        components: As loaded; LoRAs are merged already.
+        speed: By stage; stages that do not run are left alone.
+        device: What will compute.
+
+    Raises:
+        ConfigError: The device cannot do it, or it is done already.
+    """
+    if device.type == "cuda" and (warning := warn_of_torch(torch.__version__)):
+        logger.warning(warning)
+    for stage, own in speed.items():
+        transformer = getattr(components, f"{stage}_transformer")
+        if not any(tensor.is_meta for tensor in transformer.parameters()):
+            prepare_speed(transformer, own, device)
+    components.speed = dict(speed)
 
 
 def load_component(
@@ -216,7 +245,17 @@ def _add_weights(component: nn.Module, files: _Files) -> None:
 
 
 def save_components(components: Components, settings: dict[str, Any], directory: Path) -> None:
-    """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index."""
+    """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index.
+
+    Raises:
+        ConfigError: Weights are in 8 bits.
+    """
+    for stage in STAGES:
+        if is_quantized(getattr(components, f"{stage}_transformer")):
+            raise ConfigError(
+                f"{stage}'s linear layers are in 8 bits and cannot be saved; load the model with "
+                f"{stage}.speed.linear=plain"
+            )
     directory.mkdir(parents=True, exist_ok=True)
     sources = {}
     for role in LOADERS:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,7 +41,6 @@ def require_base(transformer: nn.Module, loras: Iterable[Path]) -> None:
         LoadingError: A LoRA was trained on other weights, or is the first of a relay, which is not
             for sampling; or a file cannot be read.
     """
-    own: str | None = None
     for path in loras:
         metadata = read_metadata(path)
         if metadata.get(RECIPE) == RELAY1:
@@ -49,19 +48,44 @@ def require_base(transformer: nn.Module, loras: Iterable[Path]) -> None:
                 f"{path} is the first LoRA of a relay: it turns a video model into one of images "
                 "and is dropped after training; give the second one, which holds the resolution"
             )
-        wanted = metadata.get(BASE_HASH)
-        if wanted is None:
-            continue
-        if next(transformer.parameters()).dtype == torch.float16:
-            logger.warning("%s: whether it belongs on this model is not checked in float16", path)
-            continue
-        own = own or hash_base(transformer)
-        if wanted != own:
-            name = metadata.get(BASE, "another model")
-            raise LoadingError(
-                f"{path} was trained on {name} with weights {wanted[:12]}, this "
-                f"{type(transformer).__name__} has {own[:12]}; load the model it was trained on"
-            )
+        _require_weights(transformer, path, metadata)
+
+
+def require_first(transformer: nn.Module, path: Path) -> None:
+    """Refuse to fuse what is not the first LoRA of a relay on a transformer's weights.
+
+    Files without our metadata are not judged.
+
+    Args:
+        transformer: With its weights, before the LoRA is merged.
+        path: File or directory.
+
+    Raises:
+        LoadingError: A second LoRA, one of other weights, or a file that cannot be read.
+    """
+    metadata = read_metadata(path)
+    if metadata.get(RECIPE) == RELAY2:
+        raise LoadingError(
+            f"{path} is the second LoRA of a relay; the one to fuse before it is trained is the "
+            f"first, {RELAY1}.safetensors"
+        )
+    _require_weights(transformer, path, metadata)
+
+
+def _require_weights(transformer: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    wanted = metadata.get(BASE_HASH)
+    if wanted is None:
+        return
+    if next(transformer.parameters()).dtype == torch.float16:
+        logger.warning("%s: whether it belongs on this model is not checked in float16", path)
+        return
+    own = hash_base(transformer)
+    if wanted != own:
+        name = metadata.get(BASE, "another model")
+        raise LoadingError(
+            f"{path} was trained on {name} with weights {wanted[:12]}, this "
+            f"{type(transformer).__name__} has {own[:12]}; load the model it was trained on"
+        )
 
 
 def hash_base(transformer: nn.Module) -> str:

@@ -11,8 +11,10 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformerBlock,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 from swifti2v.errors import ShapeError
+from swifti2v.models.attention import Rotary, attend_from
 
 
 class SegmentTransformerBlock(WanTransformerBlock):
@@ -27,7 +29,8 @@ class SegmentTransformerBlock(WanTransformerBlock):
         text: Tensor,
         modulation: Tensor,
         index: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary,
+        num_given: int = 0,
     ) -> Tensor:
         """Attend within the window and to the prompt.
 
@@ -37,14 +40,18 @@ class SegmentTransformerBlock(WanTransformerBlock):
             modulation: ``[U, 6, D]`` for the distinct noise levels.
             index: ``[B, N]`` level of each frame.
             rotary: Cosines and sines, ``[1, L, 1, head_dim]`` each.
+            num_given: Frames at the start of the window that are attended to and left out of the
+                result.
 
         Returns:
-            ``[B, L, D]``.
+            ``[B, L', D]``, the tokens of the other frames.
         """
         table = self.scale_shift_table.float() + modulation.float()  # [U, 6, D]
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table[index].unsqueeze(3).unbind(2)
+        shift, scale, *rest = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
+        gate, ffn_shift, ffn_scale, ffn_gate = (level[:, num_given:] for level in rest)
         hidden = _modulate(self.norm1, tokens, shift, scale)
-        tokens = _add_gated(tokens, self.attn1(hidden, None, None, rotary), gate)
+        first = tokens.shape[1] // index.shape[1] * num_given
+        tokens = _add_gated(tokens[:, first:], attend_from(self.attn1, hidden, rotary, first), gate)
         hidden = self.norm2(tokens.float()).type_as(tokens)
         tokens = tokens + self.attn2(hidden, text, None, None)
         hidden = _modulate(self.norm3, tokens, ffn_shift, ffn_scale)
@@ -144,6 +151,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         sigma: Tensor,
         encoder_hidden_states: Tensor,
         temporal_positions: Sequence[int] | None = None,
+        num_given: int = 0,
     ) -> Tensor:
         """Predict one value for every cell of every frame of the window.
 
@@ -153,41 +161,45 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             sigma: ``[B, N]`` noise level of each frame in [0, 1]; 0 for clean frames.
             encoder_hidden_states: ``[B, L, text_dim]`` prompt embeddings.
             temporal_positions: N positions for the rotary embedding; ``0 .. N-1`` if not given.
+            num_given: Frames at the start for which nobody reads a prediction: after the last
+                attention nothing is computed for them. The others do not change.
 
         Returns:
-            ``[B, C, N, h, w]``: what the weights were trained to predict, by default the velocity.
+            ``[B, C, N, h, w]``: what the weights were trained to predict, by default the velocity;
+            0 for the first ``num_given`` frames.
 
         Raises:
             ShapeError: ``sigma`` or ``temporal_positions`` do not count N frames, or the channels,
                 height or width do not fit the model.
         """
         batch, _, frames, height, width = hidden_states.shape
-        _, rows, columns = (
-            size // patch
-            for size, patch in zip((frames, height, width), self.config["patch_size"], strict=True)
-        )
+        _, patch_rows, patch_columns = self.config["patch_size"]
+        rows, columns = height // patch_rows, width // patch_columns
         positions = range(frames) if temporal_positions is None else temporal_positions
         self._require_fit(hidden_states, sigma, positions)
+        if not 0 <= num_given < frames:
+            raise ShapeError(f"{num_given} of {frames} frames are given; one at least is predicted")
 
         rotary = self._rotary_embedding(positions, rows, columns)
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         embedding, modulation, index, text = self._conditions(sigma, encoder_hidden_states, tokens)
 
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
+            left_out = num_given if number == len(self.blocks) else 0
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 checkpoint: Any = self._gradient_checkpointing_func
-                tokens = checkpoint(block, tokens, text, modulation, index, rotary)
+                tokens = checkpoint(block, tokens, text, modulation, index, rotary, left_out)
             else:
-                tokens = block(tokens, text, modulation, index, rotary)
+                tokens = block(tokens, text, modulation, index, rotary, left_out)
 
         table = self.scale_shift_table.float() + embedding.float().unsqueeze(1)  # [U, 2, D]
-        shift, scale = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
+        shift, scale = table[index[:, num_given:]].unsqueeze(3).unbind(2)  # [B, N', 1, D] each
         tokens = _modulate(self.norm_out, tokens, shift, scale)
         values = self.proj_out(tokens)
-        _, patch_rows, patch_columns = self.config["patch_size"]
-        values = values.view(batch, frames, rows, columns, patch_rows, patch_columns, -1)
-        pixels: Tensor = values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-        return pixels
+        sizes = (frames - num_given, rows, columns, patch_rows, patch_columns)
+        values = values.view(batch, *sizes, -1)
+        cells: Tensor = values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return F.pad(cells, (0, 0, 0, 0, num_given, 0)) if num_given else cells
 
     def _require_fit(self, hidden_states: Tensor, sigma: Tensor, positions: Sequence[int]) -> None:
         batch, channels, frames, height, width = hidden_states.shape

@@ -11,6 +11,7 @@ from torch import Tensor
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
+from swifti2v.models.speed import attention_order
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress
 from swifti2v.sampling import (
@@ -206,15 +207,16 @@ class Stage1Pipeline:
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             image_embeds = conditions.image_embeds
-            output = self.transformer(
-                hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
-                timestep=sigma[:, 0] * 1000,
-                encoder_hidden_states=embeds.to(dtype),
-                encoder_hidden_states_image=None
-                if image_embeds is None
-                else image_embeds.to(dtype),
-                return_dict=False,
-            )[0]
+            with attention_order(config.speed.attention, latents.device):
+                output = self.transformer(
+                    hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
+                    timestep=sigma[:, 0] * 1000,
+                    encoder_hidden_states=embeds.to(dtype),
+                    encoder_hidden_states_image=None
+                    if image_embeds is None
+                    else image_embeds.to(dtype),
+                    return_dict=False,
+                )[0]
             return to_velocity(
                 output.float(), latents, still, sigma, config.sampling.parameterization
             )

@@ -11,6 +11,7 @@ from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import use_attention
 from swifti2v.models.codec import BlockCodec
+from swifti2v.models.speed import attention_order
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
@@ -36,6 +37,7 @@ def predict_window(
     sigma: Tensor,
     prompt_embeds: Tensor,
     config: Stage2Config,
+    num_given: int = 0,
 ) -> Tensor:
     """Run the transformer on one window; sampling and training both do it here.
 
@@ -48,6 +50,7 @@ def predict_window(
         prompt_embeds: ``[B, L, D]``.
         config: Says which positions and noise levels the transformer is told, and which of its
             tokens attend to each other.
+        num_given: Frames at the start whose prediction is not needed; it is 0.
 
     Returns:
         ``[B, C, N, h, w]`` float32, what the weights predict.
@@ -55,7 +58,8 @@ def predict_window(
     dtype = transformer.dtype
     _, rows, columns = transformer.config["patch_size"]
     height, width = hidden_states.shape[-2:]
-    use_attention(transformer, config.attention, height // rows, width // columns)
+    num_given = len(segment.given)
+    use_attention(transformer, config.attention, height // rows, width // columns, num_given)
     absolute = config.temporal_positions == "absolute"
     told = sigma.amax(dim=1, keepdim=True).expand_as(sigma)
     output: Tensor = transformer(
@@ -63,6 +67,7 @@ def predict_window(
         sigma if config.clean_sigma == "zero" else told,
         prompt_embeds.to(dtype),
         temporal_positions=segment.window if absolute else range(len(segment.window)),
+        num_given=num_given,
     )
     return output.float()
 
@@ -156,9 +161,10 @@ class Stage2Pipeline:
             config.segment_size,
             config.context_size,
             generates_anchor=config.anchor == "generated",
+            shows_anchor=config.shows_anchor,
         )
         with stopwatch.measure("reference"):
-            anchor = reference.latents((0,))  # the photo alone: z_x equals frame 0 of z_ref
+            anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}
         for segment in segments:
             with stopwatch.measure("reference"):
@@ -248,10 +254,14 @@ class Stage2Pipeline:
             conditions: Text embeddings.
             config: Settings.
         """
+        num_given = len(segment.given) if config.speed.skips_given else 0
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             inputs = torch.cat([latents, condition], dim=1)
-            output = predict_window(self.transformer, segment, inputs, sigma, embeds, config)
+            with attention_order(config.speed.attention, inputs.device):
+                output = predict_window(
+                    self.transformer, segment, inputs, sigma, embeds, config, num_given
+                )
             return to_velocity(output, latents, condition, sigma, config.sampling.parameterization)
 
         return guide(

@@ -31,6 +31,7 @@ class HybridReference:
         upsampling: Resize kernel.
         tile: Longest side of a spatial VAE tile in latent cells, or none.
         offloads_history: See ``StreamingEncoder``.
+        starts_with_photo: Without, its first frame is the motion reference's own, enlarged.
 
     Raises:
         ShapeError: T is not ``time * k + 1`` or the clip's aspect is not the photo's.
@@ -47,6 +48,8 @@ class HybridReference:
         upsampling: Upsampling = "lanczos",
         tile: int | None = None,
         offloads_history: bool = False,
+        *,
+        starts_with_photo: bool = True,
     ) -> None:
         _, low_height, low_width, _ = motion_reference.shape
         height, width = photo.shape[-2:]
@@ -58,6 +61,8 @@ class HybridReference:
         self.motion_reference = motion_reference
         self.photo = photo
         self.upsampling = upsampling
+        self.starts_with_photo = starts_with_photo
+        self._vae, self._tile = vae, tile
         self._encoder = StreamingEncoder(vae, tile=tile, offloads_history=offloads_history)
         self._offloads_history = offloads_history
         self._time = int(vae.config["scale_factor_temporal"])
@@ -82,6 +87,12 @@ class HybridReference:
             raise ShapeError(f"reference latents of frames {missing} are no longer held")
         return torch.cat([self._latents[frame] for frame in frames], dim=2)
 
+    def anchor(self) -> Tensor:
+        """Latents ``[1, C, 1, h, w]`` of the photo alone."""
+        if self.starts_with_photo:
+            return self.latents((0,))  # z_x equals frame 0 of z_ref
+        return StreamingEncoder(self._vae, tile=self._tile).encode(self.photo)
+
     def forget_before(self, frame: int) -> None:
         """Drop latents of frames below ``frame``, but never the anchor's."""
         for index in [i for i in self._latents if 0 < i < frame]:
@@ -89,11 +100,12 @@ class HybridReference:
 
     def pixels(self, latent_frame: int) -> Tensor:
         """Frames ``[1, 3, t, H, W]`` of the hybrid reference that one latent frame holds."""
-        if latent_frame == 0:
+        if latent_frame == 0 and self.starts_with_photo:
             return self.photo
-        start = (latent_frame - 1) * self._time + 1
-        piece = self.motion_reference[start : start + self._time]
-        if len(piece) < self._time:
+        start = max(0, (latent_frame - 1) * self._time + 1)
+        stop = latent_frame * self._time + 1
+        piece = self.motion_reference[start:stop]
+        if len(piece) < stop - start:
             raise ShapeError(
                 f"latent frame {latent_frame} is past the end of a motion reference of "
                 f"{len(self.motion_reference)} frames"

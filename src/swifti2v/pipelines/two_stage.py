@@ -1,7 +1,7 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
+from swifti2v.config import GenerationConfig, SpeedConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import image_to_tensor, resize_video, video_to_frames
 from swifti2v.models.loading import (
     STAGES,
     Components,
     Stage,
+    accelerate,
     load_components,
     save_components,
 )
 from swifti2v.models.placement import Placement, loading_device, place, require_placement
 from swifti2v.models.sources import LoraSource
+from swifti2v.models.speed import require_prepared
 from swifti2v.models.vae import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
@@ -89,6 +91,7 @@ class SwiftI2VPipeline:
         placement: Placement = "resident",
         loras: Mapping[str, Sequence[LoraSource]] | None = None,
         stages: Sequence[Stage] = STAGES,
+        speed: Mapping[Stage, SpeedConfig] | None = None,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
 
@@ -103,6 +106,7 @@ class SwiftI2VPipeline:
             loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own.
             stages: Stages that will run; the weights of another one are not loaded. ``refine`` and
                 ``upscale`` need ``"stage2"`` alone.
+            speed: How the transformers compute, by stage; by default as the model's settings say.
 
         Raises:
             LoadingError: Something is missing, damaged or does not match its configuration.
@@ -113,8 +117,17 @@ class SwiftI2VPipeline:
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         start = loading_device(target, placement)
         components, settings = load_components(name, dtype, start, loras, stages=stages)
+        config = parse_config(GenerationConfig, settings, str(name))
+        config = replace(
+            config,
+            **{
+                stage: replace(getattr(config, stage), speed=own)
+                for stage, own in (speed or {}).items()
+            },
+        )
+        accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)
         place(components, target, placement)
-        return cls(components, parse_config(GenerationConfig, settings, str(name)))
+        return cls(components, config)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write every component in its own layout and ``model_index.json`` beside them."""
@@ -152,8 +165,11 @@ class SwiftI2VPipeline:
 
         Raises:
             ShapeError: Naming the nearest values that fit.
-            ConfigError: Stage II would not see the motion reference.
+            ConfigError: Stage II would not see the motion reference, or the transformers were
+                loaded with other 8-bit layers or compilation than the settings ask for.
         """
+        for stage, loaded in self.components.speed.items():
+            require_prepared(loaded, getattr(config, stage).speed, stage)
         pixels = PixelShape(config.num_frames, config.height, config.width)
         if with_stage1:
             # Stage I works at a fraction of the size, so its sides are the stricter rule.
@@ -333,6 +349,7 @@ class SwiftI2VPipeline:
             config.stage2.upsampling,
             config.stage2.vae_tile,
             self.components.offloads_history,
+            starts_with_photo=config.stage2.reference_start == "photo",
         )
         decoder = StreamingDecoder(
             self.components.stage2_vae,
@@ -353,7 +370,7 @@ class SwiftI2VPipeline:
                 with stopwatch.measure("decode"):
                     latents = done.latents
                     if done.segment.index == 0 and config.stage2.anchor == "given":
-                        latents = torch.cat([reference.latents((0,)), latents], dim=2)
+                        latents = torch.cat([reference.anchor(), latents], dim=2)
                     frames = video_to_frames(decoder.decode(latents))
             now = stopwatch.total()
             yield SegmentOutput(
@@ -369,6 +386,7 @@ class SwiftI2VPipeline:
             config.stage2.segment_size,
             config.stage2.context_size,
             generates_anchor=config.stage2.anchor == "generated",
+            shows_anchor=config.stage2.shows_anchor,
         )
         return [segment.latent_range for segment in segments]
 

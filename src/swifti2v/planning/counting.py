@@ -204,6 +204,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 KERNELS: dict[Any, Kind] = {
     aten.scaled_dot_product_attention.default: "attention",
     aten.linear.default: "linear",
+    aten._scaled_mm.default: "linear",
     aten.mm.default: "linear",
     aten.bmm.default: "linear",
     aten.addmm.default: "linear",

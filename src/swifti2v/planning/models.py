@@ -1,6 +1,6 @@
 """The models of a run without their weights: what they hold, and what one forward pass costs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from swifti2v.config import GenerationConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
 from swifti2v.models.loading import float32_parts, set_vae_dtypes
 from swifti2v.models.placement import can_stream, streamed_groups
+from swifti2v.models.quantization import quantize
 from swifti2v.models.sources import ModelIndex, find_model
 from swifti2v.planning.counting import META, Count, count, extrapolate
 
@@ -22,6 +24,16 @@ LAYERS = {
     "stage2_transformer": "num_layers",
 }
 """Configuration key that counts a component's equal layers."""
+FEWEST_FLOAT8 = 3
+"""Layers of which one at least is neither the first nor the last."""
+
+
+def linear_of(config: GenerationConfig) -> dict[str, str]:
+    """Kind of the linear layers by component, as ``Models`` takes it."""
+    return {
+        "stage1_transformer": config.stage1.speed.linear,
+        "stage2_transformer": config.stage2.speed.linear,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,17 +57,21 @@ class Models:
     Args:
         name: See ``swifti2v.models.sources.find_model``.
         dtype: Of the weights; parts that stay float32 when loaded do so here.
+        linear: Of a component's blocks, see ``SpeedConfig``; plain where nothing is said.
 
     Raises:
         ConfigError: No such model.
         LoadingError: The configuration of a component cannot be found.
     """
 
-    def __init__(self, name: str | Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self, name: str | Path, dtype: torch.dtype, linear: Mapping[str, str] | None = None
+    ) -> None:
         self.name = str(name)
         index, root = find_model(name)
         self.index: ModelIndex = index
         self.dtype = dtype
+        self.linear = dict(linear or {})
         self.architectures: dict[str, Architecture] = {
             role: find_architecture(role, source, root)
             for role, source in index.components.items()
@@ -74,19 +90,33 @@ class Models:
             kind, config = self.architectures[role]
             if num_layers is not None:
                 config = {**config, LAYERS[role]: num_layers}
-            model = _cast(Architecture(kind, config).make_empty(role), self.dtype)
+            model = cast_weights(Architecture(kind, config).make_empty(role), self.dtype)
             source = self.index.components[role]
             if source.encode_dtype or source.decode_dtype:
                 set_vae_dtypes(model, source, self.dtype)
-            self._made[role, num_layers] = model.to(META)
+            model = model.to(META)
+            linear = self.linear.get(role, "plain")
+            if linear != "float8" or num_layers is None or num_layers >= FEWEST_FLOAT8:
+                quantize(model, linear, META)
+            self._made[role, num_layers] = model
         return self._made[role, num_layers]
 
-    def count_layers(self, role: str, run: Callable[[Any], object]) -> Count:
-        """Cost of ``run`` on a component, from one with one layer and one with two."""
+    def count_layers(self, role: str, run: Callable[[Any], object], least: int = 1) -> Count:
+        """Cost of ``run`` on a component, from two that have few layers.
+
+        Args:
+            role: Of the component.
+            run: Computes with it.
+            least: Layers from which on each further one costs the same, memory included.
+        """
         num_layers = int(getattr(self.get(role).config, LAYERS[role]))
-        models = self.get(role, 1), self.get(role, 2)  # made before anything is counted
+        if self.linear.get(role) == "float8":
+            least = max(least, FEWEST_FLOAT8)
+        if num_layers <= least:
+            return count(partial(run, self.get(role)))
+        models = self.get(role, least), self.get(role, least + 1)  # made before anything is counted
         first, second = (count(partial(run, model)) for model in models)
-        return extrapolate(first, second, num_layers - 1)
+        return extrapolate(first, second, num_layers - least)
 
     def weights(self, role: str) -> Weights:
         """Memory of a component."""
@@ -104,7 +134,8 @@ class Models:
         )
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> Any:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
+    """The model with weights of a type, in place; parts that stay float32 when loaded do so here."""
     keep = float32_parts(model, dtype)
     for name, parameter in model.named_parameters():
         if not keep & set(name.split(".")):

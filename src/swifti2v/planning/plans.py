@@ -37,7 +37,7 @@ class Option:
     host_bytes: float
     """Host memory."""
     is_available: bool = True
-    """Whether this version can run it; if not, it is shown for comparison."""
+    """Whether a plan may choose it; if not, it changes the frames and is shown for comparison."""
 
     def __str__(self) -> str:
         tiles = "" if self.vae_tile is None else f", VAE tiles of {self.vae_tile}"
@@ -165,6 +165,9 @@ def make_plan(
     if precision not in device.rates:
         known = ", ".join(device.rates)
         raise ConfigError(f"the rates of {device.name} are not known in {precision}; use {known}")
+    linear = set(counter.models.linear.values())
+    if "float8" in linear and "float8" not in device.rates and len(device.rates) > 1:
+        raise ConfigError(f"{device.name} has no 8-bit floating point; use int8 or plain layers")
     placements = PLACEMENTS if wish.placement is None else (wish.placement,)
     if device.is_cpu and wish.placement is None:
         placements = ("resident",)
@@ -181,7 +184,7 @@ def make_plan(
     smallest = min(options, key=lambda option: option.peak_device_bytes["peak"])
     chosen = min(fitting, key=lambda option: option.seconds["total"], default=None)
     shown = chosen or smallest
-    if not device.is_cpu:
+    if not device.is_cpu and linear <= {"plain"}:
         options.append(_estimate_8bit(works[id(options[0])], device, precision))
     work = works[id(shown)]
     return Plan(
@@ -235,6 +238,8 @@ def _seconds(
     work: ClipWork, stage: StageWork, device: Device, precision: str, is_streamed: bool
 ) -> float:
     rates, count = device.rates[precision], stage.count
+    if stage.is_float8:
+        rates = device.rates.get("float8", rates)
     compute = (
         count.linear / rates.linear
         + count.attention / rates.attention
@@ -254,15 +259,18 @@ def _seconds(
     return max(compute, hidden) + shown + moved
 
 
-def _peaks(work: ClipWork, *, is_streamed: bool, weight_share: float = 1.0) -> dict[str, float]:
+def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[str, float]:
     """Device memory by stage: weights, activations and the history that other stages keep."""
-    all_weights = sum(weights.num_bytes for weights in work.weights.values())
+    all_weights = sum(
+        own.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
+        for role, own in work.weights.items()
+    )
     staying = sum(own.num_bytes for own in work.weights.values() if own.stays)
     kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
     peaks: dict[str, float] = {}
     for name in STAGES:
         stage = work.stages[name]
-        weights = weight_share * all_weights
+        weights = all_weights
         if is_streamed:
             own = [work.weights[role].streamed_bytes for role in stage.passes]
             weights = max(own, default=0) + staying
@@ -284,15 +292,23 @@ def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
 
 
 def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:
-    """All weights resident in 8 bits: what it would bring."""
-    rates = "float8" if "float8" in device.rates else precision
-    seconds = {name: _seconds(work, work.stages[name], device, rates, False) for name in STAGES}
+    """All weights resident, those of the transformers in 8 bits."""
+    seconds = {
+        name: _seconds(
+            work,
+            replace(stage, is_float8=name in ("stage1", "stage2")),
+            device,
+            precision,
+            is_streamed=False,
+        )
+        for name, stage in work.stages.items()
+    }
     plain = estimate(work, device, precision, "resident")
     return replace(
         plain,
         placement="8-bit",
         seconds=_with_total(seconds),
-        peak_device_bytes=_peaks(work, is_streamed=False, weight_share=0.5),
+        peak_device_bytes=_peaks(work, is_streamed=False, is_8bit=True),
         is_available=False,
     )
 

@@ -39,6 +39,8 @@ class StageWork:
     """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
     passes: dict[str, int]
     """How often it runs each component from its first weight to its last."""
+    is_float8: bool = False
+    """Whether its matrix products are of 8-bit floating point numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +107,7 @@ class ClipCounter:
             config.stage2.segment_size,
             config.stage2.context_size,
             generates_anchor=config.stage2.anchor == "generated",
+            shows_anchor=config.stage2.shows_anchor,
         )
         self._common["stage2"] = self._count_stage2()
         self._weights = {role: models.weights(role) for role in models.architectures}
@@ -148,7 +151,7 @@ class ClipCounter:
     def _piece_sizes(self) -> list[int]:
         """Latent frames of each segment as they are decoded: the anchor comes with the first."""
         sizes = [len(segment.target) for segment in self.segments]
-        return [sizes[0] + len(self.segments[0].given[:1]), *sizes[1:]]
+        return [sizes[0] + (self.config.stage2.anchor == "given"), *sizes[1:]]
 
     @property
     def _is_guided(self) -> bool:
@@ -201,6 +204,7 @@ class ClipCounter:
         return StageWork(
             count=replace(forward * num_calls + decode, kept_bytes=0),
             passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
+            is_float8=self.models.linear.get("stage1_transformer") == "float8",
         )
 
     def _stage1(self) -> Stage1Pipeline:
@@ -235,14 +239,16 @@ class ClipCounter:
         sampling = self.config.stage2.sampling
         num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
         total = Count()
-        for num_frames, times in Counter(len(s.window) for s in self.segments).items():
-            segment = next(s for s in self.segments if len(s.window) == num_frames)
+        sizes = {segment: (len(segment.window), len(segment.given)) for segment in self.segments}
+        for size, times in Counter(sizes.values()).items():
+            segment = next(segment for segment, own in sizes.items() if own == size)
             run = partial(self._run_stage2, segment)
-            forward = self.models.count_layers("stage2_transformer", run)
+            forward = self.models.count_layers("stage2_transformer", run, least=2)
             total += forward * (times * num_calls)
         return StageWork(
             count=replace(total, kept_bytes=0),
             passes={"stage2_transformer": len(self.segments) * num_calls},
+            is_float8=self.models.linear.get("stage2_transformer") == "float8",
         )
 
     def _run_stage2(self, segment: Segment, transformer: Any) -> Tensor:
@@ -250,8 +256,9 @@ class ClipCounter:
         shape = LatentShape(transformer.config["in_channels"], num_frames, *self.large[2:])
         sigma = torch.empty(1, num_frames, device=META)
         prompt = self._prompt(transformer.config)
+        num_given = len(segment.given) if self.config.stage2.speed.skips_given else 0
         return predict_window(
-            transformer, segment, _empty(shape), sigma, prompt, self.config.stage2
+            transformer, segment, _empty(shape), sigma, prompt, self.config.stage2, num_given
         )
 
     def _count_reference(self, encoder: StreamWork, most: int) -> StageWork:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from swifti2v.config import to_dict
 from swifti2v.evaluation.comparison_tables import render_comparison
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.ablation_clips import TestClip, cut_test_clips, cut_test_motions
+from swifti2v.training.ablation_costs import CostMeter, render_costs
 from swifti2v.training.ablations import AblationConfig, Ablations
 from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Frames, Material, read_material
 from swifti2v.training.nano_config import RedrawConfig
@@ -52,7 +53,9 @@ def make_ablation_table(
     begin_run_directory(output_dir, to_dict(config))
     pipe = SwiftI2VPipeline.from_pretrained(config.model, device="cpu")
     material, held_out = read_split(data_dir, config.held_out, pipe)
-    redrawn = _redraw(output_dir / "redrawn.npz", pipe, material, config.redraw)
+    redrawn: list[TransitionClip] = []
+    if any((arm.mix or config.mix).transition > 0 for arm in config.arms):
+        redrawn = _redraw(output_dir / "redrawn.npz", pipe, material, config.redraw)
     test_motions = replace(config.redraw, num_clips=config.num_test_motions)
     redrawn_test = _redraw(output_dir / "redrawn_test.npz", pipe, held_out, test_motions)
     factor, num_frames = pipe.config.stage1.downscale, pipe.config.num_frames
@@ -62,6 +65,11 @@ def make_ablation_table(
     ]
     ablations = Ablations(config, output_dir, material, redrawn, tests, pipe)
     index, num_shards = shard
+    costs = output_dir / "costs.json"
+    if index == 1 and not costs.is_file():
+        transformer = ablations.start(config.seeds[0])
+        meter = CostMeter(config, pipe, transformer, held_out.clips[0][:num_frames])
+        _write(costs, json.dumps([asdict(cost) for cost in meter.measure()], indent=1))
     for arm, seed in ablations.runs()[index - 1 :: num_shards]:
         ablations.run(arm, seed)
         if on_run is not None:
@@ -91,17 +99,31 @@ def read_split(
 
 
 def write_table(config: AblationConfig, output_dir: Path) -> Path:
-    """Render the rows of all finished runs, in the order of the arms."""
+    """Render the rows of all finished runs, in the order of the arms, and what they cost.
+
+    Until the first arm has a run there is nothing to compare with: then costs alone.
+    """
     rows: list[dict[str, Any]] = []
     for path in sorted((output_dir / "rows").glob("*.json")):
         rows += json.loads(path.read_text(encoding="utf-8"))
     order = [name for arm in config.arms for name in (arm.name, *arm.also_sampled)]
     rows.sort(key=lambda row: order.index(row["arm"]))
+    has_base = any(row["arm"] == order[0] for row in rows)
+    parts = [render_comparison(rows)] if has_base else []
+    costs = output_dir / "costs.json"
+    if costs.is_file():
+        whole = (arm.name for arm in config.arms if config.arm_stage2(arm).segment_size is None)
+        base = next(whole, order[0])
+        parts.append(render_costs(json.loads(costs.read_text(encoding="utf-8")), base))
     table = output_dir / "table.md"
-    unfinished = table.with_name(f"{table.name}.writing-{os.getpid()}")
-    unfinished.write_text(render_comparison(rows), encoding="utf-8")
-    unfinished.replace(table)
+    _write(table, "\n".join(parts))
     return table
+
+
+def _write(path: Path, text: str) -> None:
+    unfinished = path.with_name(f"{path.name}.writing-{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _redraw(

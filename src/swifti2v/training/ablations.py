@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,16 @@ from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, Stage2Config, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError
+from swifti2v.evaluation.baselines import flow_warp_baseline, lanczos_baseline
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.model_card import clip_psnr, downscale
-from swifti2v.models.codec import BlockCodec
+from swifti2v.models.codec import TIME_FACTOR, BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
 from swifti2v.training.ablation_clips import TestClip
-from swifti2v.training.data import Material
+from swifti2v.training.data import Frames, Material
 from swifti2v.training.nano_codec import measure_residual
 from swifti2v.training.nano_config import RedrawConfig
 from swifti2v.training.nano_models import TransformerSize
@@ -50,6 +51,9 @@ class Arm:
 
     name: str
     """Row of the table."""
+    made_by: Literal["stage2", "lanczos", "flow_warp"] = "stage2"
+    """A trained Stage II; or without a model: the small clip enlarged, or the photo moved along
+    the small clip's motion. Those take none of the settings below."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Changes of the objective."""
     stage2: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +62,14 @@ class Arm:
     """Other samples."""
     also_sampled: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further ways to sample with the same weights: changes of Stage II's settings by row."""
+
+    def __post_init__(self) -> None:
+        changes = (self.objective, self.stage2, self.mix, self.also_sampled)
+        if self.made_by != "stage2" and any(changes):
+            raise ConfigError(
+                f"arm {self.name} is made by {self.made_by} and is not trained; leave its settings "
+                "out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,17 +150,27 @@ class AblationRow:
     """Seam score; none where there is one segment."""
 
 
-def mean_window_length(config: WindowConfig, num_latent_frames: int) -> float:
+def mean_window_length(
+    config: WindowConfig, num_latent_frames: int, stage2: Stage2Config | None = None
+) -> float:
     """Latent frames of a window that training draws, on average.
 
     Args:
         config: Sizes that are drawn from.
         num_latent_frames: F of the clip.
+        stage2: Says what windows begin with.
     """
+    stage2 = stage2 or Stage2Config()
     lengths = []
     for segment_size in config.segment_sizes:
         for context_size in config.context_sizes:
-            plan = plan_segments(num_latent_frames, segment_size, context_size)
+            plan = plan_segments(
+                num_latent_frames,
+                segment_size,
+                context_size,
+                generates_anchor=stage2.anchor == "generated",
+                shows_anchor=stage2.shows_anchor,
+            )
             lengths.append(sum(len(segment.window) for segment in plan) / len(plan))
     return sum(lengths) / len(lengths)
 
@@ -196,8 +218,14 @@ class Ablations:
         if path.is_file():
             return path
         directory = self.output_dir / "runs" / f"{_slug(arm.name)}-{seed}"
-        transformer = self._train(arm, seed, directory)
-        rows = self._measure(arm, seed, transformer)
+        if arm.made_by == "stage2":
+            rows = self._measure(arm, seed, self._train(arm, seed, directory))
+        else:
+            outputs = (make_without_model(arm.made_by, clip) for clip in self.tests)
+            rows = [
+                compare_with_truth(output, self.settings, clip, arm.name, seed)
+                for output, clip in zip(outputs, self.tests, strict=True)
+            ]
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.writing-{os.getpid()}")
         unfinished.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
@@ -205,19 +233,20 @@ class Ablations:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         return path
 
+    def start(self, seed: int) -> SegmentTransformer3DModel:
+        """A new Stage II of the table's size, as the runs of a seed start."""
+        text_dim = int(self.components.stage2_transformer.config["text_dim"])
+        num_steps = self.config.stage2.sampling.num_inference_steps
+        return start_stage2(self.config.size, text_dim, self.residual, num_steps, seed)
+
     def _train(self, arm: Arm, seed: int, directory: Path) -> SegmentTransformer3DModel:
         config, settings = self.config, self.settings
         objective, mix = config.arm_objective(arm), arm.mix or config.mix
+        stage2 = config.arm_stage2(arm)
         run = replace(config.run, seed=seed)
         text_dim = int(self.components.stage2_transformer.config["text_dim"])
-        transformer = start_stage2(
-            config.size,
-            text_dim,
-            self.residual,
-            config.stage2.sampling.num_inference_steps,
-            seed,
-        )
-        length = mean_window_length(objective.windows, (settings.num_frames - 1) // 4 + 1)
+        transformer = self.start(seed)
+        length = mean_window_length(objective.windows, (settings.num_frames - 1) // 4 + 1, stage2)
         steps = math.ceil(config.latent_frames / (run.batch_size * length))
         source = MaterialSource(
             self.material,
@@ -226,6 +255,7 @@ class Ablations:
             config.crop,
             settings.stage1.downscale,
             {settings.num_frames: 1.0},
+            starts_with_photo=stage2.reference_start == "photo",
         )
         no_text = torch.zeros(1, 1, text_dim)
         codec = self.components.stage2_vae
@@ -235,7 +265,7 @@ class Ablations:
             codec,
             (source,),
             objective,
-            config.arm_stage2(arm),
+            stage2,
             lambda prompts: no_text.expand(len(prompts), -1, -1),
         )
         checkpoints = directory / "checkpoints"
@@ -256,26 +286,36 @@ class Ablations:
         for name, changes in {arm.name: {}, **arm.also_sampled}.items():
             settings = replace(self.settings, stage2=self.config.arm_stage2(arm, changes))
             pipe = SwiftI2VPipeline(components, settings)
-            rows += [measure_clip(pipe, settings, clip, name, seed) for clip in self.tests]
+            for clip in self.tests:
+                image = Image.fromarray(clip.truth[0])
+                segments = pipe.refine(clip.low, image, "", generator=seed, config=settings)
+                output = np.concatenate([segment.frames for segment in segments])
+                rows.append(compare_with_truth(output, settings, clip, name, seed))
         return rows
 
 
-def measure_clip(
-    pipe: SwiftI2VPipeline, settings: GenerationConfig, clip: TestClip, arm: str, seed: int
+def make_without_model(method: Literal["lanczos", "flow_warp"], clip: TestClip) -> Frames:
+    """A clip from its low-resolution version, and from its photo where the method takes one."""
+    if method == "lanczos":
+        return lanczos_baseline(clip.low, *clip.truth.shape[1:3])
+    return flow_warp_baseline(clip.low, clip.truth[0])
+
+
+def compare_with_truth(
+    output: Frames, settings: GenerationConfig, clip: TestClip, arm: str, seed: int
 ) -> AblationRow:
-    """Make a clip from its low-resolution version and its photo, and compare it with the truth.
+    """Measure what was made of a clip's low-resolution version and its photo.
 
     Args:
-        pipe: The model.
-        settings: Of the clip's size.
-        clip: What to make.
+        output: ``[T, H, W, 3]`` uint8.
+        settings: Of the clip's size; says where segments start.
+        clip: What it was made from, and the truth.
         arm: Row of the table.
-        seed: Of the run, and of the noise.
+        seed: Of the run.
     """
-    image = Image.fromarray(clip.truth[0])
-    segments = pipe.refine(clip.low, image, "", generator=seed, config=settings)
-    output = np.concatenate([segment.frames for segment in segments])
-    starts = [start for start, _ in pipe.plan(settings)]
+    stage2, num_latent_frames = settings.stage2, (settings.num_frames - 1) // TIME_FACTOR + 1
+    plan = plan_segments(num_latent_frames, stage2.segment_size, stage2.context_size)
+    starts = [segment.target[0] for segment in plan]
     truth, low = clip.truth[1:], clip.low[1:]
     return AblationRow(
         arm=arm,
@@ -286,7 +326,7 @@ def measure_clip(
         coherence=detail_coherence(output, clip.truth),
         hf_ratio=float(hf_energy_ratio(output[1:], truth).nanmean()),
         agreement_db=clip_psnr(downscale(output[1:], settings.stage1.downscale), low),
-        seam=seam_score(output, starts, pipe.stage2.scale.time) if len(starts) > 1 else None,
+        seam=seam_score(output, starts, TIME_FACTOR) if len(starts) > 1 else None,
     )
 
 

@@ -57,12 +57,20 @@ class Stage2Clips:
         vae: A causal one is given all frames up to the window's end.
         downscale: Stage I's.
         crop: Side of a random square that is cut out; None takes whole frames.
+        starts_with_photo: Whether the reference has the photo in front.
     """
 
     def __init__(
-        self, clips: ManifestClips, vae: VideoVAE, downscale: int, crop: int | None
+        self,
+        clips: ManifestClips,
+        vae: VideoVAE,
+        downscale: int,
+        crop: int | None,
+        *,
+        starts_with_photo: bool = True,
     ) -> None:
         self.clips, self.downscale, self.crop = clips, downscale, crop
+        self.starts_with_photo = starts_with_photo
         self.is_causal = not isinstance(vae, BlockCodec)
         for bucket in clips.plan.shares:
             if crop is not None and crop > min(bucket.height, bucket.width):
@@ -98,9 +106,17 @@ class Stage2Clips:
 
     def cover(self, frames: Sequence[int]) -> tuple[int, ...]:
         """Latent frames that must be encoded to have some: a causal VAE needs all before them."""
-        return tuple(range(max(frames) + 1)) if self.is_causal else tuple(sorted(set(frames)))
+        return tuple(range(max(frames) + 1)) if self.is_causal else tuple(sorted({0, *frames}))
 
     def cut(self, clip: LoadedClip, piece: Piece, covered: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Video and reference ``[1, 3, T, h, w]`` of some latent frames, 0 among them."""
         places = [pixel for latent in covered for pixel in pixel_frames(latent)]
-        return cut_pair(clip.id, clip.frames, clip.reference, places, piece.crop, self.downscale)
+        return cut_pair(
+            clip.id,
+            clip.frames,
+            clip.reference,
+            places,
+            piece.crop,
+            self.downscale,
+            starts_with_photo=self.starts_with_photo,
+        )

@@ -56,6 +56,8 @@ def cut_pair(
     places: Sequence[int],
     crop: Crop,
     downscale: int,
+    *,
+    starts_with_photo: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """A part of a clip and what Stage II is given for it: enlarged, with the photo in front.
 
@@ -67,6 +69,7 @@ def cut_pair(
         places: Frames to take, the photo's first.
         crop: Corner and sides are multiples of ``downscale``.
         downscale: Stage I's.
+        starts_with_photo: Without, the photo is enlarged from small as well.
 
     Returns:
         Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].
@@ -76,7 +79,7 @@ def cut_pair(
     """
     video = cut_clip(frames, crop, places)
     if small is None:
-        return video, degrade(video, downscale)
+        return video, degrade(video, downscale, starts_with_photo=starts_with_photo)
     if small.shape[1] * downscale != frames.shape[1]:
         raise ShapeError(
             f"the reference of {name} is {small.shape[2]}x{small.shape[1]}; make it again for clips "
@@ -84,5 +87,6 @@ def cut_pair(
         )
     part = cut_clip(small, Crop(*(side // downscale for side in crop)), places)
     reference = resize_video(part, crop.height, crop.width, "lanczos")
-    reference[:, :, 0] = video[:, :, 0]
+    if starts_with_photo:
+        reference[:, :, 0] = video[:, :, 0]
     return video, reference

@@ -144,12 +144,13 @@ def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
     return range(time_factor * (latent_frame - 1) + 1, time_factor * latent_frame + 1)
 
 
-def degrade(video: Tensor, downscale: int) -> Tensor:
+def degrade(video: Tensor, downscale: int, *, starts_with_photo: bool = True) -> Tensor:
     """What Stage II is given for a clip: its first frame in full, the others small and enlarged.
 
     Args:
         video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
         downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
+        starts_with_photo: Without, frame 0 is small and enlarged like the others.
 
     Returns:
         ``[B, 3, T, H, W]``; not clamped, as in the pipeline.
@@ -158,7 +159,8 @@ def degrade(video: Tensor, downscale: int) -> Tensor:
     small = resize_video(video, height // downscale, width // downscale, "area")
     levels = ((small + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     reference = resize_video(levels, height, width, "lanczos")
-    reference[:, :, 0] = video[:, :, 0]
+    if starts_with_photo:
+        reference[:, :, 0] = video[:, :, 0]
     return reference
 
 

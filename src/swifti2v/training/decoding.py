@@ -79,7 +79,7 @@ def decode_clip(
         )
     if sample.kind == "image":
         with local_media(sample) as path:
-            return _fit(np.asarray(load_image(path)), bucket)[None]
+            return np.stack([_fit(np.asarray(load_image(path)), bucket)])
     return _decode_piece(sample, bucket, fps, rng, facts or probe(sample))[0]
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from swifti2v.config import GenerationConfig, parse_config, to_dict
-from swifti2v.errors import InputError
+from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import video_to_frames
 from swifti2v.models.image_encoder import encode_image
 from swifti2v.models.loading import Components, load_components
@@ -174,8 +174,20 @@ def make_task(
     """
     parts, settings = pipe.components, pipe.config
     if isinstance(config, Stage2FineTuning):
+        starts_with_photo = settings.stage2.reference_start == "photo"
+        if latents is not None and not starts_with_photo:
+            raise ConfigError(
+                "stage2.reference_start is motion, but cached references start with the photo; "
+                "train without a cache of latents"
+            )
         windows = [
-            Stage2Clips(own, parts.stage2_vae, settings.stage1.downscale, config.crop)
+            Stage2Clips(
+                own,
+                parts.stage2_vae,
+                settings.stage1.downscale,
+                config.crop,
+                starts_with_photo=starts_with_photo,
+            )
             for own in clips
         ]
         return Stage2Task(

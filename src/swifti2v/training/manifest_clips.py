@@ -234,6 +234,11 @@ def _hash_seed(name: str, number: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def _detail(reject: Reject) -> str:
+    detail = reject.reason.removeprefix(reject.cause).removeprefix(": ")
+    return f", {reject.id}: {detail}" if detail else ""
+
+
 def _report(
     placements: dict[str, Placement],
     members: dict[PixelShape, dict[str, float]],
@@ -243,7 +248,7 @@ def _report(
     for reject in rejects:
         by_cause.setdefault(reject.cause, []).append(reject)
     lines = [
-        f"{len(group)} x {cause} ({', '.join(r.id for r in group[:NUM_SHOWN])})"
+        f"{len(group)} x {cause} ({', '.join(r.id for r in group[:NUM_SHOWN])}){_detail(group[0])}"
         for cause, group in by_cause.items()
     ]
     if not placements:

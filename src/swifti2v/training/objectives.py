@@ -179,7 +179,13 @@ def _penalize(difference: Tensor, error: Literal["squared", "absolute"]) -> Tens
 
 
 def hfato_loss(
-    model: Model, latents: Tensor, degraded: Tensor, sigma: Tensor, noise: Tensor
+    model: Model,
+    latents: Tensor,
+    degraded: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    *,
+    channel_weight: Tensor | None = None,
 ) -> Tensor:
     """Loss that asks for the fine detail which noised, degraded latents have lost.
 
@@ -195,6 +201,7 @@ def hfato_loss(
         degraded: ``[B, C, F, h, w]``, see ``swifti2v.training.degradations``.
         sigma: ``[B]`` noise levels in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
+        channel_weight: ``[C]`` weight of each channel; 1 if not given.
 
     Returns:
         ``[B]`` float32, mean squared error of the clean latents times ``w(sigma)``, see
@@ -207,7 +214,7 @@ def hfato_loss(
     noisy = (1 - level) * degraded + level * noise
     velocity = model(noisy, sigma[:, None].expand(-1, latents.shape[2]))
     clean = noisy.float() - level.float() * velocity.float()
-    error = (clean - latents.float()).square().flatten(1).mean(dim=1)
+    error = _weighted_mean((clean - latents.float()).square(), channel_weight)
     return bell_weight(sigma) * error
 
 

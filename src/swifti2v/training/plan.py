@@ -35,6 +35,7 @@ from swifti2v.training.nano_models import (
     make_stage2_transformer,
 )
 from swifti2v.training.optimizers import OptimizerConfig
+from swifti2v.training.relay import RelayTraining
 from swifti2v.training.run_config import PhaseConfig, RunConfig
 from swifti2v.training.text_encoder import MotionClassifier
 from swifti2v.training.vae_training import VaeTrainingConfig
@@ -127,18 +128,12 @@ def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
             downloaded.
         ShapeError: A bucket does not fit the model.
     """
-    index, root = find_model(config.model)
     stage = "stage2" if isinstance(config, Stage2FineTuning) else "stage1"
-    own, vae = f"{stage}_transformer", f"{stage}_vae"
+    vae = f"{stage}_vae"
     # With a cache the text encoder is not run.
     frozen = [vae, *(["text_encoder"] if config.cache is None else [])]
     frozen += ["image_encoder"] if stage == "stage1" else []
-    models = {
-        role: find_architecture(role, index.components[role], root).make_empty(role)
-        for role in (own, *frozen)
-        if role in index.components
-    }
-    transformer = models.pop(own)
+    transformer, models, num_text_tokens = _make_empty(config.model, stage, frozen)
     scale = scale_factors(models[vae], transformer.config["patch_size"][1])
     if isinstance(config, Stage2FineTuning):
         windows, crop, adapter = config.objective.windows, config.crop, None
@@ -158,11 +153,56 @@ def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
         config.run,
         config.phases,
         samples,
-        num_text_tokens=index.max_text_length,
-        frozen_bytes={
-            role: FROZEN_BYTES * count_parameters(model).total for role, model in models.items()
-        },
+        num_text_tokens=num_text_tokens,
+        frozen_bytes=_frozen_bytes(models),
     )
+
+
+def plan_relay(config: RelayTraining) -> list[TrainingPlan]:
+    """Predict both LoRAs of a relay, each as if its attention were full.
+
+    Raises:
+        LoadingError: See ``plan_stage``.
+        ShapeError: A bucket does not fit the model.
+    """
+    frozen = ["stage2_vae", "text_encoder"]
+    transformer, models, num_text_tokens = _make_empty(config.model, "stage2", frozen)
+    scale = scale_factors(models["stage2_vae"], transformer.config["patch_size"][1])
+    return [
+        _plan_transformer(
+            recipe,
+            transformer,
+            _count_trained(transformer, relay.adapter),
+            config.run,
+            relay.phases,
+            [
+                max(
+                    (_Sample.of(s, relay.crop, None, scale) for s in phase.data.rules.shapes),
+                    key=lambda sample: sample.tokens,
+                )
+                for phase in relay.phases
+            ],
+            num_text_tokens=num_text_tokens,
+            frozen_bytes=_frozen_bytes(models),
+        )
+        for recipe, relay in config.relays.items()
+    ]
+
+
+def _make_empty(model: str, stage: str, frozen: Sequence[str]) -> tuple[Any, dict[str, Any], int]:
+    """A stage's transformer and its frozen parts without memory, and the tokens of a prompt."""
+    index, root = find_model(model)
+    own = f"{stage}_transformer"
+    models: dict[str, Any] = {
+        role: find_architecture(role, index.components[role], root).make_empty(role)
+        for role in (own, *frozen)
+        if role in index.components
+    }
+    return models.pop(own), models, index.max_text_length
+
+
+def _frozen_bytes(models: Mapping[str, nn.Module]) -> dict[str, int]:
+    return {role: FROZEN_BYTES * count_parameters(model).total for role, model in models.items()}
 
 
 def plan_vae(config: VaeTrainingConfig) -> TrainingPlan:

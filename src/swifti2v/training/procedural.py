@@ -1,10 +1,11 @@
-"""Training clips made from nothing, as files with a manifest: what the shipped configurations run on."""
+"""Training clips and images made from nothing, as files with a manifest: what the shipped configurations run on."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from swifti2v.media import open_writer, video_to_frames
 from swifti2v.shapes import PixelShape
@@ -13,12 +14,16 @@ from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_vi
 from swifti2v.training.data import draw_picture
 
 MANIFEST_NAME = "manifest.jsonl"
+CAPTION = "coloured shapes, drawn"
+"""Of the images."""
 
 
 def write_procedural_clips(
     directory: Path, buckets: Sequence[PixelShape], num_clips: int, seed: int, fps: float
 ) -> Path:
     """Write clips of camera motions over drawn pictures, with prompts that name the motion.
+
+    A bucket of one frame gets the pictures themselves.
 
     Args:
         directory: Made if it is not there; what is in it already is kept.
@@ -35,12 +40,19 @@ def write_procedural_clips(
     for place, bucket in enumerate(buckets):
         for number in range(num_clips):
             rng = np.random.default_rng((seed, place, number))
+            is_image = bucket.num_frames == 1
             motion = CAMERA_MOTIONS[number % len(CAMERA_MOTIONS)]
-            name = f"{'x'.join(map(str, bucket))}-{number:03d}.mkv"
-            rows.append({"video": name, "prompt": draw_prompt(motion, rng)})
+            name = f"{'x'.join(map(str, bucket))}-{number:03d}.{'png' if is_image else 'mkv'}"
+            prompt = CAPTION if is_image else draw_prompt(motion, rng)
+            rows.append({"image" if is_image else "video": name, "prompt": prompt})
             if (directory / name).exists():
                 continue
             size = (bucket.height, bucket.width)
+            if is_image:
+                still = video_to_frames(draw_picture(*size, rng)[None, :, None])[0]
+                with whole_file(directory / name, ending=".png") as unfinished:
+                    Image.fromarray(still).save(unfinished)
+                continue
             picture = draw_picture(2 * size[0], 2 * size[1], rng)
             times = np.linspace(0, bucket.num_frames / 33, bucket.num_frames).tolist()
             video = render_motion(picture, motion, times, draw_view(rng), size)

@@ -118,7 +118,8 @@ def divide_model(model: nn.Module, ranks: Ranks, *, compute_dtype: torch.dtype |
     for module in list(model.modules()):
         if type(module).__name__ in names:
             shard(module, mesh=ranks.mesh, mp_policy=policy)
-    shard(model, mesh=ranks.mesh, mp_policy=policy)
+    # Unlike its default for the outermost module: after a validation the weights are shards again.
+    shard(model, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def gather_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

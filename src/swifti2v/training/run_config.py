@@ -43,7 +43,7 @@ class RunConfig:
     """Copies of the model; each is divided over the ranks left (FSDP2). The number of ranks: DDP."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """A sample that cannot be read stops the training, or is replaced by another and counted."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Besides ``metrics.jsonl``, which is always written."""
 
     def __post_init__(self) -> None:

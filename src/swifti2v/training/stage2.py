@@ -90,7 +90,14 @@ class Stage2Task:
         rng = draw.shared()
         num_frames = self.sources[self.phase].num_frames(draw, rng)
         num_latent_frames = (num_frames - 1) // int(self.vae.config["scale_factor_temporal"]) + 1
-        return draw_window(self.objective.windows, num_latent_frames, rng), num_latent_frames
+        segment = draw_window(
+            self.objective.windows,
+            num_latent_frames,
+            rng,
+            generates_anchor=self.stage2.anchor == "generated",
+            shows_anchor=self.stage2.shows_anchor,
+        )
+        return segment, num_latent_frames
 
     def loss(self, batch: Stage2Batch | Stage2Latents, draw: Draw) -> Tensor:
         """``[b]`` flow loss on the target frames."""

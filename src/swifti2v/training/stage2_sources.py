@@ -122,6 +122,7 @@ class MaterialSource:
         crop: Side in pixels, a multiple of 16.
         downscale: Stage I's.
         lengths: Frames of the clips, with the part of the steps that take each.
+        starts_with_photo: Whether the reference has the photo in front.
 
     Raises:
         InputError: The mix wants what is not there.
@@ -135,10 +136,13 @@ class MaterialSource:
         crop: int,
         downscale: int,
         lengths: Mapping[int, float],
+        *,
+        starts_with_photo: bool = True,
     ) -> None:
         self.lengths = lengths
         self.material, self.transition, self.mix = material, transition, mix
         self.crop, self.downscale = crop, downscale
+        self.starts_with_photo = starts_with_photo
         there = {
             "clips": len(material.clips),
             "pictures": len(material.pictures),
@@ -161,7 +165,8 @@ class MaterialSource:
         Raises:
             InputError: No clip is long enough.
         """
-        frames = [pixel for latent in segment.window for pixel in pixel_frames(latent)]
+        covered = tuple(sorted({0, *segment.window}))  # the photo is the first of all frames
+        frames = [pixel for latent in covered for pixel in pixel_frames(latent)]
         num_frames = 4 * (num_latent_frames - 1) + 1
         pieces = [self._draw_piece(rng, frames, num_frames) for rng in draw.samples()]
         names, videos, references, prompts = zip(*pieces, strict=True)
@@ -169,7 +174,7 @@ class MaterialSource:
             ids=names,
             num_replaced=0,
             segment=segment,
-            latent_frames=segment.window,
+            latent_frames=covered,
             video=torch.stack(videos),
             reference=torch.stack(references),
             prompts=prompts,
@@ -189,7 +194,8 @@ class MaterialSource:
             name, video = self._cut_clip(rng, frames, num_frames)
         if rng.random() < 0.5:
             video = video.flip(-1)
-        return name, video, degrade(video[None], self.downscale)[0], ""
+        photo = self.starts_with_photo
+        return name, video, degrade(video[None], self.downscale, starts_with_photo=photo)[0], ""
 
     def _shares(self, num_frames: int) -> NDArray[np.float64]:
         """Of clips, pictures and transition samples among those that are long enough."""
@@ -231,7 +237,15 @@ class MaterialSource:
         index = _draw_long([clip.frames for clip in self.transition], num_frames, rng)
         clip, low = self.transition[index], self.downscale
         crop = draw_crop(clip.frames.shape[1:3], self.crop, low, rng)
-        video, reference = cut_pair(clip.name, clip.frames, clip.low, frames, crop, low)
+        video, reference = cut_pair(
+            clip.name,
+            clip.frames,
+            clip.low,
+            frames,
+            crop,
+            low,
+            starts_with_photo=self.starts_with_photo,
+        )
         return clip.name, video[0], reference[0], clip.prompt
 
 

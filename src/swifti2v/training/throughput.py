@@ -77,11 +77,13 @@ def measure_throughput(
         on_result: Called after each.
 
     Raises:
-        ConfigError: Too few steps.
+        ConfigError: Too few steps, or a relay, which is two trainings.
         SwiftI2VError: A training failed; its own message is passed on.
     """
     if num_steps <= NUM_WARM_UP:
         raise ConfigError(f"{num_steps} steps are too few; the first {NUM_WARM_UP} do not count")
+    if part == "relay":
+        raise ConfigError("a relay is two trainings of Stage II; measure stage2 instead")
     results = []
     for number, settings in enumerate(combine(choices)):
         result = _measure(part, config, settings, directory / f"run-{number:03d}", num_steps)

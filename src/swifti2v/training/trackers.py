@@ -115,34 +115,45 @@ class MetricsFile:
 class TensorBoardTracker:
     """Event files for ``tensorboard --logdir``.
 
+    What an earlier run in the directory logged from the first step logged here on is hidden: a
+    training that continues from a checkpoint replaces the steps after it.
+
     Args:
         directory: Of the event files.
-        resume_step: Last step of the checkpoint a training continues from: later ones of an
-            earlier run are hidden.
 
     Raises:
         InputError: tensorboard is not installed.
     """
 
-    def __init__(self, directory: Path, resume_step: int | None = None) -> None:
-        module = _import_extra("torch.utils.tensorboard", "pip install 'swifti2v[train]'")
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = module.SummaryWriter(os.fspath(directory), purge_step=purge_step)
+    def __init__(self, directory: Path) -> None:
+        self._module = _import_extra(
+            "torch.utils.tensorboard", "pip install 'swifti2v[train]', or --set run.trackers=[]"
+        )
+        self._directory = directory
+        self._writer: Any = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a point to each metric's curve."""
+        writer = self._open(step)
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
     def log_image(self, step: int, name: str, path: Path) -> None:
         """Copy the picture into the event file."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._open(step).add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left and close."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, step: int) -> Any:
+        if self._writer is None:
+            directory = os.fspath(self._directory)
+            self._writer = self._module.SummaryWriter(directory, purge_step=step)
+        return self._writer
 
 
 class WandbTracker:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -302,8 +303,9 @@ class Trainer:
         directory = self.directory / "validation" / f"step-{self.step:08d}"
         directory.mkdir(parents=True, exist_ok=True)
         self.model.eval()
-        with self.average.applied(), torch.no_grad():
-            metrics = self.task.validate(directory)
+        with TemporaryDirectory() as aside, self.average.applied(), torch.no_grad():
+            # A divided model needs all ranks; the files of one are enough.
+            metrics = self.task.validate(directory if self.ranks.is_first else Path(aside))
         self.model.train()
         log.log_validation(self.step, metrics, directory)
         self._log_noise_levels(log)

@@ -31,17 +31,32 @@ class WindowConfig:
             )
 
 
-def draw_window(config: WindowConfig, num_latent_frames: int, rng: np.random.Generator) -> Segment:
+def draw_window(
+    config: WindowConfig,
+    num_latent_frames: int,
+    rng: np.random.Generator,
+    *,
+    generates_anchor: bool = False,
+    shows_anchor: bool = True,
+) -> Segment:
     """Draw one segment of the plan that sampling would follow.
 
     Args:
         config: Sizes to draw from.
         num_latent_frames: F of the clip, at least 2.
         rng: Source of randomness.
+        generates_anchor: See ``plan_segments``.
+        shows_anchor: See ``plan_segments``.
     """
     segment_size = config.segment_sizes[int(rng.integers(len(config.segment_sizes)))]
     context_size = config.context_sizes[int(rng.integers(len(config.context_sizes)))]
-    segments = plan_segments(num_latent_frames, segment_size, context_size)
+    segments = plan_segments(
+        num_latent_frames,
+        segment_size,
+        context_size,
+        generates_anchor=generates_anchor,
+        shows_anchor=shows_anchor,
+    )
     if not segments:
         raise ConfigError(
             f"a clip of {num_latent_frames} latent frame has no segment to train on; take longer "
@@ -55,6 +70,6 @@ def localize(segment: Segment) -> Segment:
     num_given = len(segment.window) - len(segment.target)
     return replace(
         segment,
-        context=tuple(range(1, num_given)),
+        context=tuple(range(num_given - len(segment.context), num_given)),
         target=tuple(range(num_given, len(segment.window))),
     )

@@ -1,0 +1,339 @@
+"""Relay LoRA, HFATO and GCLF at nano scale; writes the tables into docs/vibe.md.
+
+python runs/vibe_relay.py DATA_DIR OUTPUT_DIR (about ten minutes on an idle core; a second start goes on). For each seed a
+small Stage II is trained on clips of half size and crops of 4x4 tokens. LoRAs on it see images of full size and crops of
+8x8 tokens; all are measured on crops of held-out clips of full size, beside a Stage II that was trained on such clips.
+"""
+
+import copy
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from swifti2v import SwiftI2VPipeline
+from swifti2v.config import AttentionConfig
+from swifti2v.evaluation.comparison_tables import compare, render_comparison
+from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
+from swifti2v.evaluation.metrics.noise import temporal_noise
+from swifti2v.evaluation.metrics.temporal import compensated_flicker
+from swifti2v.evaluation.model_card import clip_psnr, downscale
+from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.models.lora import merge_lora
+from swifti2v.training.ablation_clips import cut_test_clips
+from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
+from swifti2v.training.degradations import DegradationConfig
+from swifti2v.training.image_sources import PictureCrops
+from swifti2v.training.image_task import ImageObjective, ImageTask
+from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.nano_codec import measure_residual
+from swifti2v.training.nano_models import TransformerSize
+from swifti2v.training.nano_stage2 import fit_to_task, start_stage2
+from swifti2v.training.noise_levels import NoiseLevelConfig
+from swifti2v.training.optimizers import OptimizerConfig
+from swifti2v.training.ranks import Ranks
+from swifti2v.training.run_config import PhaseConfig, RunConfig
+from swifti2v.training.session import Session, train_task
+from swifti2v.training.stage2 import Stage2Objective, Stage2Task
+from swifti2v.training.stage2_sources import MaterialSource, MixConfig
+from swifti2v.training.windows import WindowConfig
+
+HELD_OUT = (
+    "swifti2v_page_14", "swifti2v_page_4090_4", "sam2_05_default_juggle", "sam2_bedroom", "cockatoo",
+    "sam2_cars", "snake",
+)  # fmt: skip
+SEEDS = (0, 1, 2)
+SIZE = TransformerSize(num_heads=4, num_layers=2)
+NUM_FRAMES, CROP, NUM_CROPS = 17, 128, 2
+VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 60, 4
+READ_FRAMES = 33
+NOISE = NoiseLevelConfig(distribution="inference", num_inference_steps=8)
+STRENGTH = 0.7
+GCLF = AttentionConfig(kind="gclf", window=(4, 4))
+FULL = AttentionConfig()
+FLOW = ImageObjective(noise=NOISE, channel_weight_limit=2.0)
+HFATO = replace(FLOW, loss="hfato", degradation=DegradationConfig())
+HFATO_PIXELS = replace(HFATO, degradation=None)
+ADAPTER = AdapterConfig(rank=16)
+METRICS = {
+    "psnr_db": ("PSNR, dB", "+.2f"),
+    "coherence": ("coherence", "+.3f"),
+    "hf_ratio": ("HF energy", "+.2f"),
+    "boiling": ("temporal noise of the error, /255", "+.2f"),
+    "temporal_noise": ("temporal noise where nothing moves, /255", "+.2f"),
+    "steadiness": ("steadiness along motion", "+.4f"),
+}
+BASE = "base, low resolution only"
+CLAIMS = (
+    ("images alone fit a base to a larger size", "relay, HFATO, GCLF", BASE, "psnr_db", 1),
+    ("a relay leaves less of the image modality than a plain LoRA", "relay", "naive LoRA", "boiling", -1),
+    ("LoRA1 is better dropped", "relay, HFATO", "relay, HFATO, LoRA1 kept", "boiling", -1),
+    ("HFATO brings back right detail", "relay, HFATO", "relay", "coherence", 1),
+    ("HFATO comes closer to the truth", "relay, HFATO", "relay", "psnr_db", 1),
+    ("GCLF helps beyond the native size", "relay, HFATO, GCLF", "relay, HFATO", "psnr_db", 1),
+    ("the whole recipe comes closer to the truth than Lanczos", "relay, HFATO, GCLF", "Lanczos", "psnr_db", 1),
+    ("it has more right detail than Lanczos", "relay, HFATO, GCLF", "Lanczos", "coherence", 1),
+    ("it comes closer than training on large clips", "relay, HFATO, GCLF",
+     "Stage II trained on large clips", "psnr_db", 1),
+)  # fmt: skip
+"""Claim, arm, what it is compared with, by which metric, and the sign that speaks for it."""
+DOCUMENT = Path(__file__).parent.parent / "docs" / "vibe.md"
+MARK = "<!-- relay table -->\n"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A LoRA on high-resolution images: on the bare base or on one with LoRA1 fused."""
+
+    is_relay: bool
+    objective: ImageObjective
+    attention: AttentionConfig
+
+
+ARMS = {
+    "naive LoRA": Arm(False, FLOW, FULL),
+    "relay": Arm(True, FLOW, FULL),
+    "relay, HFATO": Arm(True, HFATO, FULL),
+    "relay, HFATO, GCLF": Arm(True, HFATO, GCLF),
+    "relay, HFATO from the upscaled image": Arm(True, HFATO_PIXELS, FULL),
+}
+
+
+def halve(frames):
+    """``[T, H, W, 3]`` at half the size."""
+    return downscale(frames, 2)
+
+
+class Proof:
+    """All runs of a seed after the other; what is on disk is not done again."""
+
+    def __init__(self, data_dir, output_dir):
+        self.output_dir = output_dir
+        self.pipe = SwiftI2VPipeline.from_pretrained("nano", stages=("stage2",))
+        self.data_dir = data_dir
+        self.factor = self.pipe.config.stage1.downscale
+        self.text_dim = int(self.pipe.components.stage2_transformer.config["text_dim"])
+
+    @cached_property
+    def _split(self):
+        suffixes = CLIP_SUFFIXES | PHOTO_SUFFIXES
+        names = {p.stem for p in self.data_dir.rglob("*") if p.suffix.lower() in suffixes}
+        config = self.pipe.config
+        read = partial(
+            read_material,
+            self.data_dir,
+            height=config.height,
+            width=config.width,
+            fps=config.fps,
+            max_frames=READ_FRAMES,
+        )
+        return read(held_out=HELD_OUT), read(held_out=sorted(names - {*HELD_OUT}))
+
+    @cached_property
+    def _materials(self):
+        """To train on: at full and at half size."""
+        full = self._split[0]
+        return full, Material(
+            tuple(halve(clip) for clip in full.clips),
+            tuple(halve(still[None])[0] for still in full.stills),
+            tuple(halve(even(picture)[None])[0] for picture in full.pictures),
+        )
+
+    @cached_property
+    def _tests(self):
+        return cut_test_clips(self._split[1], NUM_FRAMES, CROP, NUM_CROPS, self.factor)
+
+    def _settings(self, attention=FULL, strength=STRENGTH):
+        config = replace(self.pipe.config, num_frames=NUM_FRAMES, height=CROP, width=CROP)
+        sampling = replace(config.stage2.sampling, strength=strength)
+        stage2 = replace(config.stage2, attention=attention, sampling=sampling)
+        return replace(config, stage2=stage2)
+
+    def _encode_prompts(self, prompts):
+        return torch.zeros(len(prompts), 1, self.text_dim)
+
+    def _session(self, name, seed):
+        ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
+        return Session(directory=self.output_dir / f"{name}-{seed}", ranks=ranks, resume=True)
+
+    def _train(self, task, name, seed, steps, rate):
+        optimizer = OptimizerConfig(
+            learning_rate=rate, decay="cosine_tail", betas=(0.9, 0.97), warmup_steps=20
+        )
+        run = RunConfig(seed=seed, batch_size=BATCH, ema_decay=0.99, num_checkpoints=1)
+        phases = (PhaseConfig(steps=steps, optimizer=optimizer),)
+        train_task(task, run, phases, self._session(name, seed))
+
+    def video_model(self, name, material, crop, seed):
+        """A Stage II from nothing, on clips."""
+        residual = measure_residual(material.clips, self.factor)
+        transformer = start_stage2(SIZE, self.text_dim, residual, 4, seed)
+        task = Stage2Task(
+            transformer,
+            self.pipe.components.stage2_vae,
+            (
+                MaterialSource(
+                    material,
+                    (),
+                    MixConfig(clips=0.5, pictures=0.5),
+                    crop,
+                    self.factor,
+                    {NUM_FRAMES: 1},
+                ),
+            ),
+            Stage2Objective(
+                windows=WindowConfig(segment_sizes=(3,), context_sizes=(1,)),
+                noise=NOISE,
+                channel_weight_limit=2.0,
+            ),
+            self._settings().stage2,
+            self._encode_prompts,
+        )
+        if not (self.output_dir / f"{name}-{seed}" / "checkpoints" / "latest").is_file():
+            fit_to_task(task, RunConfig(seed=seed, batch_size=BATCH), 8)
+        self._train(task, name, seed, VIDEO_STEPS, 3.0e-4)
+        return transformer.requires_grad_(False)
+
+    def lora(self, base, name, seed, *, stills, crop, objective, attention=FULL):
+        """A LoRA on images; the base stays as it is."""
+        transformer = copy.deepcopy(base)
+        add_adapter(transformer, replace(ADAPTER, seed=seed))
+        task = ImageTask(
+            transformer,
+            self.pipe.components.stage2_vae,
+            (PictureCrops(stills, crop),),
+            objective,
+            self._settings(attention),
+            self._encode_prompts,
+        )
+        self._train(task, name, seed, IMAGE_STEPS, 3.0e-4)
+        return adapter_state_dict(transformer)
+
+    def measure(self, arm, seed, make):
+        """Rows of one way to make the test clips."""
+        rows = []
+        for clip in self._tests:
+            output, truth = make(clip), clip.truth
+            error = (output.astype(np.float32) - truth)[1:].mean(axis=-1)
+            rows.append({
+                "arm": arm, "seed": seed, "group": "held-out clips", "clip": clip.name,
+                "psnr_db": clip_psnr(output[1:], truth[1:]),
+                "coherence": detail_coherence(output, truth),
+                "hf_ratio": float(hf_energy_ratio(output[1:], truth[1:]).nanmean()),
+                "boiling": float(np.diff(error, axis=0).std() / np.sqrt(2)),
+                "temporal_noise": 255 * temporal_noise(output[1:]),
+                "steadiness": compensated_flicker(output),
+            })  # fmt: skip
+        return rows
+
+    def _sample(self, transformer, settings, seed, clip):
+        parts = replace(self.pipe.components, stage2_transformer=transformer.eval())
+        pieces = SwiftI2VPipeline(parts, settings).refine(
+            clip.low, Image.fromarray(clip.truth[0]), "", generator=seed, config=settings
+        )
+        return np.concatenate([piece.frames for piece in pieces])
+
+    def rows(self, seed):
+        """Measurements of all arms of a seed."""
+        done = self.output_dir / f"rows-{seed}.json"
+        if done.is_file():
+            return json.loads(done.read_text())
+        full, half = self._materials
+        rows = self.measure("Lanczos", seed, self._enlarge)
+        rows += self.measure("the truth", seed, lambda clip: clip.truth)
+
+        def add(name, transformer, **changes):
+            settings = self._settings(**changes)
+            rows.extend(
+                self.measure(name, seed, partial(self._sample, transformer, settings, seed))
+            )
+            sys.stderr.write(f"seed {seed}: {name}\n")
+
+        base = self.video_model("base", half, CROP // 2, seed)
+        add(BASE, base)
+        add("base, GCLF swapped in", base, attention=GCLF)
+        low = {"stills": half.stills, "crop": CROP // 2, "objective": FLOW}
+        lora1 = self.lora(base, "relay1", seed, **low)
+        fused = merged(base, lora1)
+        for name, arm in ARMS.items():
+            start = fused if arm.is_relay else base
+            values = {"objective": arm.objective, "attention": arm.attention}
+            slug = "".join(c if c.isalnum() else "_" for c in name)
+            lora2 = self.lora(start, slug, seed, stills=full.stills, crop=CROP, **values)
+            add(name, merged(base, lora2), attention=arm.attention)
+            if name == "relay, HFATO":
+                add("relay, HFATO, LoRA1 kept", merged(fused, lora2))
+        video = self.video_model("video", full, CROP, seed)
+        add("Stage II trained on large clips", video)
+        add("Stage II trained on large clips, strength 1", video, strength=1.0)
+        done.write_text(json.dumps(rows))
+        return rows
+
+    def _enlarge(self, clip):
+        low = frames_to_video(clip.low)
+        output = video_to_frames(resize_video(low, CROP, CROP, "lanczos"))
+        return np.concatenate([clip.truth[:1], output[1:]])
+
+
+def even(picture):
+    """Without an odd last row or column."""
+    return picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2]
+
+
+def merged(transformer, lora):
+    """A copy with a LoRA in its weights."""
+    other = copy.deepcopy(transformer)
+    merge_lora(other, {key: value.clone() for key, value in lora.items()})
+    return other
+
+
+def judge(rows):
+    """Table of the claims, each with what the runs say about it."""
+    lines = ["| claim | compared | difference | shows |", "| --- | --- | --- | --- |"]
+    for claim, arm, base, metric, sign in CLAIMS:
+        found = compare(rows, "held-out clips", metric, base, arm)
+        title, form = METRICS[metric]
+        if found is None or found.low is None:
+            interval, verdict = "too few runs", "not measured"
+        else:
+            interval = f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
+            ends = sorted((sign * found.low, sign * found.high))
+            verdict = "yes" if ends[0] > 0 else "the opposite" if ends[1] < 0 else "not told apart"
+        lines.append(f"| {claim} | {arm}, minus {base}: {title} | {interval} | {verdict} |")
+    return "\n".join(lines)
+
+
+def write_document(rows):
+    """Put the table into the document: base's values, and the others' differences from it."""
+    rows = sorted(rows, key=lambda row: row["arm"] != BASE)  # the base first, the others in order
+    note = (
+        f"_{len({row['seed'] for row in rows})} seeds, {len({row['clip'] for row in rows})} crops of {CROP}x{CROP} px and "
+        f"{NUM_FRAMES} frames of held-out clips; {VIDEO_STEPS} steps on clips, {IMAGE_STEPS} a LoRA (rank {ADAPTER.rank}); "
+        f"strength {STRENGTH:g}. First row: values; below: differences from it with 95 % bootstrap intervals over seeds and "
+        "clips, bold where 0 is outside. Written by `python runs/vibe_relay.py DATA OUTPUT`._"
+    )
+    table = render_comparison(rows, metrics=METRICS)
+    before, _, after = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
+    end = after[after.index("<!-- end -->") :]
+    DOCUMENT.write_text(
+        f"{before}{MARK}{note}\n\n{table}\n{judge(rows)}\n\n{end}", encoding="utf-8"
+    )
+
+
+def main(data_dir: Path, output_dir: Path) -> None:
+    """Train, measure and write."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    proof = Proof(data_dir, output_dir)
+    rows = []
+    for seed in SEEDS:
+        rows += proof.rows(seed)
+        write_document(rows)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
