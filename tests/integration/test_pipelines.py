@@ -26,10 +26,11 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
-from swifti2v.pipelines.stage2 import Stage2Pipeline
+from swifti2v.pipelines.stage2 import Stage2Pipeline, predict_window
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
+from swifti2v.segments import plan_segments
 from tests.tiny import SIZE, tiny_pipeline
 
 TINY_WAN: dict[str, Any] = {
@@ -203,9 +204,9 @@ class Recorder(torch.nn.Module):
         self.calls: list[Any] = []
         self.config, self.dtype = model.config, model.dtype
 
-    def forward(self, hidden, sigma, embeds, temporal_positions):
+    def forward(self, hidden, sigma, embeds, temporal_positions, num_given):
         self.calls.append((hidden.clone(), sigma.clone(), list(temporal_positions)))
-        return self.model(hidden, sigma, embeds, temporal_positions)
+        return self.model(hidden, sigma, embeds, temporal_positions, num_given)
 
 
 def run_recorded(pipe: Any, image: Any, **settings: Any) -> tuple[Any, Any, Any, Any]:
@@ -243,6 +244,20 @@ def test_anchor_and_context_reach_the_model_bit_identical_at_every_step(pipe, im
         expected = plan_sigmas(3)[number % 3]
         assert sigma[0, given:].tolist() == pytest.approx([expected] * (len(window) - given))
         assert positions == list(range(len(window)))
+
+
+@torch.no_grad()
+def test_given_frames_are_predicted_where_they_are_asked_for(pipe):
+    """As a loss on the whole window does; sampling leaves them out."""
+    segment = plan_segments(5, 2, 1)[1]
+    hidden, sigma = torch.randn(1, 768, 4, 4, 4), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    arguments = (segment, hidden, sigma, torch.randn(1, 4, 16), pipe.config.stage2)
+    transformer = pipe.components.stage2_transformer
+    whole = predict_window(transformer, *arguments)
+    assert (whole.abs().amax(dim=(0, 1, 3, 4)) > 0).all()
+    targets = predict_window(transformer, *arguments, num_skipped=2)
+    assert not targets[:, :, :2].any()
+    torch.testing.assert_close(targets[:, :, 2:], whole[:, :, 2:], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()

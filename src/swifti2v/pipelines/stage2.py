@@ -37,7 +37,7 @@ def predict_window(
     sigma: Tensor,
     prompt_embeds: Tensor,
     config: Stage2Config,
-    num_given: int = 0,
+    num_skipped: int = 0,
 ) -> Tensor:
     """Run the transformer on one window; sampling and training both do it here.
 
@@ -50,7 +50,7 @@ def predict_window(
         prompt_embeds: ``[B, L, D]``.
         config: Says which positions and noise levels the transformer is told, and which of its
             tokens attend to each other.
-        num_given: Frames at the start whose prediction is not needed; it is 0.
+        num_skipped: Frames at the start whose prediction is not needed; it is 0.
 
     Returns:
         ``[B, C, N, h, w]`` float32, what the weights predict.
@@ -67,7 +67,7 @@ def predict_window(
         sigma if config.clean_sigma == "zero" else told,
         prompt_embeds.to(dtype),
         temporal_positions=segment.window if absolute else range(len(segment.window)),
-        num_given=num_given,
+        num_given=num_skipped,
     )
     return output.float()
 
@@ -254,13 +254,13 @@ class Stage2Pipeline:
             conditions: Text embeddings.
             config: Settings.
         """
-        num_given = len(segment.given) if config.speed.skips_given else 0
+        num_skipped = len(segment.given) if config.speed.skips_given else 0
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             inputs = torch.cat([latents, condition], dim=1)
             with attention_order(config.speed.attention, inputs.device):
                 output = predict_window(
-                    self.transformer, segment, inputs, sigma, embeds, config, num_given
+                    self.transformer, segment, inputs, sigma, embeds, config, num_skipped
                 )
             return to_velocity(output, latents, condition, sigma, config.sampling.parameterization)
 

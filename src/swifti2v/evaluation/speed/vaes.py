@@ -1,6 +1,8 @@
 """Video VAEs: a piece at a time beside diffusers' whole clip, in seconds and in peak memory."""
 
 from collections.abc import Iterator
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ from swifti2v.evaluation.speed.models import Subject, distance, make_random
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.architectures import KNOWN, Architecture
+from swifti2v.models.causal_conv import VaeLevers
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
+from swifti2v.models.vae_stream import MIN_TILE
 from swifti2v.shapes import LatentShape, PixelShape
 
 WAN22 = KNOWN["Wan-AI/Wan2.2-TI2V-5B-Diffusers"]["vae"]
@@ -56,8 +60,8 @@ def _compare_decoders(vae: Any, latents: Tensor, case: str, protocol: Protocol) 
         video: Tensor = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
         return video.float()
 
-    def pieces() -> Tensor:
-        decoder = StreamingDecoder(vae)
+    def pieces(**how: Any) -> Tensor:
+        decoder = StreamingDecoder(vae, **how)
         for piece in torch.split(latents, 3, dim=2):
             last = decoder.decode(piece)  # a piece goes out before the next is made
         return last
@@ -69,9 +73,24 @@ def _compare_decoders(vae: Any, latents: Tensor, case: str, protocol: Protocol) 
         timing, _ = measure(whole, latents.device, protocol)
         vae.disable_tiling()
         yield Row(case=case, variant="diffusers, its tiles", timing=timing)
-    timing, last = measure(pieces, latents.device, protocol)
-    note = f"differs by {distance(last, expected[:, :, -last.shape[2] :]):.1e}"
-    yield Row(case=case, variant="swifti2v, 3 latent frames at a time", timing=timing, note=note)
+    for name, how in _ways(latents).items():
+        timing, last = measure(partial(pieces, **how), latents.device, protocol)
+        note = f"differs by {distance(last, expected[:, :, -last.shape[2] :]):.1e}"
+        yield Row(case=case, variant=f"swifti2v, {name}", timing=timing, note=note)
+
+
+def _ways(latents: Tensor) -> dict[str, dict[str, Any]]:
+    """As the pipeline decodes, without each lever of this device, and in tiles."""
+    elsewhere = "uses_onednn" if latents.is_cuda else "fuses_norm"
+    levers = [field.name for field in fields(VaeLevers) if field.name != elsewhere]
+    without = {f"without {name}": {"levers": VaeLevers(**{name: False})} for name in levers}
+    tile = max(-(-max(latents.shape[3:]) // 2), MIN_TILE)
+    return {
+        "3 latent frames at a time": {},
+        **without,
+        f"tiles of {tile}": {"tile": tile},
+        f"tiles of {tile}, history in host memory": {"tile": tile, "offloads_history": True},
+    }
 
 
 def _compare_encoders(vae: Any, video: Tensor, case: str, protocol: Protocol) -> Iterator[Row]:
