@@ -52,8 +52,8 @@ HELD_OUT = (
 SEEDS = (0, 1, 2)
 SIZE = TransformerSize(num_heads=4, num_layers=2)
 NUM_FRAMES, CROP, NUM_CROPS = 17, 128, 2
-VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 60, 4
-VIDEO_RATE, IMAGE_RATE = 3.0e-4, 3.0e-4
+VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 100, 4
+VIDEO_RATE, IMAGE_RATE = 3.0e-4, 1.0e-3
 READ_FRAMES = 33
 NOISE = NoiseLevelConfig(distribution="inference", num_inference_steps=8)
 STRENGTH = 0.7
