@@ -76,10 +76,10 @@ def require_prepared(loaded: SpeedConfig, asked: SpeedConfig, stage: str) -> Non
         ConfigError: ``linear`` or ``compile`` differ.
     """
     for name in ("linear", "compile"):
-        is_value, wanted = getattr(loaded, name), getattr(asked, name)
-        if is_value != wanted:
+        present, wanted = getattr(loaded, name), getattr(asked, name)
+        if present != wanted:
             raise ConfigError(
-                f"{stage}.speed.{name} is {wanted}, but the transformer was loaded with {is_value}; "
+                f"{stage}.speed.{name} is {wanted}, but the transformer was loaded with {present}; "
                 "give the speed to from_pretrained"
             )
 
