@@ -63,8 +63,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
     Weights, names and configuration are those of diffusers' ``WanTransformer3DModel``; only the
     forward pass differs. The input has 2C channels: the window's latents and, behind them, the
-    latents of the hybrid reference; or C channels, the latents alone. With the weights of a widened base model (``from_base``) and
-    any reference, the output equals the base model's.
+    latents of the hybrid reference; or C channels, the latents alone. With the weights of a
+    widened base model (``from_base``) and any reference, the output equals the base model's.
 
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.1, equation 6 (channel concatenation); a noise level
