@@ -116,10 +116,15 @@ def test_two_processes_train_as_one(tmp_path):
             "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count,
             "-m", "swifti2v", "train", "stage2", "--config", CONFIGS / "nano_stage2.yaml",
             "--output-dir", tmp_path / name, *SMALL, "--max-steps", 2,
+            "--set", "run.validation_steps=1",
         )  # fmt: skip
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert len(one) == 2
     assert [m["loss"] for m in one] == pytest.approx([m["loss"] for m in two], rel=1e-5)
+    texts = [(tmp_path / name / "validation.jsonl").read_text() for name in ("one", "two")]
+    measured = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    for alone, together in zip(*measured, strict=True):
+        assert alone["psnr"] == pytest.approx(together["psnr"], abs=0.01)
     kind: Any = SegmentTransformer3DModel
     models = [kind.from_pretrained(tmp_path / name / "transformer") for name in ("one", "two")]
     for name, weight in models[0].state_dict().items():

@@ -311,7 +311,7 @@ class SwiftI2VPipeline:
         stopwatch: Stopwatch | None = None,
     ) -> Frames:
         """Stage I alone: ``[T, h, w, 3]`` uint8 at 1/downscale of the output size."""
-        with (stopwatch or Stopwatch()).measure("stage1"), torch.inference_mode():
+        with (stopwatch or Stopwatch()).measure("stage1"), torch.no_grad():
             low = config.stage1.downscale
             photo = self._photo(image, config)
             small = resize_video(photo, config.height // low, config.width // low, "area")
@@ -354,9 +354,10 @@ class SwiftI2VPipeline:
         )
         since = 0.0
         while True:
-            # Entered and left around each segment: a generator must not keep inference mode
-            # switched on while its caller runs.
-            with torch.inference_mode():
+            # Entered and left around each segment: a generator must not keep gradients switched
+            # off while its caller runs. No inference mode: weights that are gathered from several
+            # ranks in a training's validation have to stay ordinary tensors.
+            with torch.no_grad():
                 done = next(segments, None)
                 if done is None:
                     return

@@ -88,7 +88,7 @@ def validate_stage1(
         photo = frames_to_video(clip.frames[:1])
         device = pipe.components.device
         conditions = pipe.encoder(Image.fromarray(clip.frames[0]), clip.prompt)
-        with torch.inference_mode():
+        with torch.no_grad():
             video = pipe.stage1(
                 photo.to(device), conditions, len(clip.frames), seed, pipe.config.stage1
             )
