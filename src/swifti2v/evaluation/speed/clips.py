@@ -37,7 +37,7 @@ ROLES = (
     "stage2_vae",
 )
 WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
-FRAMES = (33, 81, 161)
+FRAMES = (33, 81, 161, 321)
 """Lengths of which the cost is compared."""
 PROMPT = "zoom in"
 
