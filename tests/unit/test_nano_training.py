@@ -210,6 +210,9 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_budgets_are_shared_out() -> None:
     config = limit_minutes(NanoConfig(), 100)
+    assert config.stage2.redraw.num_clips == 56
+    assert limit_minutes(NanoConfig(), 1).stage2.redraw.num_clips == 1
+    assert limit_minutes(NanoConfig(), 500).stage2.redraw == NanoConfig().stage2.redraw
     phases = {
         "text": config.text.phases,
         "motion_start": (config.stage1.motion_start,),

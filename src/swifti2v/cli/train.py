@@ -74,7 +74,7 @@ class NanoOptions(RunOptions):
         Path | None,
         typer.Option(help="Folder of clips and photos; procedural material if not given."),
     ] = None
-    minutes: Annotated[float | None, typer.Option(help="Time for all parts together.")] = None
+    minutes: Annotated[float | None, typer.Option(help="Of training, for all parts.")] = None
     steps: Annotated[int | None, typer.Option(help="Steps of each part instead.")] = None
 
 

@@ -14,16 +14,25 @@ MINUTES_SHARE: dict[Part, float] = {
     "text": 0.04, "motion_start": 0.06, "stage1": 0.4, "stage2": 0.5,
 }  # fmt: skip
 """How ``limit_minutes`` divides a budget."""
+REDRAWN_PER_MINUTE = 0.56
+"""Stage-transition clips for a minute of a budget, as many as ``configs/nano.yaml`` has for its own."""
 
 
 def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:
-    """Same settings with so many minutes in all, divided by ``MINUTES_SHARE``."""
+    """Same settings with so many minutes of training in all, divided by ``MINUTES_SHARE``.
+
+    Stage-transition clips are fewer in proportion. Reading the clips, the fits at the start of the
+    stages and those clips come on top: a few minutes.
+    """
 
     def limit(part: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
         own = minutes * MINUTES_SHARE[part] / len(phases)
         return tuple(replace(phase, minutes=own, steps=None) for phase in phases)
 
-    return _with_budgets(config, limit)
+    redraw = config.stage2.redraw
+    num_clips = min(redraw.num_clips, max(1, round(minutes * REDRAWN_PER_MINUTE)))
+    stage2 = replace(config.stage2, redraw=replace(redraw, num_clips=num_clips))
+    return _with_budgets(replace(config, stage2=stage2), limit)
 
 
 def limit_steps(config: NanoConfig, steps: int) -> NanoConfig:
