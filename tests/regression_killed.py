@@ -16,7 +16,7 @@ from swifti2v.training.run_config import PhaseConfig
 from swifti2v.training.trainer import Trainer
 from tests.regression import OPTIMIZER, NumbersTask, make_trainer
 
-NUM_STEPS = 40
+NUM_STEPS = 120
 """So many that no training ends between two kills."""
 NUM_KILLS = 4
 

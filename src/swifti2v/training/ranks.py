@@ -97,6 +97,7 @@ def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
             mesh_dim_names=("replicate", "shard"),
         )
         yield Ranks(rank=dist.get_rank(), world_size=world_size, device=device, mesh=mesh)
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 
