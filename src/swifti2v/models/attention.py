@@ -83,15 +83,12 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
     if first == 0 or not isinstance(attention.processor, WanAttnProcessor):
         attended: Tensor = attention(hidden, None, None, rotary)
         return attended[:, first:]
-    query = attention.norm_q(attention.to_q(hidden[:, first:])).unflatten(2, (attention.heads, -1))
-    key = attention.norm_k(attention.to_k(hidden)).unflatten(2, (attention.heads, -1))
-    value = attention.to_v(hidden).unflatten(2, (attention.heads, -1))
+    query, key, value = _project(attention, hidden, first)
     own = (rotary[0][:, first:], rotary[1][:, first:])
     query, key = rotate(query, own), rotate(key, rotary)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(query, key, value)
-    output = attention.to_out[0](output.transpose(1, 2).flatten(2).type_as(hidden))
-    return attention.to_out[1](output)  # type: ignore[no-any-return]
+    return _project_back(attention, output.transpose(1, 2), hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +116,9 @@ class ReadOnlyAttention:
         assert encoder_hidden_states is None, "this is self-attention"
         assert attention_mask is None, "the parts are taken apart here"
         assert rotary_emb is not None, "Wan rotates queries and keys"
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        query, key = (rotate(tokens, rotary_emb).transpose(1, 2) for tokens in (query, key))
+        query, key, value = _project(attn, hidden_states)
+        query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
         given = self.num_given
         parts = ((query[:, :, :given], given), (query[:, :, given:], key.shape[2]))
         attended = torch.cat(
@@ -133,8 +129,7 @@ class ReadOnlyAttention:
             ],
             dim=2,
         )  # [B, H, L, D]
-        output: Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2).type_as(hidden_states))
-        return attn.to_out[1](output)  # type: ignore[no-any-return]
+        return _project_back(attn, attended.transpose(1, 2), hidden_states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +191,11 @@ class GclfAttention:
                 f"{hidden_states.shape[1]} tokens are no whole frames of {self.rows}x{self.columns}"
             )
         grid = TokenGrid(frames, self.rows, self.columns)
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        query, key, value = _project(attn, hidden_states)
         rotated = rotate(key, rotary_emb)
         coarse = self._coarse(key, rotated, value, rotary_emb, grid)
         attended = self.attend(rotate(query, rotary_emb), rotated, value, coarse, grid)
-        output: Tensor = attn.to_out[0](attended.flatten(2).type_as(hidden_states))
-        return attn.to_out[1](output)  # type: ignore[no-any-return]
+        return _project_back(attn, attended, hidden_states)
 
     def _coarse(
         self, key: Tensor, rotated: Tensor, value: Tensor, rotary: Rotary, grid: TokenGrid
@@ -242,6 +234,20 @@ class GclfAttention:
         if self.backend == "flex" or (self.backend == "auto" and flex):
             return _attend_flex(query, key, value, coarse, grid, self.window)
         return _attend_dense(query, key, value, coarse, grid, self.window)
+
+
+def _project(attention: Any, hidden: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of the tokens from ``first`` on, keys and values of all: ``[B, L, H, D]``."""
+    heads = (attention.heads, -1)
+    query = attention.norm_q(attention.to_q(hidden[:, first:])).unflatten(2, heads)
+    key = attention.norm_k(attention.to_k(hidden)).unflatten(2, heads)
+    return query, key, attention.to_v(hidden).unflatten(2, heads)
+
+
+def _project_back(attention: Any, attended: Tensor, hidden: Tensor) -> Tensor:
+    """Output layer over ``[B, L, H, D]``, in the type of ``hidden``."""
+    output: Tensor = attention.to_out[0](attended.flatten(2).type_as(hidden))
+    return attention.to_out[1](output)  # type: ignore[no-any-return]
 
 
 def rotate(tokens: Tensor, rotary: Rotary) -> Tensor:
