@@ -6,7 +6,6 @@ share their draws and their start; what they make of held-out clips is compared 
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from swifti2v.models.codec import TIME_FACTOR, BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
+from swifti2v.storage import write_whole
 from swifti2v.training.ablation_clips import TestClip
 from swifti2v.training.data import Frames, Material
 from swifti2v.training.nano_codec import measure_residual
@@ -227,9 +227,7 @@ class Ablations:
                 for output, clip in zip(outputs, self.tests, strict=True)
             ]
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.writing-{os.getpid()}")
-        unfinished.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, json.dumps([asdict(row) for row in rows], indent=1))
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         return path
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from swifti2v.storage import write_whole
 from swifti2v.training.noise_levels import SigmaHistogram
 from swifti2v.training.trackers import MetricsFile, Tracker
 
@@ -99,10 +100,8 @@ class RunLog:
         if self._lines is None:
             return
         counts = histogram.to_dict()
-        path = self._directory / NOISE_LEVELS_NAME
-        unfinished = path.with_suffix(".writing")
-        unfinished.write_text(json.dumps({"step": step, "counts": counts}, indent=2) + "\n")
-        unfinished.replace(path)
+        text = json.dumps({"step": step, "counts": counts}, indent=2) + "\n"
+        write_whole(self._directory / NOISE_LEVELS_NAME, text)
         for tracker in self._trackers:
             tracker.log(step, {f"noise_levels/{name}": count for name, count in counts.items()})
 
