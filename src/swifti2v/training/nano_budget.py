@@ -15,7 +15,7 @@ MINUTES_SHARE: dict[Part, float] = {
 }  # fmt: skip
 """How ``limit_minutes`` divides a budget."""
 REDRAWN_PER_MINUTE = 0.56
-"""Stage-transition clips for a minute of a budget, as many as ``configs/nano.yaml`` has for its own."""
+"""Stage-transition clips for a minute of a budget, where a phase asks for any."""
 
 
 def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:

@@ -85,7 +85,7 @@ class Stage1TrainingConfig:
     """Seed, batch (a multiple of 7) and checkpoints."""
     phases: tuple[PhaseConfig, ...] = (
         PhaseConfig(
-            minutes=60,
+            minutes=45,
             optimizer=OptimizerConfig(
                 learning_rate=6e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
             ),
@@ -165,18 +165,10 @@ class Stage2TrainingConfig:
     phases: tuple[Stage2Phase, ...] = (
         Stage2Phase(
             name="clips",
-            minutes=60,
+            minutes=65,
             mix=MixConfig(clips=0.5, pictures=0.5),
             optimizer=OptimizerConfig(
                 learning_rate=3e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
-            ),
-        ),
-        Stage2Phase(
-            name="transition",
-            minutes=15,
-            mix=MixConfig(clips=0.3, pictures=0.3, transition=0.4),
-            optimizer=OptimizerConfig(
-                learning_rate=2e-4, decay="cosine", betas=_BETAS, warmup_steps=30
             ),
         ),
     )
