@@ -152,6 +152,13 @@ class ClipOptions:
             "refuse before loading. Keeps --placement and stage2.vae_tile if they are given.",
         ),
     ] = None
+    preview_decoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Light decoder (TAEHV or LightVAE file) instead of the model's VAE: a fast look "
+            "with less detail. With --work-dir, --resume without it decodes the same latents fully."
+        ),
+    ] = None
     work_dir: Annotated[
         Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
     ] = None

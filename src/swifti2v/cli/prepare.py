@@ -93,6 +93,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     placed = place_run(options, like, settings, work_dir.stored_plan if work_dir else {})
     settings = placed.settings
     pipe = _load_pipeline(options, like, settings, placed.placement)
+    if options.preview_decoder is not None:
+        pipe.load_preview_decoder(options.preview_decoder)
     _require_fit(pipe, settings, motion)
     tokenize_prompts(
         pipe.components.tokenizer,
@@ -109,6 +111,10 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         work_dir.require_same(settings.plan())
     image, motion, notes = _fit_inputs(photo, motion, settings)
     notes += [placed.note] if placed.note else []
+    if settings.preview_decoder is not None:
+        notes.append(f"a preview: decoded with {options.preview_decoder}, not with the model's VAE")
+    elif like and like.preview_decoder is not None:
+        notes.append(f"{options.like} is a preview; this clip is decoded with the model's VAE")
     if like and like.image.sha256 != settings.image.sha256:
         name = "clip" if is_upscale else "photo"
         notes.append(f"the {name} is not the one of {options.like}: the result will differ")
@@ -182,6 +188,11 @@ def _resolve_settings(
         device="",
         dtype="",
         video=find_video_settings(options, like),
+        preview_decoder=None
+        if options.preview_decoder is None
+        else FileRecord(
+            path=str(options.preview_decoder), sha256=hash_file(options.preview_decoder)
+        ),
         config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
     )
 

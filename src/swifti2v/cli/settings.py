@@ -95,11 +95,13 @@ class RunSettings:
     """How the frames were compressed."""
     config: GenerationConfig
     """All other settings."""
+    preview_decoder: FileRecord | None = None
+    """Light decoder that the frames come from, if not from the model's VAE."""
 
     def plan(self) -> dict[str, Any]:
-        """What decides the latents: all but file names and compression."""
+        """What decides the latents: all but file names, decoder and compression."""
         plan = to_dict(self)
-        del plan["video"]
+        del plan["video"], plan["preview_decoder"]
         for record in (plan["image"], plan["motion"], *plan["loras"]):
             if record is not None:
                 del record["path"]

@@ -39,7 +39,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-WRAPPERS = ("state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model", "module", "gen_model", "generator")
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "model.")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 

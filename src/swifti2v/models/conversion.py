@@ -135,9 +135,9 @@ def wan_vae_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         LoadingError: The state dict is not a Wan VAE.
     """
-    if "encoder.conv_in.weight" in state:
+    if "decoder.conv_in.weight" in state:
         return dict(state)
-    if "encoder.conv1.weight" not in state:
+    if "decoder.conv1.weight" not in state:
         raise LoadingError(f"not a Wan VAE checkpoint; its keys begin with {shorten(state)}")
     stages, rest = {}, {}
     for key, tensor in state.items():

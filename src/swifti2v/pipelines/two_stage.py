@@ -14,6 +14,7 @@ from torch import Tensor
 from swifti2v.config import GenerationConfig, SpeedConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import image_to_tensor, resize_video, video_to_frames
+from swifti2v.models.light_decoder import LightDecoder, TinyStream, load_light_decoder
 from swifti2v.models.loading import (
     STAGES,
     Components,
@@ -79,6 +80,8 @@ class SwiftI2VPipeline:
         self.stage1 = Stage1Pipeline(components.stage1_transformer, components.stage1_vae)
         self.stage2 = Stage2Pipeline(components.stage2_transformer, components.stage2_vae)
         self.encoder = ConditionEncoder(components)
+        self.preview_decoder: LightDecoder | None = None
+        """What decodes instead of Stage II's VAE."""
 
     @classmethod
     def from_pretrained(
@@ -125,6 +128,20 @@ class SwiftI2VPipeline:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write every component in its own layout and ``model_index.json`` beside them."""
         save_components(self.components, to_dict(self.config), Path(directory))
+
+    def load_preview_decoder(self, path: str | Path) -> None:
+        """Decode with a light decoder from now on: faster, smaller, and with less detail.
+
+        Latents do not depend on it: a run that kept them can be decoded again by the VAE, which
+        is back with ``preview_decoder = None``.
+
+        Args:
+            path: See ``swifti2v.models.light_decoder.load_light_decoder``.
+
+        Raises:
+            LoadingError: It is none, or for another VAE.
+        """
+        self.preview_decoder = load_light_decoder(path, self.components.stage2_vae)
 
     def configure(self, **changes: Any) -> GenerationConfig:
         """Default settings with changes on top.
@@ -344,11 +361,7 @@ class SwiftI2VPipeline:
             self.components.offloads_history,
             starts_with_photo=config.stage2.reference_start == "photo",
         )
-        decoder = StreamingDecoder(
-            self.components.stage2_vae,
-            tile=config.stage2.vae_tile,
-            offloads_history=self.components.offloads_history,
-        )
+        decoder = self._start_decoder(config)
         segments = self.stage2.stream(
             reference, conditions, _seed(generator), config.stage2, finished, on_progress, stopwatch
         )
@@ -383,6 +396,15 @@ class SwiftI2VPipeline:
             shows_anchor=config.stage2.shows_anchor,
         )
         return [segment.latent_range for segment in segments]
+
+    def _start_decoder(self, config: GenerationConfig) -> TinyStream | StreamingDecoder:
+        if self.preview_decoder is not None:
+            return self.preview_decoder.start()
+        return StreamingDecoder(
+            self.components.stage2_vae,
+            tile=config.stage2.vae_tile,
+            offloads_history=self.components.offloads_history,
+        )
 
     def _photo(self, image: Image.Image, config: GenerationConfig) -> Tensor:
         if image.size != (config.width, config.height):
