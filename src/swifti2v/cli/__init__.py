@@ -17,6 +17,7 @@ from swifti2v.cli.info import info
 from swifti2v.cli.model_card import models
 from swifti2v.cli.plan import plan
 from swifti2v.cli.refine import refine
+from swifti2v.cli.threads import limit_threads
 from swifti2v.cli.train import train_app
 from swifti2v.cli.transition import transition
 from swifti2v.cli.upscale import upscale
@@ -57,3 +58,4 @@ def main(
 ) -> None:
     """One photo and a prompt become a native 2K video."""
     del version
+    limit_threads()  # before a command loads PyTorch
