@@ -13,7 +13,8 @@ Parameterization = Literal["velocity", "reference_residual"]
 """What a model predicts; ``to_velocity`` turns it into a velocity."""
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N, h, w]``."""
+"""``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N', h, w]`` of the last N' frames, at
+least of those that are denoised."""
 
 FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
 """Unshifted noise levels of the step-distilled LoRAs (LightX2V's 4-step schedule)."""
@@ -78,8 +79,8 @@ def to_velocity(
     if parameterization == "velocity":
         return output
     if parameterization == "reference_residual":
-        velocity = (latents - reference - output).div_(level.clamp(min=1e-6))
-        return velocity.masked_fill_(level <= 0, 0)
+        inverse = torch.where(level > 0, 1 / level, 0)
+        return (latents - reference).sub_(output).mul_(inverse)
     raise ConfigError(
         f"parameterization is {parameterization!r}; known are 'velocity', 'reference_residual'"
     )
@@ -118,20 +119,20 @@ def guide(
 def denoise(
     velocity: Velocity,
     latents: Tensor,
-    is_target: Sequence[bool],
+    num_given: int,
     sigmas: Sequence[float],
     on_step: Callable[[int, Tensor], None] | None = None,
     where: str = "model",
 ) -> Tensor:
-    """Denoise the target frames of a window with flow-matching Euler steps.
+    """Denoise the target frames of a window, its last ones, with flow-matching Euler steps.
 
-    All frames reach the model, but only target frames change: the others stay exactly as given
-    and reach it with sigma 0.
+    All frames reach the model, but only target frames change: those before them stay exactly as
+    given and reach it with sigma 0.
 
     Args:
         velocity: The model, see ``Velocity``.
         latents: ``[B, C, N, h, w]`` float32; target frames at the level ``sigmas[0]``.
-        is_target: N flags.
+        num_given: Frames before the targets.
         sigmas: ``S + 1`` levels falling to 0, see ``plan_sigmas``.
         on_step: Called after each step with its number and the latents; may raise to stop.
         where: Named in the error if the model fails.
@@ -140,25 +141,24 @@ def denoise(
         ``[B, C, N, h, w]`` with clean target frames; ``latents`` is not changed.
 
     Raises:
-        ShapeError: ``is_target`` does not count the window's frames.
+        ShapeError: The window has no target.
         NumericalError: The model returned NaN or infinity.
 
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.2 (bidirectional contextual interaction).
     """
-    if len(is_target) != latents.shape[2]:
-        raise ShapeError(f"{len(is_target)} flags for a window of {latents.shape[2]} frames")
-    mask = torch.tensor(list(is_target), device=latents.device)
-    first, num_targets = [*is_target, True].index(True), sum(is_target)
-    is_run = all(is_target[first : first + num_targets])
-    chosen = slice(first, first + num_targets) if is_run else mask  # a slice is not copied
+    batch, _, num_frames, *_ = latents.shape
+    if not 0 <= num_given < num_frames:
+        raise ShapeError(f"{num_given} of {num_frames} frames are given; one at least is denoised")
     latents = latents.clone()
+    target = latents[:, :, num_given:]  # a view
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        sigma_per_frame = (sigma * mask.to(torch.float32)).expand(latents.shape[0], -1)
-        prediction = velocity(latents, sigma_per_frame)[:, :, chosen].float()
-        if prediction.numel() and not torch.stack(torch.aminmax(prediction)).isfinite().all():
+        sigma_per_frame = torch.full((batch, num_frames), sigma, device=latents.device)
+        sigma_per_frame[:, :num_given] = 0
+        prediction = velocity(latents, sigma_per_frame)[:, :, -target.shape[2] :].float()
+        if not torch.stack(torch.aminmax(prediction)).isfinite().all():
             raise NumericalError(f"{where} returned NaN or infinity at step {step + 1}")
-        latents[:, :, chosen] += (sigma_next - sigma) * prediction
+        target.add_(prediction, alpha=sigma_next - sigma)
         if on_step is not None:
             on_step(step, latents)
     return latents
@@ -192,4 +192,4 @@ def draw_noise(
         mixed = (seed * 0x9E3779B97F4A7C15 + frame * 0xBF58476D1CE4E5B9) % 2**63
         generator = torch.Generator().manual_seed(mixed)
         drawn.append(torch.randn(shape, generator=generator))
-    return torch.stack(drawn, dim=1)[None].to(device)
+    return torch.stack(drawn).transpose(0, 1)[None].to(device)

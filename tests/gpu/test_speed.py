@@ -38,7 +38,7 @@ def run(transformer: SegmentTransformer3DModel, num_given: int = 0) -> torch.Ten
     sigma = torch.tensor([[0, 0, 0.9, 0.9, 0.9]], device=CUDA)
     text = torch.randn(1, 32, 64, device=CUDA, dtype=dtype)
     output: torch.Tensor = transformer(inputs, sigma, text, num_given=num_given)
-    return output[:, :, 2:]
+    return output[:, :, 2 - num_given :]
 
 
 @pytest.fixture(scope="module")

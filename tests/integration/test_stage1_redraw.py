@@ -60,7 +60,7 @@ def run_by_hand(
     clean = still if start is None else start
     latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
     velocity = stage1.velocity(condition, still, conditions, config)
-    latents = denoise(velocity, latents, [True] * 3, sigmas)
+    latents = denoise(velocity, latents, 0, sigmas)
     return StreamingDecoder(stage1.vae).decode(latents)
 
 

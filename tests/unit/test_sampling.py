@@ -57,7 +57,7 @@ def test_a_perfect_model_is_followed_to_the_data_in_any_number_of_steps():
     torch.manual_seed(0)
     clean, noise = torch.randn(2, 1, 3, 4, 2, 2)
     for steps in (1, 4, 9):
-        result = denoise(lambda x, s: noise - clean, noise, [True] * 4, plan_sigmas(steps))
+        result = denoise(lambda x, s: noise - clean, noise, 0, plan_sigmas(steps))
         torch.testing.assert_close(result, clean, atol=1e-5, rtol=0)
 
 
@@ -65,7 +65,6 @@ def test_given_frames_reach_the_model_bit_identical_with_sigma_zero_and_are_neve
     torch.manual_seed(0)
     latents = torch.randn(1, 3, 5, 2, 2)
     before = latents.clone()
-    target = [False, False, True, True, True]
     seen = []
 
     def velocity(x, sigma):
@@ -73,7 +72,7 @@ def test_given_frames_reach_the_model_bit_identical_with_sigma_zero_and_are_neve
         assert torch.equal(x[:, :, :2], before[:, :, :2])
         return torch.randn_like(x)
 
-    result = denoise(velocity, latents, target, plan_sigmas(4))
+    result = denoise(velocity, latents, 2, plan_sigmas(4))
     assert torch.equal(latents, before)
     assert torch.equal(result[:, :, :2], before[:, :, :2])
     assert not torch.equal(result[:, :, 2:], before[:, :, 2:])
@@ -89,15 +88,24 @@ def test_nan_from_the_model_names_place_and_step():
         denoise(
             velocity,
             torch.ones(1, 1, 2, 1, 1),
-            [True] * 2,
+            0,
             plan_sigmas(4),
             where="Stage II, segment 2",
         )
 
 
-def test_flags_must_count_the_frames():
-    with pytest.raises(ShapeError, match="2 flags for a window of 3"):
-        denoise(lambda x, s: x, torch.zeros(1, 1, 3, 1, 1), [True, True], [1, 0])
+def test_a_model_may_leave_out_the_given_frames():
+    torch.manual_seed(0)
+    latents = torch.randn(1, 3, 5, 2, 2)
+    whole = denoise(lambda x, s: x.sin(), latents, 2, plan_sigmas(4))
+    targets = denoise(lambda x, s: x[:, :, 2:].sin(), latents, 2, plan_sigmas(4))
+    assert torch.equal(whole, targets)
+
+
+@pytest.mark.parametrize("num_given", [-1, 3])
+def test_one_frame_at_least_is_denoised(num_given):
+    with pytest.raises(ShapeError, match=f"{num_given} of 3 frames"):
+        denoise(lambda x, s: x, torch.zeros(1, 1, 3, 1, 1), num_given, [1, 0])
 
 
 def test_both_parameterizations_describe_the_same_velocity():

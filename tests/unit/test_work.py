@@ -20,10 +20,10 @@ from tests.unit.test_training_memory import make
 CPU = torch.device("cpu")
 
 
-def call(model: nn.Module) -> Tensor:
+def call(model: nn.Module, num_given: int = 0) -> Tensor:
     latents, text = torch.randn(2, 8, 3, 16, 16), torch.randn(2, 7, 16)
     if isinstance(model, SegmentTransformer3DModel):
-        output: Tensor = model(latents, torch.full((2, 3), 0.5), text)
+        output: Tensor = model(latents, torch.full((2, 3), 0.5), text, num_given=num_given)
         return output
     whole: Any = model(
         hidden_states=latents,
@@ -35,9 +35,19 @@ def call(model: nn.Module) -> Tensor:
     return own
 
 
-@pytest.mark.parametrize("kind", [SegmentTransformer3DModel, WanTransformer3DModel])
-@pytest.mark.parametrize("has_adapter", [False, True])
-def test_flops_are_those_that_torch_counts(kind: type[nn.Module], has_adapter: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "has_adapter", "num_given"),
+    [
+        (SegmentTransformer3DModel, False, 0),
+        (SegmentTransformer3DModel, False, 2),
+        (SegmentTransformer3DModel, True, 0),
+        (WanTransformer3DModel, False, 0),
+        (WanTransformer3DModel, True, 0),
+    ],
+)
+def test_flops_are_those_that_torch_counts(
+    kind: type[nn.Module], has_adapter: bool, num_given: int
+) -> None:
     model = make(kind)
     if has_adapter:
         add_adapter(model, AdapterConfig(rank=4))
@@ -47,7 +57,7 @@ def test_flops_are_those_that_torch_counts(kind: type[nn.Module], has_adapter: b
         FlopCounterMode(display=False) as counter,
         WorkMeter(model).measure() as work,
     ):
-        loss: Any = call(model).square().mean()
+        loss: Any = call(model, num_given).square().mean()
         loss.backward()
     assert work.tokens == 2 * 3 * 8 * 8
     # The embeddings of time, and for an adapter its own products, are a percent at this size.

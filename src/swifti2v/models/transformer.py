@@ -11,7 +11,6 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformerBlock,
 )
 from torch import Tensor
-from torch.nn import functional as F
 
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import Rotary, attend_from
@@ -165,8 +164,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
                 attention nothing is computed for them. The others do not change.
 
         Returns:
-            ``[B, C, N, h, w]``: what the weights were trained to predict, by default the velocity;
-            0 for the first ``num_given`` frames.
+            ``[B, C, N - num_given, h, w]``: what the weights were trained to predict, by default the
+            velocity.
 
         Raises:
             ShapeError: ``sigma`` or ``temporal_positions`` do not count N frames, or the channels,
@@ -199,7 +198,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         sizes = (frames - num_given, rows, columns, patch_rows, patch_columns)
         values = values.view(batch, *sizes, -1)
         cells: Tensor = values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-        return F.pad(cells, (0, 0, 0, 0, num_given, 0)) if num_given else cells
+        return cells
 
     def _require_fit(self, hidden_states: Tensor, sigma: Tensor, positions: Sequence[int]) -> None:
         batch, channels, frames, height, width = hidden_states.shape

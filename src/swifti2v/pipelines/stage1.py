@@ -151,7 +151,7 @@ class Stage1Pipeline:
         latents = denoise(
             self.velocity(condition, self._still(condition), conditions, config),
             latents,
-            [True] * num_frames,
+            0,
             sigmas,
             on_step,
             where="Stage I",

@@ -50,10 +50,10 @@ def predict_window(
         prompt_embeds: ``[B, L, D]``.
         config: Says which positions and noise levels the transformer is told, and which of its
             tokens attend to each other.
-        num_skipped: Frames at the start whose prediction is not needed; it is 0.
+        num_skipped: Frames at the start whose prediction is not needed.
 
     Returns:
-        ``[B, C, N, h, w]`` float32, what the weights predict.
+        ``[B, C, N - num_skipped, h, w]`` float32, what the weights predict for the other frames.
     """
     dtype = transformer.dtype
     _, rows, columns = transformer.config["patch_size"]
@@ -236,7 +236,7 @@ class Stage2Pipeline:
         window = denoise(
             self.velocity(segment, condition, conditions, config),
             torch.cat([given, start], dim=2),
-            [False] * num_given + [True] * len(segment.target),
+            num_given,
             sigmas,
             on_step,
             where=f"Stage II, segment {segment.index}",
@@ -255,14 +255,20 @@ class Stage2Pipeline:
             config: Settings.
         """
         num_skipped = len(segment.given) if config.speed.skips_given else 0
+        # The reference is the same at every step: only the latents are copied anew.
+        inputs = torch.cat([condition, condition], dim=1).to(self.transformer.dtype)
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
-            inputs = torch.cat([latents, condition], dim=1)
+            inputs[:, : latents.shape[1]] = latents
+            asked = (slice(None), slice(None), slice(num_skipped, None))
             with attention_order(config.speed.attention, inputs.device):
                 output = predict_window(
                     self.transformer, segment, inputs, sigma, embeds, config, num_skipped
                 )
-            return to_velocity(output, latents, condition, sigma, config.sampling.parameterization)
+            parameterization = config.sampling.parameterization
+            return to_velocity(
+                output, latents[asked], condition[asked], sigma[:, num_skipped:], parameterization
+            )
 
         return guide(
             predict,

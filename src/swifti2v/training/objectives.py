@@ -12,7 +12,8 @@ from swifti2v.sampling import Parameterization, plan_sigmas, to_velocity
 from swifti2v.segments import Segment
 
 Model = Callable[[Tensor, Tensor], Tensor]
-"""``(hidden_states [B, ..., N, h, w], sigma [B, N]) -> output [B, C, N, h, w]``."""
+"""``(hidden_states [B, ..., N, h, w], sigma [B, N]) -> output [B, C, N', h, w]`` of the last N' frames,
+at least of those whose error counts."""
 
 
 def segment_flow_loss(
@@ -81,7 +82,7 @@ def _window_error(
     noise: Tensor,
     parameterization: Parameterization,
 ) -> Tensor:
-    """``[B, C, N, h, w]`` squared error of the velocity; see ``window_flow_loss``."""
+    """``[B, C, N', h, w]`` squared error of the velocity, where the model returned something."""
     window = list(segment.window)
     clean, condition, drawn = latents[:, :, window], reference[:, :, window], noise[:, :, window]
     is_target = torch.zeros(len(window), dtype=torch.bool, device=latents.device)
@@ -90,8 +91,11 @@ def _window_error(
     states = (1 - level[:, None, :, None, None]) * clean + level[:, None, :, None, None] * drawn
     shown = torch.where(is_target[:, None, None], states, clean)
     output = model(torch.cat([shown, condition], dim=1), level * is_target)
-    velocity = to_velocity(output, states, condition, level, parameterization)
-    return (velocity - (drawn - clean)).float().square()
+    asked = (slice(None), slice(None), slice(-output.shape[2], None))
+    velocity = to_velocity(
+        output, states[asked], condition[asked], level[:, asked[2]], parameterization
+    )
+    return (velocity - (drawn - clean)[asked]).float().square()
 
 
 def _weighted_mean(error: Tensor, channel_weight: Tensor | None) -> Tensor:

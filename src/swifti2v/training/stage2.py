@@ -123,11 +123,13 @@ class Stage2Task:
 
     def predictor(self, batch: Stage2Batch | Stage2Latents) -> Callable[[Tensor, Tensor], Tensor]:
         """The transformer with segment and prompts of a batch bound."""
-        embeds = self.encode_prompts(batch.prompts)
+        embeds, segment = self.encode_prompts(batch.prompts), batch.segment
+        # What the loss never reads is not computed.
+        num_skipped = len(segment.given) if self.objective.loss_on == "target" else 0
 
         def predict(hidden_states: Tensor, sigma: Tensor) -> Tensor:
             return predict_window(
-                self.model, batch.segment, hidden_states, sigma, embeds, self.stage2
+                self.model, segment, hidden_states, sigma, embeds, self.stage2, num_skipped
             )
 
         return predict

@@ -45,6 +45,7 @@ def count_flops(
     *,
     num_text_tokens: int = 512,
     num_image_tokens: int = 0,
+    num_given_tokens: int = 0,
 ) -> float:
     """Arithmetic of training a Wan transformer on some samples, forward and backward.
 
@@ -60,17 +61,22 @@ def count_flops(
         parameters: Of the model; the trained ones say how much of the weights' gradient is needed.
         num_text_tokens: Of one sample.
         num_image_tokens: Of the photo's embedding.
+        num_given_tokens: Of the L, those that the last block attends to and does not compute.
     """
     width: int = config["num_attention_heads"] * config["attention_head_dim"]
     keys = num_text_tokens + num_image_tokens  # of the second attention
     # Of a block: queries, keys, values and outputs of both attentions, then the feed-forward part.
-    linear = num_tokens * width * (6 * width + 2 * config["ffn_dim"]) + 2 * keys * width * width
-    attention = 2 * num_tokens * (num_tokens + keys) * width
-    values = math.prod(config["patch_size"]) * (config["in_channels"] + config["out_channels"])
-    ends = num_tokens * values * width + num_text_tokens * width * (config["text_dim"] + width)
+    own = (4 * width + 2 * config["ffn_dim"]) * width
+    linear = num_tokens * (own + 2 * width * width) + 2 * keys * width * width
+    attention = 2 * (num_tokens + keys) * width
+    patch, num_layers = math.prod(config["patch_size"]) * width, config["num_layers"]
+    num_predicted = num_tokens - num_given_tokens
+    ends = patch * (num_tokens * config["in_channels"] + num_predicted * config["out_channels"])
+    ends += num_text_tokens * width * (config["text_dim"] + width)
     trained = parameters.trainable / parameters.total
-    forward = config["num_layers"] * linear + ends
-    products: float = (2 + trained) * forward + 3 * config["num_layers"] * attention
+    forward = num_layers * linear - num_given_tokens * own + ends
+    num_attending = num_layers * num_tokens - num_given_tokens
+    products: float = (2 + trained) * forward + 3 * num_attending * attention
     return 2.0 * num_samples * products
 
 
@@ -106,7 +112,8 @@ class WorkMeter:
         latents, text = given["hidden_states"], given["encoder_hidden_states"]
         photo: Tensor | None = given.get("encoder_hidden_states_image")
         sides = zip(latents.shape[2:], module.config["patch_size"], strict=True)
-        num_tokens = math.prod(cells // patch for cells, patch in sides)
+        frames, *places = (cells // patch for cells, patch in sides)
+        num_tokens = frames * math.prod(places)
         self._work.tokens += len(latents) * num_tokens
         self._work.flops += count_flops(
             module.config,
@@ -115,6 +122,7 @@ class WorkMeter:
             self._parameters,
             num_text_tokens=text.shape[1],
             num_image_tokens=0 if photo is None else photo.shape[1],
+            num_given_tokens=given.get("num_given", 0) * math.prod(places),
         )
 
 

@@ -158,12 +158,11 @@ class TokenTimestepTransformer(WanTransformer3DModel):
         temporal_positions: Sequence[int] | None = None,
         num_given: int = 0,
     ) -> Tensor:
-        """See ``SegmentTransformer3DModel``; computes everything for all frames.
+        """See ``SegmentTransformer3DModel``; what is left out of the result is computed, too.
 
         Raises:
             ConfigError: Positions other than 0, 1, ..., which diffusers' class does not know.
         """
-        del num_given
         frames, height, width = hidden_states.shape[2:]
         if temporal_positions is not None and list(temporal_positions) != list(range(frames)):
             raise ConfigError("diffusers' transformer only takes renumbered temporal positions")
@@ -173,7 +172,7 @@ class TokenTimestepTransformer(WanTransformer3DModel):
         output: Tensor = super().forward(
             hidden_states, timestep, encoder_hidden_states, return_dict=False
         )[0]
-        return output
+        return output[:, :, num_given:]
 
 
 def distance(result: Tensor, reference: Tensor) -> float:

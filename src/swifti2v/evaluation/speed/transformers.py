@@ -97,7 +97,7 @@ class Window:
             output = predict_window(
                 transformer, self.segment, self.inputs, self.sigma, self.text, config, num_given
             )
-        return output[:, :, self.num_given :]
+        return output[:, :, -len(self.segment.target) :]
 
     def flops(self) -> float:
         """Least work: nothing is computed that nobody reads."""
