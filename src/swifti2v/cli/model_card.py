@@ -10,6 +10,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.report import peak_rss_bytes
+from swifti2v.storage import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def card(
             photos={path.stem: _read_photo(path, config) for path in photo_paths},
         )
         tables = render_tables(_measure(pipe, job))
-        _replace_file(output, replace_tables(_read_card(output), tables))
+        write_whole(output, replace_tables(_read_card(output), tables))
         typer.echo(str(output.resolve()))
 
 
@@ -165,12 +166,6 @@ def _read_card(path: Path) -> str:
             "'<!-- tables -->' and '<!-- /tables -->' where the tables shall stand"
         )
     return path.read_text(encoding="utf-8")
-
-
-def _replace_file(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def _find_held_out(

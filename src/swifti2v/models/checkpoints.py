@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from swifti2v.models.conversion import (
     wan_transformer_state_dict,
     wan_vae_state_dict,
 )
+from swifti2v.storage import whole_file
 
 __all__ = [
     "clip_state_dict",
@@ -278,14 +278,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         raise InputError(f"{path} must end in .safetensors")
     if wrong := [key for key, text in metadata.items() if not isinstance(text, str)]:
         raise InputError(f"metadata {shorten(wrong)} is not text; give every value as str")
-    unfinished = path.with_name(f"{path.name}.writing")
+    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(ready, unfinished, {"format": "pt", **metadata})
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            save_file(ready, unfinished, {"format": "pt", **metadata})
     except (SafetensorError, OSError) as error:
         raise StorageError(f"{path} cannot be written: {error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ at any moment leaves ``latest`` valid.
 
 import json
 import logging
-import os
 import pickle
 import shutil
 import warnings
@@ -23,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from swifti2v.errors import LoadingError, StorageError
+from swifti2v.storage import write_whole
 from swifti2v.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -65,13 +65,11 @@ def save_checkpoint(
         with _single_process_is_meant():
             save(dict(tensors), checkpoint_id=aside, no_dist=ranks.mesh is None)
         if ranks.is_first:
-            _write_synced(aside / STATE_NAME, json.dumps(dict(state)))
+            write_whole(aside / STATE_NAME, json.dumps(dict(state)))
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
-            pointer = directory / f"{LATEST_NAME}.writing"
-            _write_synced(pointer, final.name)
-            pointer.replace(directory / LATEST_NAME)
+            write_whole(directory / LATEST_NAME, final.name)
             _remove_old(final, num_kept)
     except (OSError, CheckpointException) as error:
         _let_interruption_through(error)
@@ -185,13 +183,6 @@ def _single_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _remove_old(newest: Path, num_kept: int) -> None:

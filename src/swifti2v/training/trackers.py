@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from swifti2v.errors import InputError, LoadingError
+from swifti2v.storage import write_whole
 
 
 class Tracker(Protocol):
@@ -96,10 +97,8 @@ class MetricsFile:
             if step is not None and step <= num_steps:
                 kept.append(line)
         if len(kept) < len(lines):
-            unfinished = self.path.with_suffix(".writing")
-            unfinished.write_bytes(b"".join(kept))
+            write_whole(self.path, b"".join(kept))
             self._file.close()
-            unfinished.replace(self.path)
             self._file = self.path.open("a", encoding="utf-8")
         return len(lines) - len(kept)
 
