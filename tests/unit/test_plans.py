@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.speed.published import PUBLISHED, count_published, predict
+from swifti2v.evaluation.speed.published import PUBLISHED, count_published, predict, published_rates
 from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device, free_bytes, measure
 from swifti2v.planning.models import Models
 from swifti2v.planning.plans import MIN_TILE, PLACEMENTS, Wish, make_plan, propose_tiles
@@ -56,7 +56,7 @@ def test_the_2k_system_is_resident_on_an_h200():
 def test_a_public_measurement_is_predicted():
     cost = count_published()
     for name, measured in PUBLISHED.items():
-        assert predict(cost, DEVICES[name].rates["bfloat16"]) == pytest.approx(measured, rel=0.12)
+        assert predict(cost, published_rates(name)) == pytest.approx(measured, rel=0.12)
 
 
 @given(budget=st.floats(1e8, 2e11))

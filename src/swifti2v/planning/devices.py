@@ -49,13 +49,17 @@ class Efficiency:
     transfer: float = 0.8
 
 
-HOPPER = Efficiency(linear=0.66, attention=0.35, convolution=0.5)
-"""650 TFLOP/s of linears, 350 of torch's default attention, 500 of convolutions and 2.8 TB/s on an
-H100 reproduce the published forward pass of Wan2.1-T2V-14B (480x832, 81 frames, eager), 4.6 s.
+HOPPER = Efficiency(linear=0.66, attention=0.59, convolution=0.5)
+"""With flash attention instead (``HOPPER_FLASH``) 650 TFLOP/s of linears and 2.8 TB/s on an H100
+reproduce the published forward pass of Wan2.1-T2V-14B (480x832, 81 frames, eager), 4.6 s. Attention
+is cuDNN's here, as ``SpeedConfig.attention`` chooses by itself: 582 TFLOP/s on an H100 for heads of
+128 and 8,192 tokens.
 
 Source:
-    github.com/huggingface/diffusers, pull request 11605.
+    github.com/huggingface/diffusers, pull request 11605; github.com/meta-pytorch/tritonbench, 141.
 """
+HOPPER_FLASH = 350e12
+"""FLOP a second of flash attention 2, PyTorch's own choice, on H100 and H200."""
 WORKSTATION = Efficiency(linear=0.85, attention=0.75, convolution=0.65)
 """Cards with a low ratio of arithmetic to memory traffic come nearer to their peak: the same forward
 pass, streamed, takes 13.7 s on an RTX 4090, and 11.6 s (88 % of the peak) compiled.
