@@ -110,7 +110,7 @@ def test_each_placement_takes_less_memory_and_more_time_than_the_one_before():
         for one, other in pairwise(same):
             assert one.seconds["total"] <= other.seconds["total"]
             assert one.peak_device_bytes["peak"] > other.peak_device_bytes["peak"]
-            assert one.host_bytes < other.host_bytes
+            assert one.host_bytes <= other.host_bytes
 
 
 def test_tiles_get_smaller_and_more():

@@ -188,7 +188,7 @@ def test_weights_are_those_of_the_public_models():
         if own.stays:
             assert own.streamed_bytes == own.pinned_bytes == 0
         else:
-            assert own.streamed_bytes < own.num_bytes <= own.pinned_bytes < 2 * own.num_bytes
+            assert own.streamed_bytes < own.num_bytes <= own.pinned_bytes < 1.1 * own.num_bytes
     assert weights["stage1_transformer"].streamed_bytes < 2.3 * GIGA  # two blocks and the ends
 
 

@@ -165,6 +165,7 @@ def _generate(run: Run, display: ProgressDisplay, stopwatch: Stopwatch) -> Itera
         )
         if work_dir is not None:
             work_dir.save_motion_reference(motion)
+    run.pipe.release_stage1()
     yield from run.pipe.synthesize(
         motion,
         run.image,

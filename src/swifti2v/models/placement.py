@@ -1,8 +1,11 @@
 """Where components live: all on the device, or in host memory and on the device while used."""
 
+import gc
 from typing import Any, Literal, get_args
 
 import torch
+from accelerate import init_empty_weights
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.hooks.group_offloading import apply_group_offloading
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
@@ -11,9 +14,12 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
+from swifti2v.models.pinning import pin_weights
 
 Placement = Literal["resident", "streamed", "offloaded"]
 HOST = torch.device("cpu")
+RELEASED = ("text_encoder", "image_encoder", "stage1_transformer", "stage1_vae")
+"""Roles that a run needs no more once the motion reference is there."""
 
 
 def require_placement(plan: str) -> None:
@@ -60,6 +66,37 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
     components.offloads_history = plan == "offloaded"
 
 
+def release(components: Components) -> None:
+    """Let go of what only the start of a run needs, in place: what is in ``RELEASED``.
+
+    In their place come models of the same configuration without memory. ``collect_memory`` then
+    gives back what nobody else holds.
+    """
+    for role in RELEASED:
+        model: Any = getattr(components, role)
+        if model is not None:
+            with init_empty_weights():
+                is_diffusers = isinstance(model, ConfigMixin)
+                made = (
+                    model.from_config(model.config) if is_diffusers else type(model)(model.config)
+                )
+            setattr(components, role, made.eval().requires_grad_(False))
+
+
+def collect_memory(device: torch.device) -> None:
+    """Give the memory of models that nobody holds any more back to host and device."""
+    gc.collect()  # hooks and modules hold each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        # PyTorch keeps freed pinned memory for itself; the call is newer than the oldest supported.
+        getattr(torch.accelerator.memory, "empty_host_cache", lambda: None)()
+
+
+def is_empty(model: nn.Module) -> bool:
+    """Whether it has no weights: of a stage that does not run, or released."""
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
 def can_stream(model: nn.Module) -> bool:
     """Whether its weights can come to the device block by block.
 
@@ -82,13 +119,8 @@ def _models(components: Components) -> list[nn.Module]:
         components.stage2_transformer,
         components.stage2_vae,
     ]
-    loaded = [part for part in parts if part is not None and not _is_empty(part)]
+    loaded = [part for part in parts if part is not None and not is_empty(part)]
     return list({id(part): part for part in loaded}.values())
-
-
-def _is_empty(model: nn.Module) -> bool:
-    """Whether it is of a stage that does not run, see ``load_components``."""
-    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def streamed_groups(model: nn.Module) -> list[list[Tensor]]:
@@ -128,6 +160,8 @@ def _stream(model: nn.Module, device: torch.device) -> None:
     root, block_modules = _find_root(model)
     # Prefetching does not reach the layers of CLIP, which are one level deeper.
     use_stream = device.type == "cuda" and not isinstance(model, CLIPVisionModel)
+    if use_stream:
+        pin_weights(root)
     apply_group_offloading(
         root,
         onload_device=device,

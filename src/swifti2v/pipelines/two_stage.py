@@ -22,7 +22,15 @@ from swifti2v.models.loading import (
     load_components,
     save_components,
 )
-from swifti2v.models.placement import Placement, loading_device, place, require_placement
+from swifti2v.models.placement import (
+    Placement,
+    collect_memory,
+    is_empty,
+    loading_device,
+    place,
+    release,
+    require_placement,
+)
 from swifti2v.models.sources import LoraSource
 from swifti2v.models.speed import accelerate, require_prepared
 from swifti2v.models.vae import StreamingDecoder
@@ -142,6 +150,15 @@ class SwiftI2VPipeline:
             LoadingError: It is none, or for another VAE.
         """
         self.preview_decoder = load_light_decoder(path, self.components.stage2_vae)
+
+    def release_stage1(self) -> None:
+        """Free the memory of what only the start of a run needs: text encoders and Stage I.
+
+        ``synthesize`` goes on; for another prompt or photo, load the pipeline again.
+        """
+        release(self.components)
+        self.stage1 = Stage1Pipeline(self.components.stage1_transformer, self.components.stage1_vae)
+        collect_memory(self.components.device)
 
     def configure(self, **changes: Any) -> GenerationConfig:
         """Default settings with changes on top.
@@ -311,6 +328,7 @@ class SwiftI2VPipeline:
         self, image: Image.Image, prompt: str, config: GenerationConfig, stopwatch: Stopwatch
     ) -> Conditions:
         """Text and image embeddings of a run."""
+        self._require_loaded("text_encoder")
         with stopwatch.measure("text"):
             guided = (
                 max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale)
@@ -328,6 +346,7 @@ class SwiftI2VPipeline:
         stopwatch: Stopwatch | None = None,
     ) -> Frames:
         """Stage I alone: ``[T, h, w, 3]`` uint8 at 1/downscale of the output size."""
+        self._require_loaded("stage1_transformer")
         with (stopwatch or Stopwatch()).measure("stage1"), torch.no_grad():
             low = config.stage1.downscale
             photo = self._photo(image, config)
@@ -396,6 +415,13 @@ class SwiftI2VPipeline:
             shows_anchor=config.stage2.shows_anchor,
         )
         return [segment.latent_range for segment in segments]
+
+    def _require_loaded(self, role: str) -> None:
+        if is_empty(getattr(self.components, role)):
+            raise ConfigError(
+                f"{role} has no weights: it was not loaded, or released; load the pipeline again "
+                "with both stages"
+            )
 
     def _start_decoder(self, config: GenerationConfig) -> TinyStream | StreamingDecoder:
         if self.preview_decoder is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from swifti2v.config import GenerationConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
 from swifti2v.models.loading import float32_parts, set_vae_dtypes
+from swifti2v.models.pinning import pinned_bytes
 from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.quantization import quantize
 from swifti2v.models.sources import ModelIndex, find_model
@@ -48,7 +49,8 @@ class Weights:
     """Most of them that come to the device at one time when streamed: one block computes, one is
     fetched. 0 if they stay there."""
     pinned_bytes: float
-    """Host memory they take when streamed, see ``pinned_bytes``. 0 if they stay on the device."""
+    """Host memory they take when streamed, see ``swifti2v.models.pinning``. 0 if they stay on the
+    device."""
 
 
 class Models:
@@ -130,7 +132,7 @@ class Models:
             num_bytes=sum(map(num_bytes, _tensors(model))),
             stays=False,
             streamed_bytes=sum(map(num_bytes, groups[0])) + sum(blocks[:2]),
-            pinned_bytes=sum(map(pinned_bytes, _tensors(model))),
+            pinned_bytes=pinned_bytes(model),
         )
 
 
@@ -145,12 +147,6 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     return iter({id(tensor): tensor for tensor in model.parameters()}.values())
-
-
-def pinned_bytes(tensor: torch.Tensor) -> int:
-    """Pinned host memory that a copy of ``tensor`` takes: PyTorch rounds up to a power of two."""
-    size = num_bytes(tensor)
-    return 1 << (size - 1).bit_length() if size else 0
 
 
 def num_bytes(tensor: torch.Tensor) -> int:

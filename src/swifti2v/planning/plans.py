@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any, Literal
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.placement import Placement
+from swifti2v.models.placement import RELEASED, Placement
 from swifti2v.planning.devices import Device, Precision
 from swifti2v.planning.work import STAGES, ClipCounter, ClipWork, Stage, StageWork
 
@@ -282,13 +282,16 @@ def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[
 
 
 def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
-    weights = work.weights.values()
-    held = sum(own.pinned_bytes for own in weights)
+    """Most at a time: all weights at the start, or what is left after ``release_stage1``."""
+    weights = work.weights
     if device.is_cpu:
-        held = _peaks(work, is_streamed=False)["peak"] - CONTEXT_BYTES
-    elif not is_streamed:  # each component passes through the host on its way to the device
-        held = max(own.num_bytes for own in weights)
-    return CONTEXT_BYTES + held + work.host_bytes
+        peak = _peaks(work, is_streamed=False)["peak"]
+        return peak + work.host_bytes
+    if not is_streamed:  # each component passes through the host on its way to the device
+        return CONTEXT_BYTES + max(own.num_bytes for own in weights.values()) + work.host_bytes
+    start = sum(own.pinned_bytes for own in weights.values())
+    left = sum(own.pinned_bytes for role, own in weights.items() if role not in RELEASED)
+    return CONTEXT_BYTES + max(start, left + work.host_bytes)
 
 
 def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:

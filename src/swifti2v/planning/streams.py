@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.pinning import power_of_two
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.planning.counting import META, Count, Meter
-from swifti2v.planning.models import pinned_bytes
 
 STEADY = 3
 """Latent frames after which each further one costs a causal VAE the same (it is so after two)."""
@@ -81,5 +81,5 @@ def _count_pieces(
         count=replace(
             total + steady * rest, peak_bytes=total.peak_bytes, kept_bytes=total.kept_bytes
         ),
-        pinned_bytes=sum(map(pinned_bytes, waiting)),
+        pinned_bytes=sum(power_of_two(entry.nbytes) for entry in waiting),
     )
