@@ -97,6 +97,19 @@ def is_empty(model: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
+def require_loaded(components: Components, role: str) -> None:
+    """Refuse to run a model without weights.
+
+    Raises:
+        ConfigError: Naming the role, and how to get it back.
+    """
+    if is_empty(getattr(components, role)):
+        raise ConfigError(
+            f"{role} has no weights: it was not loaded, or released; load the pipeline again "
+            "with both stages"
+        )
+
+
 def can_stream(model: nn.Module) -> bool:
     """Whether its weights can come to the device block by block.
 

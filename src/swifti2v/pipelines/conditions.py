@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swifti2v.models.image_encoder import encode_image
 from swifti2v.models.loading import Components
+from swifti2v.models.placement import require_loaded
 from swifti2v.models.text import encode_prompt
 from swifti2v.pipelines.stage1 import Conditions
 
@@ -58,9 +59,12 @@ class ConditionEncoder:
 
         Raises:
             PromptError: A prompt is over the limit and may not be cut.
+            ConfigError: The text encoder is asked, and was released or never loaded.
         """
         parts = self.components
         texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        if self.cache is None:
+            require_loaded(parts, "text_encoder")
         encode = encode_prompt if self.cache is None else self.cache.encode
         embeds = encode(
             parts.text_encoder,

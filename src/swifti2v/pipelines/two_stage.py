@@ -25,10 +25,10 @@ from swifti2v.models.loading import (
 from swifti2v.models.placement import (
     Placement,
     collect_memory,
-    is_empty,
     loading_device,
     place,
     release,
+    require_loaded,
     require_placement,
 )
 from swifti2v.models.sources import LoraSource
@@ -328,7 +328,6 @@ class SwiftI2VPipeline:
         self, image: Image.Image, prompt: str, config: GenerationConfig, stopwatch: Stopwatch
     ) -> Conditions:
         """Text and image embeddings of a run."""
-        self._require_loaded("text_encoder")
         with stopwatch.measure("text"):
             guided = (
                 max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale)
@@ -346,7 +345,7 @@ class SwiftI2VPipeline:
         stopwatch: Stopwatch | None = None,
     ) -> Frames:
         """Stage I alone: ``[T, h, w, 3]`` uint8 at 1/downscale of the output size."""
-        self._require_loaded("stage1_transformer")
+        require_loaded(self.components, "stage1_transformer")
         with (stopwatch or Stopwatch()).measure("stage1"), torch.no_grad():
             low = config.stage1.downscale
             photo = self._photo(image, config)
@@ -415,13 +414,6 @@ class SwiftI2VPipeline:
             shows_anchor=config.stage2.shows_anchor,
         )
         return [segment.latent_range for segment in segments]
-
-    def _require_loaded(self, role: str) -> None:
-        if is_empty(getattr(self.components, role)):
-            raise ConfigError(
-                f"{role} has no weights: it was not loaded, or released; load the pipeline again "
-                "with both stages"
-            )
 
     def _start_decoder(self, config: GenerationConfig) -> TinyStream | StreamingDecoder:
         if self.preview_decoder is not None:
