@@ -65,7 +65,7 @@ def to_velocity(
     """Turn a model's output into the velocity (noise minus data).
 
     Args:
-        output: ``[B, C, N, h, w]``, what the model returned.
+        output: ``[B, C, N', h, w]``, what the model returned for the last N' of the N frames.
         latents: ``[B, C, N, h, w]``, the noisy latents it was given.
         reference: ``[B, C, N, h, w]``, the reference latents it was given.
         sigma: ``[B, N]`` noise level of each frame; where it is 0 the velocity is 0.
@@ -73,14 +73,15 @@ def to_velocity(
             latents are ``reference + output`` and the velocity is ``(latents - clean) / sigma``.
 
     Returns:
-        ``[B, C, N, h, w]``.
+        ``[B, C, N', h, w]``.
     """
-    level = sigma[:, None, :, None, None].to(latents.dtype)
     if parameterization == "velocity":
         return output
     if parameterization == "reference_residual":
+        first = latents.shape[2] - output.shape[2]
+        level = sigma[:, None, first:, None, None].to(latents.dtype)
         inverse = torch.where(level > 0, 1 / level, 0)
-        return (latents - reference).sub_(output).mul_(inverse)
+        return (latents[:, :, first:] - reference[:, :, first:]).sub_(output).mul_(inverse)
     raise ConfigError(
         f"parameterization is {parameterization!r}; known are 'velocity', 'reference_residual'"
     )

@@ -116,6 +116,10 @@ def test_both_parameterizations_describe_the_same_velocity():
     velocity = to_velocity(clean - reference, noisy, reference, sigma, "reference_residual")
     expected = torch.where(sigma[:, None, :, None, None] > 0, noise - clean, 0)
     torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
+    last = (clean - reference)[:, :, 1:]  # a model may leave out what nobody reads
+    assert torch.equal(
+        to_velocity(last, noisy, reference, sigma, "reference_residual"), velocity[:, :, 1:]
+    )
     assert to_velocity(clean, noisy, reference, sigma, "velocity") is clean
 
 

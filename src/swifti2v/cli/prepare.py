@@ -179,7 +179,7 @@ def _resolve_settings(
         model=name,
         prompt=prompt,
         seed=next((seed for seed in seeds if seed is not None), secrets.randbelow(2**32)),
-        image=FileRecord(path=str(image_path), sha256=hash_file(image_path)),
+        image=FileRecord.of(image_path),
         motion=None,
         fit=options.fit.value if options.fit else (like.fit if like else "crop"),
         background=None,
@@ -188,11 +188,7 @@ def _resolve_settings(
         device="",
         dtype="",
         video=find_video_settings(options, like),
-        preview_decoder=None
-        if options.preview_decoder is None
-        else FileRecord(
-            path=str(options.preview_decoder), sha256=hash_file(options.preview_decoder)
-        ),
+        preview_decoder=FileRecord.of(options.preview_decoder) if options.preview_decoder else None,
         config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
     )
 
@@ -244,7 +240,7 @@ def _read_motion(
             f"clip {path} is {low_width}x{low_height}, the output {config.width}x{config.height}: "
             "the aspects differ; crop the clip, or choose a size of its aspect"
         )
-    motion = FileRecord(path=str(path), sha256=hash_file(path))
+    motion = FileRecord.of(path)
     return frames, replace(settings, motion=motion, config=config)
 
 

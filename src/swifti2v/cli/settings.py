@@ -28,6 +28,11 @@ class FileRecord:
     sha256: str
     """Of its bytes."""
 
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """The file as it is now."""
+        return cls(path=str(path), sha256=hash_file(path))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraRecord:

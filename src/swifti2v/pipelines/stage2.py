@@ -260,15 +260,11 @@ class Stage2Pipeline:
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             inputs[:, : latents.shape[1]] = latents
-            asked = (slice(None), slice(None), slice(num_skipped, None))
             with attention_order(config.speed.attention, inputs.device):
                 output = predict_window(
                     self.transformer, segment, inputs, sigma, embeds, config, num_skipped
                 )
-            parameterization = config.sampling.parameterization
-            return to_velocity(
-                output, latents[asked], condition[asked], sigma[:, num_skipped:], parameterization
-            )
+            return to_velocity(output, latents, condition, sigma, config.sampling.parameterization)
 
         return guide(
             predict,

@@ -1,6 +1,6 @@
 """The models of a run without their weights: what they hold, and what one forward pass costs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,15 +123,14 @@ class Models:
     def weights(self, role: str) -> Weights:
         """Memory of a component."""
         model = self.get(role)
+        size = _num_bytes(model.parameters())
         if not can_stream(model):
-            size = sum(map(num_bytes, _tensors(model)))
             return Weights(num_bytes=size, stays=True, streamed_bytes=0, pinned_bytes=0)
-        groups = streamed_groups(model)
-        blocks = sorted((sum(map(num_bytes, group)) for group in groups[1:]), reverse=True)
+        fixed, *blocks = map(_num_bytes, streamed_groups(model))
         return Weights(
-            num_bytes=sum(map(num_bytes, _tensors(model))),
+            num_bytes=size,
             stays=False,
-            streamed_bytes=sum(map(num_bytes, groups[0])) + sum(blocks[:2]),
+            streamed_bytes=fixed + sum(sorted(blocks)[-2:]),
             pinned_bytes=pinned_bytes(model),
         )
 
@@ -145,10 +144,5 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
     return model
 
 
-def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    return iter({id(tensor): tensor for tensor in model.parameters()}.values())
-
-
-def num_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of the values of ``tensor``."""
-    return tensor.numel() * tensor.itemsize
+def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -91,11 +91,8 @@ def _window_error(
     states = (1 - level[:, None, :, None, None]) * clean + level[:, None, :, None, None] * drawn
     shown = torch.where(is_target[:, None, None], states, clean)
     output = model(torch.cat([shown, condition], dim=1), level * is_target)
-    asked = (slice(None), slice(None), slice(-output.shape[2], None))
-    velocity = to_velocity(
-        output, states[asked], condition[asked], level[:, asked[2]], parameterization
-    )
-    return (velocity - (drawn - clean)[asked]).float().square()
+    velocity = to_velocity(output, states, condition, level, parameterization)
+    return (velocity - (drawn - clean)[:, :, -velocity.shape[2] :]).float().square()
 
 
 def _weighted_mean(error: Tensor, channel_weight: Tensor | None) -> Tensor:

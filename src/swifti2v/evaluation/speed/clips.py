@@ -162,16 +162,17 @@ def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterat
     Args:
         subject: The model; on a CPU it is measured in bfloat16, too.
         protocol: How often.
-        against: Whether the clip is also made with diffusers' transformer in Stage II.
+        against: Whether clips are also made with diffusers' transformer in Stage II, in both types.
     """
     config = subject.config
     case = f"clip, {config.width}x{config.height}, {config.num_frames} frames"
     expected: Frames | None = None
-    if against:
-        option, work = choose_option(subject)
-        clip = Clip(make_pipeline(subject, option, is_theirs=True))
-        timing, expected = measure(clip.run, subject.device, protocol)
-        variant = f"Stage II by diffusers, {subject.kind}"
+    for each in in_both_types(subject) if against else []:
+        option, work = choose_option(each)
+        clip = Clip(make_pipeline(each, option, is_theirs=True))
+        timing, frames = measure(clip.run, each.device, protocol)
+        expected = frames if expected is None else expected
+        variant = f"Stage II by diffusers, {each.kind}"
         yield _clip_row(case, variant, clip, timing, work.flops["total"])
         del clip
     for each in in_both_types(subject):
