@@ -17,13 +17,14 @@ from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.evaluation.baselines import lanczos_baseline
 from swifti2v.evaluation.model_card import clip_psnr
+from swifti2v.media import Frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
 from swifti2v.training import ablation_costs
 from swifti2v.training.ablation_clips import cut_test_clips, cut_test_motions
 from swifti2v.training.ablation_table import make_ablation_table
 from swifti2v.training.ablations import AblationConfig, Ablations, Arm, mean_window_length
-from swifti2v.training.data import Frames, Material
+from swifti2v.training.data import Material
 from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 

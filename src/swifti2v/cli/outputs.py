@@ -4,18 +4,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.paths import require_contact_sheet
 from swifti2v.cli.settings import RunSettings, VideoSettings
 from swifti2v.errors import InputError
-from swifti2v.media import contact_sheet, open_writer
+from swifti2v.media import Frames, contact_sheet, open_writer
 from swifti2v.media.encoder import EncodingOptions
 from swifti2v.media.writer import FrameWriter
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 SHEET_FRAMES = 8
 """Frames on a contact sheet."""
 

@@ -28,12 +28,12 @@ from swifti2v.cli.settings import (
 from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
-from swifti2v.media import fit_image, load_image, probe_clip, read_clip
+from swifti2v.media import Frames, fit_image, load_image, probe_clip, read_clip
 from swifti2v.models.loading import STAGES
 from swifti2v.models.placement import Placement
 from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.text import PromptCache, tokenize_prompts
-from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.shapes import PixelShape, ScaleFactors
 

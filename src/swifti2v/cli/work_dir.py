@@ -11,20 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from swifti2v.errors import InputError, MediaError
+from swifti2v.media import Frames
 from swifti2v.storage import UNFINISHED, write_whole
 
 logger = logging.getLogger(__name__)
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 
 PLAN = "plan.json"
 MOTION_REFERENCE = "motion_reference.safetensors"

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -25,14 +24,12 @@ from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_en
 from swifti2v.evaluation.metrics.fidelity import first_frame_psnr, psnr
 from swifti2v.evaluation.metrics.frames import FramePieces
 from swifti2v.evaluation.metrics.seam import seam_score
-from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
-Frames: TypeAlias = npt.NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 CameraStage: TypeAlias = Literal["Stage I", "Stage I + II"]
 
 LANCZOS = "Lanczos"

@@ -8,13 +8,14 @@ from swifti2v.media.images import (
     image_to_tensor,
     load_image,
 )
-from swifti2v.media.resize import frames_to_video, resize_video, video_to_frames
+from swifti2v.media.resize import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.media.writer import PngSequenceWriter, VideoWriter, open_writer, require_writable
 
 __all__ = [
     "Clip",
     "ClipInfo",
     "FittedImage",
+    "Frames",
     "PngSequenceWriter",
     "VideoWriter",
     "contact_sheet",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from swifti2v.errors import ShapeError
 
+Frames = NDArray[np.uint8]
+"""``[T, H, W, 3]`` RGB."""
 ResizeMode = Literal["lanczos", "bicubic", "bilinear", "area"]
 
 _SUPPORT = {"lanczos": 3.0, "bicubic": 2.0, "bilinear": 1.0}  # half width of the filter
@@ -96,7 +98,7 @@ def _weights(size: int, new_size: int, mode: str) -> Tensor:
     return torch.from_numpy(weights)
 
 
-def frames_to_video(frames: NDArray[np.uint8]) -> Tensor:
+def frames_to_video(frames: Frames) -> Tensor:
     """Turn frames from a file into a video.
 
     Args:
@@ -116,7 +118,7 @@ def frames_to_video(frames: NDArray[np.uint8]) -> Tensor:
     return (pixels.float() / 127.5 - 1)[None].contiguous()
 
 
-def video_to_frames(video: Tensor) -> NDArray[np.uint8]:
+def video_to_frames(video: Tensor) -> Frames:
     """Turn a video into frames for a file; values are clamped to [-1, 1] and rounded.
 
     Args:
@@ -139,5 +141,5 @@ def video_to_frames(video: Tensor) -> NDArray[np.uint8]:
         frames[index].copy_(levels.contiguous(), non_blocking=True)
     if video.is_cuda:
         torch.cuda.current_stream(video.device).synchronize()
-    result: NDArray[np.uint8] = frames.numpy()
+    result: Frames = frames.numpy()
     return result

@@ -2,20 +2,16 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from numpy.typing import NDArray
 from torch import Tensor
 
 from swifti2v.errors import ShapeError
-from swifti2v.media import frames_to_video, resize_video
+from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingEncoder
 
 Upsampling = Literal["lanczos", "bicubic", "bilinear"]
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 
 
 class HybridReference:

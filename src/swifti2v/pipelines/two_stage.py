@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig, SpeedConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.media import image_to_tensor, resize_video, video_to_frames
+from swifti2v.media import Frames, image_to_tensor, resize_video, video_to_frames
 from swifti2v.models.light_decoder import LightDecoder, TinyStream, load_light_decoder
 from swifti2v.models.loading import (
     STAGES,
@@ -41,9 +40,6 @@ from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import PixelShape
-
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ShapeError
-from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.two_stage import SegmentOutput, SwiftI2VPipeline
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 STRENGTH = 0.7
 """Of ViBe's second pass; with shift 5 it starts at noise level 0.921."""
 

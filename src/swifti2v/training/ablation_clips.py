@@ -7,7 +7,8 @@ import numpy as np
 
 from swifti2v.errors import InputError
 from swifti2v.evaluation.model_card import downscale
-from swifti2v.training.data import Frames, Material
+from swifti2v.media import Frames
+from swifti2v.training.data import Material
 from swifti2v.training.stage2_sources import TransitionClip
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.evaluation.model_card import downscale
+from swifti2v.media import Frames
 from swifti2v.models.architectures import Architecture
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.progress import Stopwatch
@@ -18,7 +19,6 @@ from swifti2v.planning.models import Models
 from swifti2v.planning.work import ClipCounter
 from swifti2v.training.ablation_clips import TestClip
 from swifti2v.training.ablations import AblationConfig, Arm, make_without_model
-from swifti2v.training.data import Frames
 
 NATIVE_MODEL = "paper"
 """Preset for whose clip every row is counted as well: 81 frames of 2560x1408."""

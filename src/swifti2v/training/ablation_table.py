@@ -11,11 +11,12 @@ import numpy as np
 
 from swifti2v.config import to_dict
 from swifti2v.evaluation.comparison_tables import render_comparison
+from swifti2v.media import Frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.ablation_clips import TestClip, cut_test_clips, cut_test_motions
 from swifti2v.training.ablation_costs import CostMeter, render_costs
 from swifti2v.training.ablations import AblationConfig, Ablations
-from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Frames, Material, read_material
+from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
 from swifti2v.training.nano_config import RedrawConfig
 from swifti2v.training.nano_stage2 import redraw_motions
 from swifti2v.training.run_directory import begin_run_directory, require_run_directory

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.media import frames_to_video, resize_video
-from swifti2v.training.data import Frames, degrade
+from swifti2v.media import Frames, frames_to_video, resize_video
+from swifti2v.training.data import degrade
 
 
 class Crop(NamedTuple):

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import InputError
-from swifti2v.media import fit_image, iter_frames, load_image, resize_video
+from swifti2v.media import Frames, fit_image, iter_frames, load_image, resize_video
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
 
 logger = logging.getLogger(__name__)
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 STILL_INTERVAL = 20

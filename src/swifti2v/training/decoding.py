@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from swifti2v.errors import MediaError
-from swifti2v.media import fit_image, iter_frames, load_image
+from swifti2v.media import Frames, fit_image, iter_frames, load_image
 from swifti2v.shapes import PixelShape
 from swifti2v.training.buckets import MediaFacts, format_bucket, plan_usable, probe
 from swifti2v.training.manifest import MediaFile, Sample, local_media
-
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 
 
 class ClipPair(NamedTuple):

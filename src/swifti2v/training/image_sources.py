@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, InputError
+from swifti2v.media import Frames
 from swifti2v.training.crops import cut_clip, draw_crop
-from swifti2v.training.data import Frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.manifest_clips import ManifestClips
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from swifti2v.errors import ConfigError, InputError, MediaError
+from swifti2v.media import Frames
 from swifti2v.shapes import PixelShape
 from swifti2v.training.batch_plan import BatchPlan
 from swifti2v.training.buckets import (
@@ -31,8 +31,6 @@ from swifti2v.training.manifest_readers import read_manifest
 
 logger = logging.getLogger(__name__)
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 T = TypeVar("T")
 NUM_SHOWN = 3
 """Rejects of one cause that are named."""

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.media import frames_to_video, resize_video
+from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec, count_channels
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import normalize_latents
-from swifti2v.training.data import Frames, degrade
+from swifti2v.training.data import degrade
 
 PIECES_PER_CLIP = 6
 MIN_DEVIATION = 1e-3

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig
-from swifti2v.media import video_to_frames
+from swifti2v.media import Frames, video_to_frames
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import plan_sigmas
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
-from swifti2v.training.data import Frames
 from swifti2v.training.draws import draws_of_step, split_batch
 from swifti2v.training.initialization import fit_output_layer, initialize_stage2
 from swifti2v.training.moving_pictures import NUM_FRAMES, draw_motion_path, render_path

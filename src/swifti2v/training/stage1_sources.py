@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swifti2v.media import Frames
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
-from swifti2v.training.data import Frames, pixel_frames
+from swifti2v.training.data import pixel_frames
 from swifti2v.training.draws import Draw
 
 NUM_MOTIONS = len(CAMERA_MOTIONS)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError, InputError
+from swifti2v.media import Frames
 from swifti2v.segments import Segment
 from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
-from swifti2v.training.data import Frames, Material, degrade, pixel_frames
+from swifti2v.training.data import Material, degrade, pixel_frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.moving_pictures import draw_path, render_path
 

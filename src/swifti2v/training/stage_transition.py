@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, to_dict
 from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
 from swifti2v.evaluation.metrics.fidelity import psnr
-from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.stage1 import plan_redraw_sigmas
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -32,8 +31,6 @@ from swifti2v.training.decoding import decode_clip
 from swifti2v.training.fingerprints import fingerprint_model
 from swifti2v.training.manifest import Manifest, MediaFile, Reject, Sample
 
-Frames = NDArray[np.uint8]
-"""``[T, H, W, 3]`` RGB."""
 MAX_PSNR = 99.0
 """In dB; written where frames are equal."""
 

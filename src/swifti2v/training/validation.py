@@ -15,10 +15,9 @@ from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.metrics.temporal import flicker
-from swifti2v.media import frames_to_video, open_writer, resize_video, video_to_frames
+from swifti2v.media import Frames, frames_to_video, open_writer, resize_video, video_to_frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
-from swifti2v.training.data import Frames
 from swifti2v.training.manifest_clips import LoadedClip
 
 NUM_SHOWN = 4

@@ -14,13 +14,14 @@ from swifti2v.config import SpeedConfig
 from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer, in_both_types
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
+from swifti2v.media import Frames
 from swifti2v.models.loading import STAGES, Components
 from swifti2v.models.placement import Placement, loading_device, place
 from swifti2v.models.sources import find_model
 from swifti2v.models.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
-from swifti2v.pipelines.two_stage import Frames, SwiftI2VPipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.planning.devices import PRECISIONS, find_device, free_bytes
 from swifti2v.planning.models import Models, linear_of
 from swifti2v.planning.plans import Option, Wish, make_plan
