@@ -256,6 +256,33 @@ def parse_override(text: str) -> dict[str, Any]:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text!r}: the value is not YAML") from None
-    for part in reversed(parts):
-        nested = {part: nested}
-    return dict(nested)
+    return nest(key.strip(), nested)
+
+
+def nest(path: str, value: Any) -> dict[str, Any]:
+    """``a.b`` and a value to nested mappings."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+SHORTHANDS = {
+    "num_inference_steps": (
+        "stage1.sampling.num_inference_steps",
+        "stage2.sampling.num_inference_steps",
+    ),
+    "guidance_scale": ("stage1.sampling.guidance_scale", "stage2.sampling.guidance_scale"),
+    "segment_size": ("stage2.segment_size",),
+    "context_size": ("stage2.context_size",),
+    "strength": ("stage2.sampling.strength",),
+}
+"""What goes by a short name in a call and on the command line, and the settings it changes."""
+
+
+def expand_shorthands(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Short names, fields and paths to nested mappings; a value of None is left out."""
+    nested: dict[str, Any] = {}
+    for name, value in changes.items():
+        for path in SHORTHANDS.get(name, (name,)) if value is not None else ():
+            nested = merge(nested, nest(path, value))
+    return nested

@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swifti2v.config import (
+    SHORTHANDS,
     GenerationConfig,
     SamplingConfig,
+    expand_shorthands,
     merge,
     parse_config,
     parse_override,
@@ -104,3 +106,15 @@ def test_the_paper_preset_is_the_published_setting():
     assert (config.stage2.segment_size, config.stage2.context_size) == (3, 1)
     assert config.stage1.sampling.num_inference_steps == 4
     assert config.stage2.sampling.num_inference_steps == 4
+
+
+def test_short_names_become_the_settings_they_change():
+    asked = {"guidance_scale": 2, "strength": None, "num_frames": 33, "segment_size": 3}
+    sampling = {"sampling": {"guidance_scale": 2}}
+    assert expand_shorthands(asked) == {
+        "stage1": sampling,
+        "stage2": {**sampling, "segment_size": 3},
+        "num_frames": 33,
+    }
+    everything = expand_shorthands(dict.fromkeys(SHORTHANDS, 1))
+    parse_config(GenerationConfig, merge(to_dict(GenerationConfig()), everything), "test")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import typer
 
-from swifti2v.config import merge, parse_override, read_yaml
+from swifti2v.config import expand_shorthands, parse_override, read_yaml
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -105,7 +105,7 @@ class ClipOptions:
         list[str] | None,
         typer.Option(
             metavar="[stage1=|stage2=]PATH[:STRENGTH]",
-            help="LoRA to merge, Stage I's if not said. May be given more than once.",
+            help="LoRA to Stage I's if not said. May be given more than once.",
         ),
     ] = None
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None
@@ -184,26 +184,18 @@ class ClipOptions:
         """
         asked = [(str(self.config), read_yaml(self.config))] if self.config else []
         asked += [(f"--set {text}", parse_override(text)) for text in self.set_ or []]
-        flags: dict[str, Any] = {}
-        for path, value in (
-            ("num_frames", self.num_frames),
-            ("height", self.height),
-            ("width", self.width),
-            ("fps", self.fps),
-            ("negative_prompt", self.negative_prompt),
-            ("stage2.segment_size", self.segment_size),
-            ("stage2.context_size", self.context_size),
-            ("stage1.sampling.num_inference_steps", self.steps),
-            ("stage2.sampling.num_inference_steps", self.steps),
-            ("stage1.sampling.guidance_scale", self.guidance_scale),
-            ("stage2.sampling.guidance_scale", self.guidance_scale),
-        ):
-            if value is not None:
-                nested: Any = value
-                for key in reversed(path.split(".")):
-                    nested = {key: nested}
-                flags = merge(flags, nested)
-        return [*asked, ("command line", flags)]
+        flags = {
+            "num_frames": self.num_frames,
+            "height": self.height,
+            "width": self.width,
+            "fps": self.fps,
+            "negative_prompt": self.negative_prompt,
+            "segment_size": self.segment_size,
+            "context_size": self.context_size,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+        }
+        return [*asked, ("command line", expand_shorthands(flags))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

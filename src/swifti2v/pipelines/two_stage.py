@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from swifti2v.config import GenerationConfig, SpeedConfig, merge, parse_config, to_dict
+from swifti2v.config import (
+    GenerationConfig,
+    SpeedConfig,
+    expand_shorthands,
+    merge,
+    parse_config,
+    to_dict,
+)
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import Frames, image_to_tensor, resize_video, video_to_frames
 from swifti2v.models.light_decoder import LightDecoder, TinyStream, load_light_decoder
@@ -167,20 +174,7 @@ class SwiftI2VPipeline:
         Raises:
             ConfigError: An unknown name or a value out of range.
         """
-        nested: dict[str, Any] = {}
-        for name, value in changes.items():
-            if value is None:
-                continue
-            if name in ("num_inference_steps", "guidance_scale"):
-                nested = merge(
-                    nested, {s: {"sampling": {name: value}} for s in ("stage1", "stage2")}
-                )
-            elif name in ("segment_size", "context_size"):
-                nested = merge(nested, {"stage2": {name: value}})
-            elif name == "strength":
-                nested = merge(nested, {"stage2": {"sampling": {name: value}}})
-            else:
-                nested = merge(nested, {name: value})
+        nested = expand_shorthands(changes)
         return parse_config(GenerationConfig, merge(to_dict(self.config), nested), "settings")
 
     def require_fit(self, config: GenerationConfig, *, with_stage1: bool = True) -> None:
