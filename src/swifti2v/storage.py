@@ -1,12 +1,13 @@
-"""Files that are there whole or not at all, also after a kill or a power cut."""
+"""Files and directories that are there whole or not at all, also after a kill or a power cut."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".writing"
-"""In the name of a file that is not whole yet."""
+"""In the name of what is not whole yet."""
 
 
 @contextmanager
@@ -26,6 +27,29 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """A name to make a directory under; at the end of the block it takes the place of ``path``.
+
+    After an error nothing of it is left, and what was at ``path`` stays.
+
+    Args:
+        path: Where the directory shall be.
+    """
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+    try:
+        yield unfinished
+        for part in (unfinished, *unfinished.rglob("*")):
+            sync(part)
+        if path.exists():
+            shutil.rmtree(path)
+        unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     sync(path.parent)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from swifti2v.storage import whole_file, write_whole
+from swifti2v.storage import whole_directory, whole_file, write_whole
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -44,3 +44,26 @@ def test_nothing_written_is_an_error_and_leaves_what_was_there(tmp_path):
 def test_text_is_utf8(tmp_path):
     write_whole(tmp_path / "a.txt", "ä\n")
     assert (tmp_path / "a.txt").read_bytes() == "ä\n".encode()
+
+
+def fill(path: Path, text: str, error: Exception | None = None) -> None:
+    with whole_directory(path) as unfinished:
+        (unfinished / "inner").mkdir(parents=True)
+        (unfinished / "inner/a.txt").write_text(text)
+        if error is not None:
+            raise error
+
+
+def test_a_directory_takes_the_place_of_another_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "model"
+    (tmp_path / "model.writing/half").mkdir(parents=True)
+    fill(path, "old")
+    with pytest.raises(ValueError, match="stop"):
+        fill(path, "half", ValueError("stop"))
+    with pytest.raises(FileNotFoundError), whole_directory(path):
+        pass
+    assert [item.name for item in path.iterdir()] == ["inner"]
+    assert (path / "inner/a.txt").read_text() == "old"
+    fill(path, "new")
+    assert (path / "inner/a.txt").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,5 @@
 """``swifti2v models export``, ``export-stage2`` and ``convert-lora``: models as files for others."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -12,6 +11,7 @@ import typer
 from swifti2v.cli.failures import Interruption, exit_codes
 from swifti2v.cli.options import Dtype
 from swifti2v.cli.paths import require_folder, require_new_file
+from swifti2v.storage import whole_directory
 
 if TYPE_CHECKING:
     from swifti2v.models.sources import LoraSource
@@ -167,10 +167,5 @@ def _directory(path: Path) -> Iterator[Path]:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"output {path} is there already; choose another name")
     require_folder(path.parent)
-    unfinished = path.with_name(f"{path.name}.writing")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
-    try:
+    with whole_directory(path) as unfinished:
         yield unfinished
-        unfinished.rename(path)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ from swifti2v.config import to_dict
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components, save_components
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.storage import whole_directory
 from swifti2v.training.nano_config import NanoConfig
 from swifti2v.training.text_encoder import make_tokenizer
 
@@ -48,12 +48,8 @@ def assemble(
         stage2_vae=codecs[1],
         max_text_length=config.max_text_length,
     )
-    unfinished = directory.with_name(f"{directory.name}.writing")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_components(components, to_dict(config.to_generation_config()), unfinished)
-    if directory.exists():
-        shutil.rmtree(directory)
-    unfinished.rename(directory)
+    with whole_directory(directory) as unfinished:
+        save_components(components, to_dict(config.to_generation_config()), unfinished)
     logger.info("model written to %s", directory)
 
 

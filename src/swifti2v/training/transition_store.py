@@ -13,7 +13,7 @@ import numpy as np
 
 from swifti2v.errors import InputError
 from swifti2v.media import open_writer
-from swifti2v.storage import whole_file, write_whole
+from swifti2v.storage import UNFINISHED, whole_file, write_whole
 from swifti2v.training.stage_transition import TransitionSample
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class TransitionStore:
 def file_stem(sample_id: str) -> str:
     """File name for an id, another one for each id: unusual characters as ``%XX``, long ids cut."""
     stem = quote(sample_id, safe=" ,+=@()[]")
-    if len(stem) <= MAX_STEM and re.fullmatch(r"[^.].*", stem) and not stem.endswith(".writing"):
+    if len(stem) <= MAX_STEM and re.fullmatch(r"[^.].*", stem) and not stem.endswith(UNFINISHED):
         return stem
     return f"{stem[:MAX_STEM].replace('.', '_')}-{hashlib.sha256(sample_id.encode()).hexdigest()}"
 
