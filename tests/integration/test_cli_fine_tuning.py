@@ -110,7 +110,8 @@ def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):
     assert "none.jsonl does not exist" in error_line(refused)
 
 
-def test_two_processes_train_as_one(tmp_path):
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "error:FSDP2-wrapped")  # users should not see them
     for count, name in ((1, "one"), (2, "two")):
         run_in_subprocess(
             "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count,
