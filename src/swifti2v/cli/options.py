@@ -105,7 +105,7 @@ class ClipOptions:
         list[str] | None,
         typer.Option(
             metavar="[stage1=|stage2=]PATH[:STRENGTH]",
-            help="LoRA to Stage I's if not said. May be given more than once.",
+            help="LoRA to merge, Stage I's if not said. May be given more than once.",
         ),
     ] = None
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None
