@@ -45,11 +45,12 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield unfinished
         for part in (unfinished, *unfinished.rglob("*")):
             sync(part)
-        if path.exists():
-            shutil.rmtree(path)
-        unfinished.rename(path)
-    finally:
+    except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    unfinished.rename(path)  # if this fails, the new directory is all there is: it stays
     sync(path.parent)
 
 
