@@ -22,7 +22,6 @@ from swifti2v.storage import UNFINISHED, write_whole
 
 logger = logging.getLogger(__name__)
 
-
 PLAN = "plan.json"
 MOTION_REFERENCE = "motion_reference.safetensors"
 

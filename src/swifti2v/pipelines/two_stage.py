@@ -167,9 +167,9 @@ class SwiftI2VPipeline:
         """Default settings with changes on top.
 
         Args:
-            changes: Fields of ``GenerationConfig``, or for short: ``num_inference_steps``,
-                ``guidance_scale`` (both stages), ``segment_size``, ``context_size`` and
-                ``strength`` (Stage II). None keeps the default.
+            changes: Fields of ``GenerationConfig`` or paths to them, or for short:
+                ``num_inference_steps``, ``guidance_scale`` (both stages), ``segment_size``,
+                ``context_size`` and ``strength`` (Stage II). None keeps the default.
 
         Raises:
             ConfigError: An unknown name or a value out of range.

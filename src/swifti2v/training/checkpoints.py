@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from swifti2v.errors import LoadingError, StorageError
-from swifti2v.storage import write_whole
+from swifti2v.storage import UNFINISHED, write_whole
 from swifti2v.training.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def save_checkpoint(
         StorageError: It cannot be written; the last one is untouched.
     """
     final = directory / f"step-{step:08d}"
-    aside = directory / f"{final.name}.writing"
+    aside = directory / f"{final.name}{UNFINISHED}"
     try:
         if ranks.is_first:
             directory.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _remove_old(newest: Path, num_kept: int) -> None:
     older = sorted(
         path
         for path in newest.parent.glob("step-*")
-        if path.suffix != ".writing" and path.name < newest.name
+        if path.suffix != UNFINISHED and path.name < newest.name
     )
     for path in older[: max(0, len(older) + 1 - num_kept)]:
         shutil.rmtree(path)
