@@ -237,3 +237,10 @@ def test_metadata_of_what_has_none(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="cannot be read as a PNG"):
         read_metadata(tmp_path / "a.png")
     assert read_metadata(save(tmp_path / "a.mp4", numbered(1))) == {}
+
+
+def test_a_matroska_file_of_four_bytes_is_refused(tmp_path):
+    path = tmp_path / "stub.mkv"
+    path.write_bytes(b"\x1aE\xdf\xa3")
+    with pytest.raises(MediaError, match=r"stub\.mkv"):
+        read_clip(path)

@@ -71,6 +71,9 @@ def _mp4_box_ends(file: BinaryIO, file_size: int) -> Iterator[int]:
 
 
 def _matroska_end(head: bytes) -> Iterator[int]:
+    if len(head) < 5:  # not even the size of the first element is there
+        yield 5
+        return
     size, body = _vint(head, 4)
     position = body + size
     if position + 12 > len(head):
