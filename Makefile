@@ -51,7 +51,7 @@ fix: install
 	$(BIN)/ruff format src tests
 
 # make nano DATA=FOLDER OUT=out/nano MINUTES=30: without DATA on procedural clips, without MINUTES
-# as long as configs/nano.yaml says
+# as long as src/swifti2v/configs/nano.yaml says
 OUT ?= out/nano
 nano: install
 	PATH="$(abspath $(BIN)):$$PATH" sh runs/nano.sh "$(DATA)" "$(OUT)" $(if $(MINUTES),--minutes $(MINUTES))

@@ -2,14 +2,14 @@
 # Train the nano model that ships with the package: runs/nano.sh DATA_DIR OUTPUT_DIR [OPTIONS]
 # (or: make nano DATA=DATA_DIR OUT=OUTPUT_DIR MINUTES=30; "" as DATA_DIR means procedural clips)
 #
-# DATA_DIR holds clips/ and photos/ (see configs/nano.yaml). The pictures of scikit-image are put
+# DATA_DIR holds clips/ and photos/ (see src/swifti2v/configs/nano.yaml). The pictures of scikit-image are put
 # beside the photos first, where it is installed (pip install scikit-image pooch).
 set -eu
 data=$1
 output=$2
 shift 2
 train() {
-  exec swifti2v train nano --config "$(dirname "$0")/../configs/nano.yaml" --output-dir "$output" "$@"
+  exec swifti2v train nano --config nano --output-dir "$output" "$@"
 }
 if [ -z "$data" ]; then
   # Nothing of procedural material is one of the clips that the configuration keeps for testing.

@@ -29,7 +29,7 @@ for name in $authors; do ln -sf "$data/clips/$name.mp4" "$output/authors/"; done
     -o "$output/authors_report"
 
 [ "${BASELINES:-yes}" = no ] ||
-  swifti2v bench quality --config configs/tables/baselines.yaml --data "$data" \
+  swifti2v bench quality --config tables/baselines --data "$data" \
     --output-dir "$output/baselines"
 
 python runs/results.py "$output"

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from swifti2v.errors import ConfigError
+from swifti2v.shipped import find_config
 
 Config = TypeVar("Config")
 
@@ -230,6 +231,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(values).__name__}")
     return values
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read what ``--config`` names: a YAML file, or a configuration that ships.
+
+    Raises:
+        ConfigError: Neither, or see ``read_yaml``.
+    """
+    return read_yaml(find_config(path))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

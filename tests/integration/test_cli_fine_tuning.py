@@ -18,7 +18,7 @@ from swifti2v.training.vae_training import VaeTrainingConfig
 from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
 from tests.regression import run_in_subprocess
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src/swifti2v/configs"
 KINDS: dict[str, Any] = {
     "nano": NanoConfig,
     "nano_stage1": Stage1FineTuning,
@@ -185,7 +185,7 @@ def test_the_shipped_2k_configurations_are_planned_without_weights(tmp_path, nam
 
 
 def test_a_plan_says_what_it_does_not_know(tmp_path):
-    values = yaml.safe_load(Path(CONFIGS / "../src/swifti2v/presets/paper.yaml").read_text())
+    values = yaml.safe_load(Path(CONFIGS / "../presets/paper.yaml").read_text())
     values["components"]["stage2_transformer"] = {"source": str(tmp_path / "not_there")}
     preset = tmp_path / "own.yaml"
     preset.write_text(yaml.safe_dump(values))

@@ -19,7 +19,7 @@ from tests.command_line import copy_model, error_line, frames_of, save_clip, suc
 from tests.tiny import tiny_pipeline
 from tests.training_clips import save_picture
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src/swifti2v/configs"
 CPU = torch.device("cpu")
 
 

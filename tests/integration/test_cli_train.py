@@ -92,7 +92,7 @@ def test_a_dry_run_prints_the_settings(config, tmp_path):
 
 
 def test_the_shipped_configuration_is_complete():
-    path = Path(__file__).parents[2] / "configs" / "nano.yaml"
+    path = Path(__file__).parents[2] / "src/swifti2v/configs/nano.yaml"
     result = succeed(
         swifti2v("train", "nano", "--config", path, "--output-dir", "unused", "--dry-run")
     )

@@ -29,7 +29,7 @@ from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 
 SIDE, NUM_FRAMES = 64, 17
-TABLES = sorted((Path(__file__).parents[2] / "configs/tables").glob("*.yaml"))
+TABLES = sorted((Path(__file__).parents[2] / "src/swifti2v/configs/tables").glob("*.yaml"))
 SETTINGS: dict[str, Any] = {
     "seeds": [0, 1],
     "latent_frames": 30,

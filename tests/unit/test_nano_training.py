@@ -232,7 +232,7 @@ def test_budgets_are_shared_out() -> None:
 
 
 def test_the_published_run_loads_and_is_the_default() -> None:
-    path = Path(__file__).parents[2] / "configs" / "nano.yaml"
+    path = Path(__file__).parents[2] / "src/swifti2v/configs/nano.yaml"
     config = parse_config(NanoConfig, read_yaml(path), str(path))
     assert config.held_out
     assert replace(config, held_out=()) == NanoConfig()

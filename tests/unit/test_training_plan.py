@@ -18,7 +18,7 @@ from swifti2v.training.plan import plan_nano, plan_stage, plan_text_encoder, pla
 from swifti2v.training.text_encoder import TextTask
 from swifti2v.training.vae_training import VaeTrainingConfig, make_vae
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src/swifti2v/configs"
 CPU = torch.device("cpu")
 GB = 1e9
 

@@ -8,6 +8,7 @@ from swifti2v import __version__
 from swifti2v.cli.bench import bench_app
 from swifti2v.cli.cache import cache
 from swifti2v.cli.compare import compare_app
+from swifti2v.cli.configs import configs_app
 from swifti2v.cli.data import data_app
 from swifti2v.cli.doctor import doctor
 from swifti2v.cli.evaluate import evaluate
@@ -35,6 +36,7 @@ for command in (export, export_stage2, convert_lora):
     models.command()(command)
 for command in (transition, cache):
     data_app.command()(command)
+app.add_typer(configs_app, name="configs")
 app.add_typer(models, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")

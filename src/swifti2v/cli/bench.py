@@ -20,7 +20,7 @@ def bench() -> None:
 
 @bench_app.command()
 def quality(
-    config: Annotated[Path, typer.Option(help="YAML file, such as those in configs/tables/.")],
+    config: Annotated[Path, typer.Option(help="YAML file, or a name such as tables/baselines.")],
     data: Annotated[Path, typer.Option(help="Folder of clips and photos.")],
     output_dir: Annotated[Path, typer.Option(help="Gets the rows of each run, and table.md.")],
     shard: Annotated[str, typer.Option(help="I/N: one part of the runs; I from 1.")] = "1/1",
@@ -32,12 +32,12 @@ def quality(
     directory; the table holds what all of them have done.
     """
     with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.config import parse_config, read_yaml
+        from swifti2v.config import parse_config, read_config
         from swifti2v.training.ablation_table import make_ablation_table
         from swifti2v.training.ablations import AblationConfig
         from swifti2v.training.stage_transition import parse_shard
 
-        settings = parse_config(AblationConfig, read_yaml(config), str(config))
+        settings = parse_config(AblationConfig, read_config(config), str(config))
 
         def say(arm: str, seed: int) -> None:
             typer.echo(f"{arm}, seed {seed}: done", err=True)
@@ -50,7 +50,9 @@ def quality(
 def training(
     output_dir: Annotated[Path, typer.Option(help="Gets the runs and table.md.")],
     part: Annotated[str, typer.Option(help="stage1, stage2, vae or text.")] = "stage2",
-    config: Annotated[Path | None, typer.Option(help="YAML file of the training.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of the training, or a shipped name.")
+    ] = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(metavar="A.B=1,2,4", help="Values of one setting; may be repeated."),

@@ -30,7 +30,7 @@ class Stage(StrEnum):
 class CacheOptions:
     """What the command takes."""
 
-    config: Annotated[Path, typer.Option(help="YAML file of the training.")]
+    config: Annotated[Path, typer.Option(help="YAML file of the training, or a shipped name.")]
     output_dir: Annotated[
         Path, typer.Option(help="Gets prompts/, latents, probes/; name it as cache.directory.")
     ]

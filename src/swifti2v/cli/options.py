@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import typer
 
-from swifti2v.config import expand_shorthands, parse_override, read_yaml
+from swifti2v.config import expand_shorthands, parse_override, read_config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,7 +108,9 @@ class ClipOptions:
             help="LoRA to merge, Stage I's if not said. May be given more than once.",
         ),
     ] = None
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with settings, or a name of 'configs list'.")
+    ] = None
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,7 +184,7 @@ class ClipOptions:
         Raises:
             ConfigError: The config file cannot be read, or a ``--set`` is not ``a.b=c``.
         """
-        asked = [(str(self.config), read_yaml(self.config))] if self.config else []
+        asked = [(str(self.config), read_config(self.config))] if self.config else []
         asked += [(f"--set {text}", parse_override(text)) for text in self.set_ or []]
         flags = {
             "num_frames": self.num_frames,

@@ -13,7 +13,7 @@ from swifti2v.cli.devices import choose_device
 from swifti2v.cli.failures import Interruption, exit_codes
 from swifti2v.cli.options import takes_options
 from swifti2v.cli.training_display import TrainingDisplay
-from swifti2v.config import merge, parse_config, parse_override, read_yaml, to_dict
+from swifti2v.config import merge, parse_config, parse_override, read_config, to_dict
 from swifti2v.errors import ConfigError, InputError, LoadingError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class RunOptions:
     output_dir: Annotated[
         Path, typer.Option(help="Gets config.yaml, metrics, checkpoints, weights.")
     ]
-    config: Annotated[Path | None, typer.Option(help="YAML file, such as those in configs/.")] = (
-        None
-    )
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file, or a name of 'swifti2v configs list'.")
+    ] = None
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
@@ -224,7 +224,7 @@ def resolve_settings(
     Raises:
         ConfigError: Naming the file or the override.
     """
-    values = read_yaml(path) if path is not None else {}
+    values = read_config(path) if path is not None else {}
     config = parse_config(kind, values, str(path))
     for override in overrides or []:
         values = merge(values, parse_override(override))

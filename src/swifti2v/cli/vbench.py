@@ -62,7 +62,9 @@ def generate(
     shard: Annotated[str, typer.Option(help="I/N: every N-th video; I from 1.")] = "1/1",
     model: Annotated[str, typer.Option(help="nano, paper, a directory or a Hub id.")] = "nano",
     seed: Annotated[int, typer.Option(help="Of the first sample; the next takes the next.")] = 0,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with settings, or a shipped name.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting by its path.")
     ] = None,
@@ -286,11 +288,11 @@ def _choose(suite: Path, dimensions: list[str] | None, *, no_camera: bool) -> tu
 
 def _resolve(model: str, config: Path | None, overrides: list[str] | None) -> "GenerationConfig":
     """Settings, before any weights are loaded."""
-    from swifti2v.config import GenerationConfig, merge, parse_config, parse_override, read_yaml
+    from swifti2v.config import GenerationConfig, merge, parse_config, parse_override, read_config
     from swifti2v.models.sources import find_model
 
     index, _ = find_model(model)
-    asked = [(str(config), read_yaml(config))] if config else []
+    asked = [(str(config), read_config(config))] if config else []
     asked += [(f"--set {text}", parse_override(text)) for text in overrides or []]
     values = dict(index.settings)
     for source, changes in asked:
