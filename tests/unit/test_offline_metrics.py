@@ -52,7 +52,7 @@ STILL = np.repeat(texture(96, 160)[None], 9, axis=0)
 def test_similarity_is_that_of_torchmetrics(height, width):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = pytest.importorskip("torchmetrics.functional.image")
+        from torchmetrics.functional import image
     a, b = texture(height, width), noisy(np.stack([texture(height, width)] * 2), 20)[1]
 
     def tensor(frame: Frames) -> torch.Tensor:
