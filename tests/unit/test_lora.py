@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from swifti2v.errors import InputError, LoadingError
-from swifti2v.models.lora import merge_lora, parse_lora_argument
+from swifti2v.models.lora import merge_lora
 
 RANK = 3
 State = dict[str, torch.Tensor]
@@ -160,7 +160,7 @@ def test_each_family_adds_the_product_of_its_pairs_to_every_layer(
     tensors = pair_file(family, pairs, alpha)
     save_file(tensors, tmp_path / "lora.safetensors")
     report = merge_lora(model, tmp_path / "lora.safetensors", 0.7)
-    scale = (1 if family == "kohya" else RANK) / RANK if alpha is None else alpha / RANK
+    scale = 1 if alpha is None else alpha / RANK
     assert_merged(model, before, {f"{n}.weight": delta(*p) for n, p in pairs.items()}, 0.7 * scale)
     assert report.format == family.split()[-1 if family == "bare peft" else 0]
     assert report.applied == report.total == len(tensors)
@@ -178,7 +178,7 @@ def test_lightx2v_file_changes_every_parameter_and_reports_it(
         report = merge_lora(model, str(tmp_path / "lora.safetensors"))
     assert deltas.keys() == before.keys()
     assert_merged(model, before, deltas)
-    assert f"applied {len(tensors)} of {len(tensors)} keys" in caplog.text
+    assert f"{len(tensors)} of {len(tensors)} keys merged" in caplog.text
     assert report.format == "original"
     assert report.metadata["swifti2v_base"] == "abc"
 
@@ -316,7 +316,7 @@ def refusals() -> dict[str, tuple[State, str]]:
         "wrong shape": (good | {down: torch.ones(RANK, 25)}, r"blocks.1.attn1.to_q.weight \(24, 24"),
         "wrong rank": (good | {down: torch.ones(RANK + 1, 24)}, "does not fit"),
         "unknown layer": (good | {"diffusion_model.blocks.2.modulation.diff": torch.ones(1, 6, 24)}, "no such layer"),
-        "unknown kind": (good | {f"{key}.hada_w1_a": torch.ones(2, 2)}, "hada_w1_a"),
+        "unknown kind": (good | {f"{key}.magic": torch.ones(2, 2)}, "magic.*not a known kind"),
         "no such bias": (good | {"diffusion_model.blocks.0.cross_attn.norm_q.diff_b": torch.ones(24)}, "no blocks.0.attn2.norm_q.bias"),
         "half a pair": ({k: v for k, v in good.items() if k != down}, "is missing"),
         "lone alpha": (good | {"diffusion_model.head.modulation.alpha": torch.ones(())}, "is missing"),
@@ -380,17 +380,3 @@ def test_values_and_models_that_cannot_be_merged_are_refused(tmp_path: Path) -> 
         merge_lora(tiny_transformer().to("meta"), tensors)
     with pytest.raises(LoadingError, match="quantized"):
         merge_lora(tiny_transformer().to(torch.float8_e4m3fn), tensors)
-
-
-@given(st.floats(-4, 4), st.sampled_from(["a.safetensors", "d/b c.pt", "C:/x/y.safetensors"]))
-def test_lora_argument_reads_back(strength: float, path: str) -> None:
-    assert parse_lora_argument(f"{path}:{strength!r}") == (Path(path), strength)
-    assert parse_lora_argument(path) == (Path(path), 1.0)
-
-
-@pytest.mark.parametrize(
-    "text", ["", ":0.5", "a.safetensors:", "a.safetensors:x", "a:nan", "a:inf"]
-)
-def test_unreadable_lora_argument_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=re.escape(repr(text))):
-        parse_lora_argument(text)

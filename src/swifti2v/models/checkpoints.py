@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,33 +14,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swifti2v.errors import InputError, LoadingError, StorageError
-from swifti2v.models.conversion import (
-    clip_state_dict,
-    infer_wan_config,
-    shorten,
-    umt5_state_dict,
-    wan_transformer_state_dict,
-    wan_vae_state_dict,
-)
+from swifti2v.models.conversion import drop_wrappers, shorten
 from swifti2v.storage import whole_file
-
-__all__ = [
-    "clip_state_dict",
-    "infer_wan_config",
-    "load_weights",
-    "read_metadata",
-    "read_state_dict",
-    "read_tensors",
-    "umt5_state_dict",
-    "wan_transformer_state_dict",
-    "wan_vae_state_dict",
-    "write_tensors",
-]
 
 logger = logging.getLogger(__name__)
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-WRAPPERS = ("state_dict", "model", "module", "gen_model", "generator")
+WRAPPERS = (
+    "generator_ema",  # averaged weights before those of the last step
+    "generator_lora",
+    "generator",
+    "state_dict",
+    "model",
+    "module",
+    "gen_model",
+)
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "model.")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
@@ -47,7 +36,8 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, with wrappers and name prefixes taken off.
 
-    A prefix is taken off only if every key has it. Tensors stay on the CPU in the stored dtype.
+    A prefix is taken off only if every key has it; what PyTorch's sharding and compilation put
+    within names always is. Tensors stay on the CPU in the stored dtype.
 
     Args:
         path: A ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, an
@@ -57,7 +47,10 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         LoadingError: The file is missing, empty, cut short, a Git LFS pointer, one shard of
             many, or holds anything but tensors; the message names the file and the remedy.
     """
-    state, _ = read_tensors(path)
+    found, _ = read_tensors(path)
+    state = {drop_wrappers(key): tensor for key, tensor in found.items()}
+    if len(state) < len(found):
+        raise LoadingError(f"{path} holds the same weights with and without wrappers' names")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
     return state
@@ -83,6 +76,27 @@ def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not state:
         raise LoadingError(f"{path} holds no tensors; give a file with weights")
     return state, metadata
+
+
+def read_names(folder: Path) -> list[str]:
+    """Names of the weights in a directory, from its index or the heads of its files.
+
+    Raises:
+        LoadingError: As in ``read_state_dict``.
+    """
+    if (index := _find_index(folder)) is not None:
+        return list(_read_weight_map(index))
+    names: list[str] = []
+    for file in _find_files(folder):
+        if file.suffix in PICKLE_SUFFIXES:
+            names += _read_pickle(file)
+            continue
+        try:
+            with safe_open(file, framework="pt", device="cpu") as stream:
+                names += stream.keys()
+        except (SafetensorError, OSError) as error:
+            raise _damaged(file, error) from error
+    return names
 
 
 def read_metadata(path: Path | str) -> dict[str, str]:
@@ -130,13 +144,10 @@ def _find_files(path: Path) -> list[Path]:
         if (shard := SHARD.search(path.stem)) and int(shard[2]) > 1:
             raise LoadingError(f"{path} is one of {int(shard[2])} shards; give its folder instead")
         return [path]
-    indexes = sorted(path.glob("*.index.json"))
+    if (index := _find_index(path)) is not None:
+        return _read_index(index)
     files = sorted(path.glob("*.safetensors"))
     files = files or sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if len(indexes) == 1:
-        return _read_index(indexes[0])
-    if len(indexes) > 1:
-        raise LoadingError(f"{path} holds {shorten(f.name for f in indexes)}; name one of them")
     if not files:
         raise LoadingError(f"{path} holds no weight files (.safetensors, {PICKLE_SUFFIXES})")
     if len(files) > 1:
@@ -156,16 +167,30 @@ def _require_all_shards(folder: Path, files: list[Path]) -> None:
         )
 
 
-def _read_index(index: Path) -> list[Path]:
+def _find_index(folder: Path) -> Path | None:
+    indexes = sorted(folder.glob("*.index.json"))
+    if len(indexes) > 1:
+        raise LoadingError(f"{folder} holds {shorten(f.name for f in indexes)}; name one of them")
+    return indexes[0] if indexes else None
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Name of each weight and of its shard."""
     require_whole(index)
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise LoadingError(f"{index} is no index of shards ({error}); download it again") from error
+
+
+def _read_index(index: Path) -> list[Path]:
+    names = sorted(set(_read_weight_map(index).values()))
     if any(Path(name).name != name for name in names):
         raise LoadingError(f"{index} points outside its folder: {shorten(names)}")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise LoadingError(f"{index} lists shards that are not there: {shorten(missing)}")
+        raise LoadingError(
+            f"{index} lists shards that are not there: {shorten(missing)}; download them too"
+        )
     return [index.parent / name for name in names]
 
 
@@ -196,15 +221,24 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
                 "cut short, else save its tensors as .safetensors where you trust the file"
             ) from error
         raise LoadingError(f"{file} is damaged or cut short; fetch it again") from error
-    while isinstance(content, Mapping) and (
-        key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
-    ):
-        content = content[key]
+    content = _unwrap(content, file)
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise LoadingError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
         raise LoadingError(f"{file} holds entries that are no tensors: {shorten(others)}")
     return dict(content)
+
+
+def _unwrap(content: Any, file: Path) -> Any:
+    """The innermost state dict of a training's checkpoint."""
+    while isinstance(content, Mapping):
+        found = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        if not found:
+            break
+        if len(found) > 1:
+            logger.warning("%s holds %s; %s is taken", file, " and ".join(found), found[0])
+        content = content[found[0]]
+    return content
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

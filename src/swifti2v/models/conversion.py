@@ -76,6 +76,14 @@ CLIP_BLOCK_NAMES = {
     "mlp.2": "mlp.fc2",
 }
 
+WRAPPER_NAMES = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+"""What PyTorch puts into names where a module is sharded, recomputed or compiled."""
+
+
+def drop_wrappers(key: str) -> str:
+    """A weight's name as it was before PyTorch wrapped the modules."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPER_NAMES)
+
 
 def shorten(items: Iterable[str], limit: int = 4) -> str:
     """The first few items of a list, and how many were left out, as one line."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -16,15 +17,16 @@ from torch import Tensor
 from swifti2v.errors import InputError, LoadingError, NumericalError
 from swifti2v.models.checkpoints import read_tensors, require_whole, write_tensors
 from swifti2v.models.conversion import shorten, wan_names
-from swifti2v.models.lora import (
+from swifti2v.models.lora import require_finite
+from swifti2v.models.lora_keys import (
     KOHYA_PREFIX,
+    Layers,
     LoraPart,
+    describe_other_kind,
     find_format,
-    find_scale,
     group_by_layer,
-    read_adapter_config,
-    require_finite,
 )
+from swifti2v.models.lora_scale import ADAPTER_CONFIG, SPELLINGS, VERSION, find_scales, rank_of
 from swifti2v.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,6 @@ LEAVES: dict[LoraStyle, tuple[str, str]] = {
 }
 """How the keys of a pair end, down first."""
 FULL_KINDS = ("diff", "diff_b", "diff_m")
-ADAPTER_CONFIG = "lora_adapter_metadata"
-"""Where diffusers looks for the PEFT config in a file's metadata."""
 MAGNITUDE = ".lora_magnitude_vector"
 BLOCK = re.compile(r"blocks[._](\d{1,3})[._]")  # bounded, so that no key asks for a billion names
 
@@ -115,7 +115,7 @@ def save_lora(
         raise InputError(f"LoRA alpha is {alpha}; it must be a number above 0, such as the rank")
     if bad := [key for key, tensor in state.items() if not tensor.float().isfinite().all()]:
         raise NumericalError(f"the LoRA holds NaN or infinity in {shorten(bad)}; it is not written")
-    if alphas := [key for key in state if key.endswith(".alpha")]:
+    if alphas := [key for key in state if key.endswith((".alpha", ".lora_alpha"))]:
         raise InputError(f"{shorten(alphas)}: alpha is an argument here, not part of the state")
     plain = {key: tensor for key, tensor in state.items() if not key.endswith(MAGNITUDE)}
     if len(plain) < len(state) and style != "peft":
@@ -124,7 +124,7 @@ def save_lora(
             "pairs alone are another change; use 'peft'"
         )
     magnitudes = {k.removesuffix(MAGNITUDE): t for k, t in state.items() if k not in plain}
-    lora = _sort(plain, "the LoRA", lambda _, parts: alpha / parts["down"].tensor.shape[0])
+    lora = _sort(plain, "the LoRA", partial(_same_alpha, alpha))
     if magnitudes and magnitudes.keys() != lora.pairs.keys():
         lone = sorted(magnitudes.keys() ^ lora.pairs.keys())
         raise LoadingError(f"of a DoRA every layer has pair and magnitude; not so {shorten(lone)}")
@@ -137,8 +137,7 @@ def convert_lora(source: Path | str, path: Path | str, style: LoraStyle) -> Lora
     Alpha is kept or multiplied in as in ``save_lora``; the file's metadata go along.
 
     Args:
-        source: What ``swifti2v.models.lora.merge_lora`` reads; without an ``.alpha`` key or a
-            stored PEFT config alpha is the rank, for kohya it is 1.
+        source: What ``swifti2v.models.lora.merge_lora`` reads.
         path: Ends in ``.safetensors``; replaced in one go if it is there.
         style: The new format.
 
@@ -146,18 +145,19 @@ def convert_lora(source: Path | str, path: Path | str, style: LoraStyle) -> Lora
         InputError: As in ``save_lora``; full differences (``.diff``, ``.diff_b``, ``.diff_m``) go
             into ``original`` only.
         LoadingError: The source cannot be read, or holds NaN, a key that is not one of a Wan
-            transformer's LoRA, or a DoRA.
+            transformer's LoRA, or is another kind of adapter.
         StorageError: The file cannot be written.
     """
     source, name = Path(source), str(source)
     tensors, metadata = read_tensors(source)
-    if any(key.endswith((MAGNITUDE, ".dora_scale")) for key in tensors):
-        raise LoadingError(f"{name} is a DoRA, which has no exact form in another format")
+    if other_kind := describe_other_kind(name, tensors):
+        raise LoadingError(other_kind)
     require_finite(tensors, name)
     source_style = find_format(tensors)
-    config = read_adapter_config(metadata, source) if source_style == "peft" else {}
-    lora = _sort(tensors, name, lambda place, parts: find_scale(place, parts, source_style, config))
-    kept = {key: text for key, text in metadata.items() if key != ADAPTER_CONFIG}
+    lora = _sort(tensors, name, lambda layers: find_scales(layers, metadata, source))
+    # What tells alpha would be read again, beside the alpha that is written.
+    telling = {ADAPTER_CONFIG, *SPELLINGS}
+    kept = {key: text for key, text in metadata.items() if key.rpartition(".")[2] not in telling}
     _write(lora, Path(path), style, kept)
     logger.info("%s (%s) written to %s (%s)", name, source_style, path, style)
     return LoraConversion(
@@ -180,13 +180,20 @@ def read_lora_metadata(path: Path | str) -> dict[str, str]:
         raise LoadingError(f"{path} is damaged or no safetensors file ({error})") from None
 
 
+def _same_alpha(alpha: float, layers: Layers) -> tuple[dict[str, float], dict[str, str]]:
+    """As ``find_scales``, with one alpha for all."""
+    return {p: alpha / rank_of(parts["down"]) for p, parts in layers.items() if "down" in parts}, {}
+
+
 def _sort(
     tensors: Mapping[str, Tensor],
     name: str,
-    scale_of: Callable[[str, Mapping[str, LoraPart]], float],
+    find: Callable[[Layers], tuple[dict[str, float], dict[str, str]]],
 ) -> _Lora:
-    """Tensors of any format by layer; ``scale_of(layer, parts)`` is the factor of its pair."""
+    """Tensors of any format by layer, with what ``find_scales`` or its like says of them."""
     layers, problems = group_by_layer(tensors, _original_names(tensors).keys())
+    scales, wrong_numbers = find(layers)
+    problems |= wrong_numbers
     lora = _Lora({}, {}, {})
     for place, parts in layers.items():
         lora.full.update({(place, k): parts[k].tensor for k in FULL_KINDS if k in parts})
@@ -197,7 +204,9 @@ def _sort(
             problems |= {part.key: "no pair of one rank" for part in low.values()}
             continue
         bias = low["up_bias"].tensor if "up_bias" in low else None
-        lora.pairs[place] = _Pair(low["down"].tensor, low["up"].tensor, scale_of(place, low), bias)
+        lora.pairs[place] = _Pair(
+            low["down"].tensor, low["up"].tensor, scales.get(place, 1.0), bias
+        )
     if problems or not tensors:
         reasons = [f"{key} {tuple(tensors[key].shape)}: {why}" for key, why in problems.items()]
         raise LoadingError(
@@ -229,7 +238,7 @@ def _write(lora: _Lora, path: Path, style: LoraStyle, metadata: Mapping[str, str
             "'original'"
         )
     header = dict(metadata) | {
-        "swifti2v_version": __version__,
+        VERSION: __version__,
         "swifti2v_rank": _list_values(pair.rank for pair in lora.pairs.values()),
         "swifti2v_alpha": _list_values(pair.scale * pair.rank for pair in lora.pairs.values()),
     }
