@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.loras import LORA_FORM, LORA_HELP, STAGED_LORA_FORM, parse_lora
 from swifti2v.cli.options import Dtype
 from swifti2v.cli.paths import require_folder, require_new_file
 from swifti2v.storage import whole_directory
@@ -43,8 +44,7 @@ def export(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[stage1=|stage2=]PATH[:STRENGTH]",
-            help="LoRA to merge, Stage I's if not said. May be given more than once.",
+            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, Stage I's if not said; {LORA_HELP}"
         ),
     ] = None,
     dtype: DtypeOption = Dtype.BFLOAT16,
@@ -72,7 +72,7 @@ def export_stage2(
     output: Annotated[Path, typer.Option("-o", "--output", help=".safetensors file to make.")],
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH[:STRENGTH]", help="LoRA to merge. May be given more than once."),
+        typer.Option(metavar=LORA_FORM, help=f"LoRA to merge; {LORA_HELP}"),
     ] = None,
     dtype: DtypeOption = Dtype.BFLOAT16,
     debug: DebugOption = False,
@@ -146,12 +146,9 @@ def _parse_loras(texts: Sequence[str]) -> dict[str, list["LoraSource"]]:
     Raises:
         InputError: A text is not ``PATH[:STRENGTH]``, or there is no such file.
     """
-    from swifti2v.cli.loras import parse_lora
-    from swifti2v.models.sources import LoraSource
-
     loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
-    for stage, path, strength in map(parse_lora, texts):
-        loras[stage].append(LoraSource(path=str(path.resolve()), strength=strength))
+    for lora in map(parse_lora, texts):
+        loras[lora.stage].append(lora.to_source())
     return loras
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import typer
 
+from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM
 from swifti2v.config import expand_shorthands, parse_override, read_config
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ class ClipOptions:
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[stage1=|stage2=]PATH[:STRENGTH]",
-            help="LoRA to merge, Stage I's if not said. May be given more than once.",
+            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, Stage I's if not said; {LORA_HELP}"
         ),
     ] = None
     config: Annotated[

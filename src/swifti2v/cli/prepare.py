@@ -205,6 +205,7 @@ def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRec
             path=str(lora.path),
             strength=lora.strength,
             sha256=hash_file(lora.path),
+            allow_partial=lora.allow_partial,
         )
         for lora in (parse_lora(text, default) for text in options.lora)
     )
@@ -297,7 +298,9 @@ def _load_pipeline(
         raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
     for lora in settings.loras:
-        loras[lora.stage].append(LoraSource(path=lora.path, strength=lora.strength))
+        loras[lora.stage].append(
+            LoraSource(path=lora.path, strength=lora.strength, allow_partial=lora.allow_partial)
+        )
     pipe = SwiftI2VPipeline.from_pretrained(
         settings.model,
         torch_dtype=DTYPES[dtype] if dtype else None,

@@ -48,6 +48,8 @@ class LoraRecord:
     """Factor on its deltas."""
     sha256: str
     """Of its bytes."""
+    allow_partial: bool = False
+    """Whether layers that do not fit were left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import yaml
 
 from swifti2v.cli.devices import find_device
 from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
 from swifti2v.cli.options import Placement, takes_options
 from swifti2v.cli.transition_job import Job, Outcome
 from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
@@ -45,9 +46,7 @@ class TransitionOptions:
     ] = "nano"
     lora: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATH[:STRENGTH]", help="Merged into Stage I. May be given more than once."
-        ),
+        typer.Option(metavar=LORA_FORM, help=f"Merged into Stage I; {LORA_HELP}"),
     ] = None
     sigma: Annotated[
         str, typer.Option(metavar="LOW:HIGH", help="Range of the noise level, within (0, 1].")
@@ -196,11 +195,7 @@ def _parse_sigma(text: str) -> tuple[float, float]:
 
 
 def _find_loras(texts: list[str]) -> "list[LoraSource]":
-    from swifti2v.cli.loras import parse_lora
-    from swifti2v.models.sources import LoraSource
-
-    named = [parse_lora(f"stage1={text}") for text in texts]
-    return [LoraSource(path=str(lora.path), strength=lora.strength) for lora in named]
+    return [parse_lora(f"stage1={text}").to_source() for text in texts]
 
 
 def _resolve(options: TransitionOptions) -> GenerationConfig:

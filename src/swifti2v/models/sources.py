@@ -1,6 +1,7 @@
 """Where the components of a model come from: indexes and presets, local folders and the Hub."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from swifti2v.config import GenerationConfig, parse_config, read_yaml
 from swifti2v.errors import ConfigError, LoadingError
 
 INDEX_NAME = "model_index.json"
+CONFIG_NAME = "config.json"
 PIPELINE_CLASS = "SwiftI2VPipeline"
 REQUIRED = (
     "text_encoder",
@@ -40,6 +42,8 @@ class LoraSource:
     """File, directory or ``org/repo/path/in/repo.safetensors`` on the Hub."""
     strength: float = 1.0
     """Factor on its deltas."""
+    allow_partial: bool = False
+    """Leave out layers that do not fit the model, with a warning, instead of refusing the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +128,12 @@ def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
     for folder in (path, shipped / str(name)):
         if (folder / INDEX_NAME).is_file():
             return _read_index(folder / INDEX_NAME), folder
-    is_hub_id = str(name).count("/") == 1 and not path.exists() and _is_remote(str(name))
+    if (path / CONFIG_NAME).is_file():
+        raise ConfigError(
+            f"{path} holds one model, a run takes those of two stages; name it as a source in a "
+            "YAML preset (see 'paper')"
+        )
+    is_hub_id = str(name).count("/") == 1 and is_on_hub(str(name), Path())
     if is_hub_id and path.suffix not in YAML_SUFFIXES:
         # The index first: another repository is refused before all of it is downloaded.
         index = download(str(name), INDEX_NAME) / INDEX_NAME
@@ -152,38 +161,61 @@ def _read_index(file: Path) -> ModelIndex:
     return parse_config(ModelIndex, values, str(file))
 
 
-def resolve(source: str, subfolder: str, root: Path) -> Path:
+def resolve(source: str, subfolder: str, root: Path, beside: Sequence[str] = ()) -> Path:
     """Local path of a source: below ``root``, absolute, or downloaded from the Hub.
 
     Args:
-        source: Path or Hub id; a file in a Hub repository is ``org/repo/path/of/file``.
+        source: Path or Hub id; what is in a Hub repository is ``org/repo/path/in/it``. With an
+            index of shards come the shards.
         subfolder: Folder below the source.
         root: What relative paths start from.
+        beside: Names of files that are taken along from the same folder of the Hub if they are
+            there.
 
     Raises:
         LoadingError: It is nowhere.
     """
-    whole = root / Path(source).expanduser()  # an absolute path stays as it is
-    local = whole / subfolder
+    local = root / Path(source).expanduser() / subfolder  # an absolute path stays as it is
     if local.exists():
         return local
-    parts = source.split("/")
-    if not whole.exists() and len(parts) > 1 and _is_remote(source):
-        inside = "/".join([*parts[2:], *([subfolder] if subfolder else [])])
-        is_file = len(parts) > 2 and not subfolder
-        pattern = inside if is_file else f"{inside}/*" if inside else None
-        found = download("/".join(parts[:2]), pattern) / inside
-        if found.exists():
-            return found
-        raise LoadingError(f"the Hub's {'/'.join(parts[:2])!r} has no {inside}")
-    raise LoadingError(f"{local} does not exist; name a directory, a file or a Hub id 'org/repo'")
+    if not is_on_hub(source, root):
+        raise LoadingError(
+            f"{local} does not exist; name a directory, a file or a Hub id 'org/repo'"
+        )
+    organization, name, *rest = source.split("/")
+    repo_id = f"{organization}/{name}"
+    inside = "/".join(part for part in (*rest, subfolder) if part)
+    patterns = [inside, f"{inside}/*", *(f"{parent(inside)}{name}" for name in beside)]
+    found = download(repo_id, patterns if inside else None) / inside
+    if not found.exists():
+        raise LoadingError(f"the Hub's {repo_id!r} has no {inside}")
+    if shards := _list_shards(found):
+        download(repo_id, [parent(inside) + shard for shard in shards])
+    return found
 
 
-def _is_remote(source: str) -> bool:
-    return not source.startswith((".", "/", "~"))
+def is_on_hub(source: str, root: Path) -> bool:
+    """Whether a source is nothing on this machine and may be a Hub id, or a path in one."""
+    is_id = "/" in source and not source.startswith((".", "/", "~"))
+    return is_id and not (root / source).exists()
 
 
-def download(repo_id: str, pattern: str | None) -> Path:
+def parent(path: str) -> str:
+    """The folder of a path on the Hub, with a slash at its end if there is one."""
+    return path[: path.rfind("/") + 1]
+
+
+def _list_shards(index: Path) -> list[str]:
+    """Files that an index of shards names; of a damaged one none, its reader says so."""
+    if not index.name.endswith(".index.json"):
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return []
+
+
+def download(repo_id: str, pattern: str | Sequence[str] | None) -> Path:
     """Snapshot of a Hub repository (or of the files that match), from the cache where it is there.
 
     Raises:
