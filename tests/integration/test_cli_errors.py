@@ -136,7 +136,7 @@ def test_a_bad_photo_is_one_error_before_the_model_is_loaded(tmp_path, kind):
         (("--config", "no-such.yaml"), "no-such.yaml"),
         (("--model", "no-such-model"), "unknown model"),
         (("--lora", "no-such.safetensors:0.5"), "no-such.safetensors does not exist"),
-        (("--lora", "a.safetensors:much"), "PATH:STRENGTH"),
+        (("--lora", "a.safetensors:much"), "is not PATH[:STRENGTH][:partial]"),
         (("--background", "red"), "#rrggbb"),
         (("--device", "cuda:99"), "cuda:99"),
         (("--device", "toaster"), "toaster"),

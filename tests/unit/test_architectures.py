@@ -42,6 +42,19 @@ def test_the_public_models_have_their_published_sizes() -> None:
         assert count_parameters(model).trainable == 0
 
 
+def test_wans_own_repositories_are_known_by_what_their_folder_holds() -> None:
+    nowhere = Path("nowhere")
+    for name, kinds in (
+        ("Wan-AI/Wan2.1-I2V-14B-480P", ("transformer", "vae", "text_encoder", "image_encoder")),
+        ("Wan-AI/Wan2.2-TI2V-5B", ("transformer", "vae", "text_encoder")),
+    ):
+        for kind in kinds:
+            role = kind if "encoder" in kind else f"stage1_{kind}"
+            own = find_architecture(role, ComponentSource(source=name), nowhere)
+            other = ComponentSource(source=f"{name}-Diffusers", subfolder=kind)
+            assert own == find_architecture(role, other, nowhere)
+
+
 def shapes(model: Any) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 

@@ -91,6 +91,43 @@ def test_training_checkpoints_are_unwrapped(tmp_path: Path, wrapper: str, zipped
     assert_same_state(read_state_dict(file), state)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model._fsdp_wrapped_module.blocks.0._fsdp_wrapped_module.ffn.0.weight",
+        "_orig_mod.blocks.0.ffn.0.weight",
+        "module._orig_mod.blocks.0._checkpoint_wrapped_module.ffn.0.weight",
+    ],
+)
+def test_names_within_wrappers_of_pytorch_are_those_of_the_weights(
+    tmp_path: Path, name: str
+) -> None:
+    tensor = torch.randn(2, 3)
+    save_file({name: tensor}, tmp_path / "w.safetensors")
+    assert_same_state(
+        read_state_dict(tmp_path / "w.safetensors"), {"blocks.0.ffn.0.weight": tensor}
+    )
+
+
+def test_a_weight_that_is_there_with_and_without_a_wrapper_is_refused(tmp_path: Path) -> None:
+    save_file({"_orig_mod.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(LoadingError, match="with and without wrappers' names"):
+        read_state_dict(tmp_path / "w.safetensors")
+
+
+def test_averaged_weights_of_a_distilled_generator_come_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last, averaged, critic = ({"model.blocks.0.x": torch.full((2,), float(i))} for i in range(3))
+    file = tmp_path / "model.pt"
+    torch.save({"generator": last, "critic": critic, "step": 600}, file)
+    assert_same_state(read_state_dict(file), {"blocks.0.x": torch.zeros(2)})
+    assert caplog.text == ""
+    torch.save({"generator": last, "critic": critic, "generator_ema": averaged}, file)
+    assert_same_state(read_state_dict(file), {"blocks.0.x": torch.ones(2)})
+    assert "generator_ema and generator; generator_ema is taken" in caplog.text
+
+
 def write_shards(folder: Path, state: State, with_index: bool) -> list[Path]:
     total = len(state)
     names = {k: f"w-{i + 1:05d}-of-{total:05d}.safetensors" for i, k in enumerate(state)}

@@ -193,7 +193,10 @@ def refusals(model: Path, lora: Path, folder: Path) -> dict[str, tuple[tuple[obj
             ("export-stage2", model, "-o", file, "--lora", folder / "alien.safetensors"),
             "does not fit SegmentTransformer3DModel",
         ),
-        "bad strength": (("export", model, "-o", new, "--lora", "a:x"), "PATH:STRENGTH"),
+        "bad strength": (
+            ("export", model, "-o", new, "--lora", "a:x"),
+            "is not PATH[:STRENGTH][:partial]",
+        ),
         "file is taken": (("export-stage2", model, "-o", taken), "is there already"),
         "wrong ending": (("export-stage2", model, "-o", new), "must end in .safetensors"),
         "no file folder": (

@@ -61,12 +61,13 @@ def _codecs() -> str:
 
 def _nano() -> str:
     from swifti2v.errors import SwiftI2VError
-    from swifti2v.models.sources import find_model, resolve
+    from swifti2v.models.official import locate
+    from swifti2v.models.sources import find_model
 
     try:
         index, root = find_model("nano")
-        for source in index.components.values():
-            resolve(source.source, source.subfolder, root)
+        for role, source in index.components.items():
+            locate(role, source, root)
     except SwiftI2VError as error:
         return f"nano model: not usable ({error})"
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())

@@ -63,6 +63,8 @@ def export(
         components, settings = load_components(
             model, getattr(torch, dtype.value), torch.device("cpu"), loras
         )
+        for line in components.describe_loras():
+            typer.echo(f"note: {line}", err=True)
         save_components(components, settings, unfinished)
     typer.echo(str(output.resolve()))
 

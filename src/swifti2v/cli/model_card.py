@@ -263,7 +263,8 @@ def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
     from torch import nn
 
     from swifti2v.evaluation.card_tables import WeightsRow
-    from swifti2v.models.sources import find_model, resolve
+    from swifti2v.models.official import locate
+    from swifti2v.models.sources import find_model
 
     index, root = find_model(model)
     rows = []
@@ -271,7 +272,7 @@ def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
         component = getattr(pipe.components, role)
         if not isinstance(component, nn.Module):
             continue
-        place = resolve(source.source, source.subfolder, root)
+        place = locate(role, source, root)
         for file in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
             rows.append(
                 WeightsRow(

@@ -111,6 +111,7 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         work_dir.require_same(settings.plan())
     image, motion, notes = _fit_inputs(photo, motion, settings)
     notes += [placed.note] if placed.note else []
+    notes += pipe.components.describe_loras()
     if settings.preview_decoder is not None:
         notes.append(f"a preview: decoded with {options.preview_decoder}, not with the model's VAE")
     elif like and like.preview_decoder is not None:

@@ -121,6 +121,8 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     manifest = read_manifest(options.manifest, root=options.root, split=options.split)
     listed = take_shard(manifest, index, num_shards)
     pipe = _load(options, loras)
+    for line in pipe.components.describe_loras():
+        typer.echo(f"note: {line}", err=True)
     model = {"name": options.model, "loras": [asdict(item) for item in loras]}
     job = Job(pipe, config, store, model)
     finished = job.find_finished(listed.samples)

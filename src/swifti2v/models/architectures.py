@@ -14,13 +14,18 @@ from transformers import CLIPVisionModel, PreTrainedModel, UMT5EncoderModel
 
 from swifti2v.errors import LoadingError
 from swifti2v.models import originals
-from swifti2v.models.checkpoints import read_state_dict
+from swifti2v.models.checkpoints import read_names, read_state_dict
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.conversion import infer_wan_config, wan_transformer_state_dict
-from swifti2v.models.sources import ComponentSource, download
+from swifti2v.models.official import (
+    component_kind,
+    convert_config,
+    find_official_file,
+    is_wan_model,
+)
+from swifti2v.models.sources import CONFIG_NAME, ComponentSource, download, is_on_hub, parent
 from swifti2v.models.transformer import SegmentTransformer3DModel
 
-CONFIG_NAME = "config.json"
 WAN21_I2V_14B = {
     "num_attention_heads": 40,
     "attention_head_dim": 128,
@@ -152,23 +157,39 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
             configuration beside it.
     """
     place = root / Path(source.source).expanduser() / source.subfolder
-    known = KNOWN.get(source.source, {}).get(source.subfolder)
     if place.exists():
-        found = read_architecture(role, place)
-    elif known is not None:
-        found = known
+        found = read_architecture(role, find_official_file(role, place) or place)
     else:
-        parts = source.source.split("/")
-        is_remote = len(parts) > 1 and not source.source.startswith((".", "/", "~"))
-        if not is_remote or (len(parts) > 2 and not source.subfolder):
-            raise LoadingError(
-                f"{place} does not exist, so the sizes of {role} are not known; download it first, "
-                "or name a directory in diffusers' layout"
-            )
-        name = "/".join(part for part in (*parts[2:], source.subfolder, CONFIG_NAME) if part)
-        file = download("/".join(parts[:2]), name) / name
-        found = read_architecture(role, file.parent)
+        found = _find_known(role, source) or _read_remote(role, source, root)
     return widen(found, source, str(place)) if role == "stage2_transformer" else found
+
+
+def _find_known(role: str, source: ComponentSource) -> Architecture | None:
+    """Of a public model, which Wan's own repository holds in one folder."""
+    own = KNOWN.get(f"{source.source}-Diffusers")
+    if own is not None and not source.subfolder:
+        return own.get(component_kind(role))
+    return KNOWN.get(source.source, {}).get(source.subfolder)
+
+
+def _read_remote(role: str, source: ComponentSource, root: Path) -> Architecture:
+    """By the configuration on the Hub alone."""
+    unknown = LoadingError(
+        f"{root / source.source / source.subfolder} does not exist, so the sizes of {role} are not "
+        "known; download it first, or name a directory in diffusers' layout"
+    )
+    organization, _, rest = source.source.partition("/")
+    name, *inside = rest.split("/")
+    if not is_on_hub(source.source, root) or (inside and not source.subfolder):
+        raise unknown
+    repo_id = f"{organization}/{name}"
+    file = "/".join(part for part in (*inside, source.subfolder, CONFIG_NAME) if part)
+    place = (download(repo_id, file) / file).parent
+    if is_wan_model(place):
+        if not role.endswith("transformer"):
+            raise unknown
+        download(repo_id, f"{parent(file)}*.index.json")  # names of weights tell what it attends to
+    return read_architecture(role, place)
 
 
 def read_architecture(role: str, place: Path) -> Architecture:
@@ -181,6 +202,9 @@ def read_architecture(role: str, place: Path) -> Architecture:
         return read_original(role, place)[0]
     kinds = KINDS[role]
     config = _read_config(place)
+    if role.endswith("transformer") and is_wan_model(place):
+        converted = convert_config(config, read_names(place), place)
+        return Architecture(WanTransformer3DModel, converted)
     if issubclass(kinds[0], PreTrainedModel):
         known = kinds[0].config_class.model_type
         if (name := config.get("model_type", known)) != known:

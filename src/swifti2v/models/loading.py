@@ -36,8 +36,10 @@ from swifti2v.models.codec import BlockCodec
 from swifti2v.models.conversion import wan_transformer_state_dict
 from swifti2v.models.frame_codec import frame_codec, set_dtypes
 from swifti2v.models.image_encoder import load_image_processor
-from swifti2v.models.lora import merge_lora
+from swifti2v.models.lora import LoraReport, merge_lora
 from swifti2v.models.lora_base import require_base
+from swifti2v.models.lora_scale import PEFT_CONFIG
+from swifti2v.models.official import locate, require_text_length
 from swifti2v.models.originals import convert_vision_names
 from swifti2v.models.quantization import is_quantized
 from swifti2v.models.sources import (
@@ -81,6 +83,12 @@ class Components:
         default_factory=lambda: dict.fromkeys(STAGES, SpeedConfig())
     )
     """How the transformers were prepared; see ``swifti2v.models.speed``."""
+    loras: Mapping[str, Sequence[LoraReport]] = field(default_factory=dict)
+    """What was merged, by component."""
+
+    def describe_loras(self) -> list[str]:
+        """How much of each LoRA went into which transformer, one line each."""
+        return [f"{role}: {own.describe()}" for role, all_ in self.loras.items() for own in all_]
 
 
 class _Files(NamedTuple):
@@ -88,8 +96,15 @@ class _Files(NamedTuple):
 
     place: Path
     weights: Path | None
-    loras: tuple[tuple[Path, float], ...]
+    loras: tuple[tuple[Path, LoraSource], ...]
     source: ComponentSource
+
+
+class _Loaded(NamedTuple):
+    """A component, and what was merged into it."""
+
+    component: Any
+    loras: tuple[LoraReport, ...]
 
 
 def load_components(
@@ -130,15 +145,23 @@ def load_components(
     empty = [r for r in index.components if r.startswith(STAGES) and not r.startswith((*stages,))]
     roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
     files = {  # all of them, before anything is loaded
-        role: _find_files(index.components[role], root, added.get(role, ()))
+        role: _find_files(role, index.components[role], root, added.get(role, ()))
         for role in roles
         if role not in empty
     }
-    found = {role: _load(role, own, dtype, device) for role, own in files.items()}
+    for own in files.values():
+        require_text_length(own.place, index.max_text_length)
+    loaded = {role: _load(role, own, dtype, device) for role, own in files.items()}
+    found = {role: own.component for role, own in loaded.items()}
     for role in empty:
         architecture = find_architecture(role, index.components[role], root)
         found[role] = architecture.make_empty(role)
-    components = Components(**found, max_text_length=index.max_text_length, device=device)
+    components = Components(
+        **found,
+        max_text_length=index.max_text_length,
+        device=device,
+        loras={role: own.loras for role, own in loaded.items() if own.loras},
+    )
     _require_match(components, str(name), stages)
     return components, index.settings
 
@@ -164,21 +187,23 @@ def load_component(
     Raises:
         LoadingError: A file is missing or damaged, or its weights do not match.
     """
-    return _load(role, _find_files(source, root, loras), dtype, device)
+    return _load(role, _find_files(role, source, root, loras), dtype, device).component
 
 
-def _find_files(source: ComponentSource, root: Path, loras: Sequence[LoraSource]) -> _Files:
-    own = [(resolve(lora.path, "", root), lora.strength) for lora in source.loras]
-    own += [(resolve(lora.path, "", Path()), lora.strength) for lora in loras]
+def _find_files(
+    role: str, source: ComponentSource, root: Path, loras: Sequence[LoraSource]
+) -> _Files:
+    given = [(lora, root) for lora in source.loras] + [(lora, Path()) for lora in loras]
+    own = [(resolve(lora.path, "", start, [PEFT_CONFIG]), lora) for lora, start in given]
     return _Files(
-        resolve(source.source, source.subfolder, root),
+        locate(role, source, root),
         None if source.weights is None else resolve(source.weights, "", root),
         tuple(own),
         source,
     )
 
 
-def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) -> Any:
+def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) -> _Loaded:
     logger.info("loading %s from %s", role, files.place)
     if role == "stage2_transformer":
         component = load_model(role, files.place, dtype, files.source.reference)
@@ -189,8 +214,8 @@ def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) ->
         component = LOADERS[role](files.place, dtype)
     if isinstance(component, nn.Module):
         component = component.to(device).eval().requires_grad_(False)
-        _add_weights(component, files)
-    return component
+        return _Loaded(component, _add_weights(component, files))
+    return _Loaded(component, ())
 
 
 def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> None:
@@ -203,14 +228,16 @@ def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> Non
     set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in own))
 
 
-def _add_weights(component: nn.Module, files: _Files) -> None:
+def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
     """Replace weights by a checkpoint's and merge LoRAs, in place."""
     if files.weights is not None:
         state = wan_transformer_state_dict(read_state_dict(files.weights))
         load_weights(component, state, source=str(files.weights))
     require_base(component, [path for path, _ in files.loras])
-    for path, strength in files.loras:
-        merge_lora(component, path, strength)
+    reports = tuple(
+        merge_lora(component, path, lora.strength, allow_partial=lora.allow_partial)
+        for path, lora in files.loras
+    )
     if isinstance(component, SegmentTransformer3DModel):
         reference_half = component.patch_embedding.weight[:, component.config["out_channels"] :]
         if reference_half.numel() and not reference_half.any():
@@ -219,6 +246,7 @@ def _add_weights(component: nn.Module, files: _Files) -> None:
                 "name trained Stage II weights",
                 files.weights or files.place,
             )
+    return reports
 
 
 def save_components(components: Components, settings: dict[str, Any], directory: Path) -> None:
@@ -318,6 +346,8 @@ def load_model(
         found, state = read_architecture(role, place), read_state_dict(place)
         if role == "image_encoder":
             state = convert_vision_names(state)
+        elif role.endswith("transformer"):
+            state = wan_transformer_state_dict(state)
     if role == "stage2_transformer" and takes_reference(found.config, str(place)):
         found = found._replace(kind=SegmentTransformer3DModel)  # a file does not tell its class
     model = build(found, state, place, dtype)
