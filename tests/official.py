@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import save_file
 from transformers import (
     CLIPVisionConfig,

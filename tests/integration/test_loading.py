@@ -178,6 +178,8 @@ def test_loras_of_the_caller_come_on_top_of_the_models_own(hub, tmp_path, monkey
         ("comfyui.safetensors", "model.diffusion_model.", None),
         ("diffsynth.safetensors", "pipe.dit.", None),
         ("diffsynth.ckpt", "", "module"),
+        ("self_forcing.pt", "model._fsdp_wrapped_module.", "generator_ema"),
+        ("fastvideo.pt", "_orig_mod.", "generator"),
     ],
 )
 def test_original_transformer_files_load(hub, tmp_path, file, prefix, wrapper):

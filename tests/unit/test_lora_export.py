@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,33 @@ def test_keys_are_those_of_each_format(tmp_path: Path) -> None:
         keys = load_file(tmp_path / "x.safetensors").keys()
         assert {stems[style], last[style]} <= keys
         assert len(keys) == (6 if style in THEIR_READERS else 4)
+
+
+def changes_without_header(file: State) -> State:
+    """As ComfyUI, LightX2V and musubi-tuner read it: alpha / rank by a tensor, else 1."""
+    changes = {}
+    for key, up in file.items():
+        if match := re.fullmatch(r"(.+)\.lora_(?:up|B)(?:\.default)?\.weight", key):
+            sides = [t for k, t in file.items() if k.startswith(f"{match[1]}.lora_")]
+            down = next(tensor for tensor in sides if tensor is not up)
+            alpha = file.get(f"{match[1]}.alpha", torch.tensor(float(len(down))))
+            changes[match[1]] = alpha / len(down) * delta(up, down)
+    return changes
+
+
+@pytest.mark.parametrize("alpha", [4.0, 5.3])
+@pytest.mark.parametrize("style", LORA_STYLES)
+def test_programs_that_know_no_header_take_the_same_scale(
+    tmp_path: Path, style: LoraStyle, alpha: float
+) -> None:
+    state = adapter_state_dict(trained(alpha))
+    save_lora(state, tmp_path / "lora.safetensors", style, alpha=alpha)
+    expected = {
+        FAMILIES[style](name, 0).rpartition(".lora_")[0]: alpha / RANK * change
+        for name, change in changes_without_header(state).items()
+    }
+    found = changes_without_header(load_file(tmp_path / "lora.safetensors"))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [4.0, 6.0])

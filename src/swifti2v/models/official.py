@@ -10,7 +10,7 @@ from swifti2v.models.sources import CONFIG_NAME, ComponentSource, download, is_o
 
 CLASS_NAME = "WanModel"
 """In the ``config.json`` of a transformer there."""
-TRANSFORMER_FILES = ("config.json", "diffusion_pytorch_model*")
+TRANSFORMER_FILES = [CONFIG_NAME, "diffusion_pytorch_model*"]
 FILES = {
     "vae": "Wan2.?_VAE.pth",
     "text_encoder": "models_t5_umt5-xxl-enc-*.pth",

@@ -215,7 +215,7 @@ def _list_shards(index: Path) -> list[str]:
         return []
 
 
-def download(repo_id: str, pattern: str | Sequence[str] | None) -> Path:
+def download(repo_id: str, pattern: str | list[str] | None) -> Path:
     """Snapshot of a Hub repository (or of the files that match), from the cache where it is there.
 
     Raises:
