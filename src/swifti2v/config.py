@@ -28,13 +28,14 @@ class SamplingConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_inference_steps: int = 4
-    """Model calls of a full run (one for each segment and step in Stage II)."""
+    """Model calls (in Stage II of each segment); with a ``strength`` below 1 no fewer."""
     shift: float = 5.0
     """Flow shift of the noise schedule; 1 means none."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 means none, as step-distilled weights want it."""
     strength: float = 1.0
-    """Part of the schedule to run, in (0, 1]; below 1 the run starts from the noised reference."""
+    """Part of the schedule that the steps are spread over, in (0, 1]; below 1 the run starts from
+    the noised reference."""
     parameterization: Literal["velocity", "reference_residual"] = "velocity"
     """What the weights predict, see ``swifti2v.sampling.to_velocity``."""
 

@@ -1,5 +1,6 @@
 """Flow-matching sampling: noise schedules, what a model's output means, one denoising loop."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -15,6 +16,13 @@ Parameterization = Literal["velocity", "reference_residual"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N', h, w]`` of the last N' frames, at
 least of those that are denoised."""
+
+NoiseStage = Literal["stage1", "stage2"]
+"""Who takes the noise: the stages of a run share its seed, and nothing else."""
+
+SAMPLING_VERSION = 2
+"""Raised when the same settings and the same seed make another clip than before. 1: both stages
+began with the same random numbers, and ``strength`` ran its part of the steps only."""
 
 FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
 """Unshifted noise levels of the step-distilled LoRAs (LightX2V's 4-step schedule)."""
@@ -32,17 +40,20 @@ def plan_sigmas(num_inference_steps: int, shift: float = 5.0, strength: float = 
     LoRAs (1, .9375, .8333, .625 at shift 5), with 20 to 50 steps the plain shifted schedule.
 
     Args:
-        num_inference_steps: S, model calls of a full run.
+        num_inference_steps: S, model calls.
         shift: Flow shift; 5 for Wan at 480P with a few-step LoRA, 1 means none.
         strength: Part of the unshifted schedule to run, in (0, 1]: below 1 the run starts from a
-            noised reference, at the level ``shift_sigma(strength, shift)``, with as many of the
-            S steps as that part holds (at least one).
+            noised reference, at the level ``shift_sigma(strength, shift)``, and all S steps are
+            spread over that part.
 
     Returns:
-        ``S' + 1`` falling levels, the last one 0; no unit.
+        ``S + 1`` falling levels, the last one 0; no unit.
 
     Raises:
         ConfigError: A value is out of range.
+
+    Source:
+        ViBe's public code (scheduler of its second pass) for a strength below 1.
     """
     if num_inference_steps < 1:
         raise ConfigError(f"num_inference_steps is {num_inference_steps}; it must be at least 1")
@@ -50,7 +61,7 @@ def plan_sigmas(num_inference_steps: int, shift: float = 5.0, strength: float = 
         raise ConfigError(f"shift is {shift}; it must be above 0")
     if not 0 < strength <= 1:
         raise ConfigError(f"strength is {strength}; it must be in (0, 1]")
-    steps = max(1, round(num_inference_steps * strength))
+    steps = num_inference_steps
     grid = [strength * (1 - step / steps) for step in range(steps)]
     return [*(shift_sigma(level, shift) for level in grid), 0.0]
 
@@ -171,9 +182,14 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
 
 
 def draw_noise(
-    shape: tuple[int, int, int], frames: Sequence[int], seed: int, device: torch.device | str
+    shape: tuple[int, int, int],
+    frames: Sequence[int],
+    seed: int,
+    device: torch.device | str,
+    *,
+    stage: NoiseStage,
 ) -> Tensor:
-    """Standard normal noise drawn frame by frame, each from the seed and its own index.
+    """Standard normal noise drawn frame by frame, each from the seed, the stage and its own index.
 
     A longer clip therefore starts like a shorter one, and neither the segment size nor a resumed
     run changes any value. Drawn on the CPU, so the device does not matter either.
@@ -183,14 +199,15 @@ def draw_noise(
         frames: Latent frame indices.
         seed: Any integer.
         device: Where the result goes.
+        stage: Who denoises it.
 
     Returns:
         ``[1, C, len(frames), h, w]`` float32.
     """
     drawn = []
     for frame in frames:
-        # Two odd constants keep neighbouring seeds and frames apart (splitmix64 increments).
-        mixed = (seed * 0x9E3779B97F4A7C15 + frame * 0xBF58476D1CE4E5B9) % 2**63
-        generator = torch.Generator().manual_seed(mixed)
+        # Hashed, as PyTorch reads only 32 bits of a seed: all of these numbers shall count.
+        digest = hashlib.sha256(f"{seed} {stage} {frame}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         drawn.append(torch.randn(shape, generator=generator))
     return torch.stack(drawn).transpose(0, 1)[None].to(device)

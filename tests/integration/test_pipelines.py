@@ -287,7 +287,7 @@ def test_one_window_over_everything_is_a_plain_wan22_denoise():
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
     anchor = reference.latents((0,))
-    latents = draw_noise((4, 4, 6), range(5), 11, "cpu")
+    latents = draw_noise((4, 4, 6), range(5), 11, "cpu", stage="stage2")
     tokens = torch.ones(5, 2, 3)
     tokens[0] = 0  # the given frame has timestep 0
     for timestep in scheduler.timesteps:
@@ -312,7 +312,7 @@ def test_stage_one_is_the_plain_wan21_recipe(image):
     clip = build(CLIPVisionModel, config=clip_config)
     embeds, negative = torch.randn(2, 1, 512, 16).unbind(0)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8)
-    noise = draw_noise((4, SIZE // 8, SIZE // 8), range(3), 5, "cpu")
+    noise = draw_noise((4, SIZE // 8, SIZE // 8), range(3), 5, "cpu", stage="stage1")
     kind: Any = diffusers.WanImageToVideoPipeline
     theirs = kind(
         tokenizer=None, text_encoder=None, vae=vae, image_encoder=clip, image_processor=processor,

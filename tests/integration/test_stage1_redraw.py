@@ -55,7 +55,7 @@ def run_by_hand(
     """The recipe of ``__call__``, written out; ``start`` takes the place of the still image."""
     shape = LatentShape(384, 3, HEIGHT // 8, WIDTH // 8)
     condition = stage1.prepare_condition(image, shape, config)
-    noise = draw_noise((384, 2, 4), range(3), 7, "cpu")
+    noise = draw_noise((384, 2, 4), range(3), 7, "cpu", stage="stage1")
     still = condition[:, 4:, :1].expand(-1, -1, 3, -1, -1)
     clean = still if start is None else start
     latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])

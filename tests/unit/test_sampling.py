@@ -1,5 +1,5 @@
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 from swifti2v.sampling import (
     FEW_STEP_GRID,
+    NoiseStage,
     add_noise,
     denoise,
     draw_noise,
@@ -33,8 +34,13 @@ def test_diffusers_default_grid_is_another_one_and_its_explicit_one_is_ours():
     assert abs(scheduler.sigmas[3].item() - 0.625) > 0.5
 
 
-def test_strength_starts_at_the_level_vibe_uses():
-    assert plan_sigmas(50, shift=5.0, strength=0.7)[0] == pytest.approx(0.921, abs=5e-4)
+def test_all_steps_lie_below_the_strength_as_in_vibe():
+    sigmas = plan_sigmas(50, shift=5.0, strength=0.7)
+    assert len(sigmas) == 51
+    assert sigmas[0] == pytest.approx(0.921, abs=5e-4)
+    unshifted = torch.linspace(0.7, 0, 51, dtype=torch.float64)
+    expected = 5 * unshifted / (1 + 4 * unshifted)
+    torch.testing.assert_close(torch.tensor(sigmas, dtype=torch.float64), expected)
 
 
 @given(st.integers(1, 60), st.floats(0.5, 12), st.floats(0.01, 1))
@@ -43,7 +49,7 @@ def test_sigmas_fall_strictly_to_zero(steps, shift, strength):
     assert all(a > b for a, b in pairwise(sigmas))
     assert sigmas[0] <= 1
     assert sigmas[-1] == 0
-    assert 2 <= len(sigmas) <= steps + 1
+    assert len(sigmas) == steps + 1
 
 
 @pytest.mark.parametrize("bad", [{"num_inference_steps": 0}, {"shift": 0}, {"strength": 0}])
@@ -123,19 +129,34 @@ def test_both_parameterizations_describe_the_same_velocity():
     assert to_velocity(clean, noisy, reference, sigma, "velocity") is clean
 
 
-@given(st.integers(0, 2**40), st.lists(st.integers(0, 500), min_size=1, max_size=6, unique=True))
-def test_noise_depends_on_seed_and_frame_only(seed, frames):
-    together = draw_noise((2, 3, 3), frames, seed, "cpu")
+@given(
+    st.integers(-(2**40), 2**40),
+    st.lists(st.integers(0, 500), min_size=1, max_size=6, unique=True),
+    st.sampled_from(get_args(NoiseStage)),
+)
+def test_noise_depends_on_seed_stage_and_frame_only(seed, frames, stage):
+    together = draw_noise((2, 3, 3), frames, seed, "cpu", stage=stage)
     for place, frame in enumerate(frames):
-        assert torch.equal(
-            together[:, :, place], draw_noise((2, 3, 3), [frame], seed, "cpu")[:, :, 0]
-        )
-    other = draw_noise((2, 3, 3), frames, seed + 1, "cpu")
-    assert not torch.equal(together, other)
+        alone = draw_noise((2, 3, 3), [frame], seed, "cpu", stage=stage)
+        assert torch.equal(together[:, :, place], alone[:, :, 0])
+    for other in (seed + 1, seed + 2**32):
+        assert not torch.equal(together, draw_noise((2, 3, 3), frames, other, "cpu", stage=stage))
 
 
-def test_noise_is_standard_normal_and_frames_are_independent():
-    noise = draw_noise((16, 32, 32), range(8), 3, "cpu")[0].flatten(2).transpose(0, 1).flatten(1)
+def test_no_frame_of_a_stage_begins_like_one_of_the_other_stage():
+    """However large the frames are: random numbers in a row, not a value at a place."""
+    starts = {
+        tuple(draw_noise((1, 1, 3), [frame], seed, "cpu", stage=stage).flatten().tolist())
+        for stage in get_args(NoiseStage)
+        for seed in range(40)
+        for frame in range(21)
+    }
+    assert len(starts) == 2 * 40 * 21
+
+
+def test_noise_is_standard_normal_and_frames_and_stages_are_independent():
+    drawn = [draw_noise((16, 32, 32), range(4), 3, "cpu", stage=s) for s in get_args(NoiseStage)]
+    noise = torch.cat(drawn, dim=2)[0].flatten(2).transpose(0, 1).flatten(1)
     assert abs(noise.mean().item()) < 0.01  # 131,072 values: six standard errors
     assert abs(noise.std().item() - 1) < 0.01
     correlation = torch.corrcoef(noise) - torch.eye(8)

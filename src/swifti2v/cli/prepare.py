@@ -35,6 +35,7 @@ from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.text import PromptCache, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
+from swifti2v.sampling import SAMPLING_VERSION
 from swifti2v.shapes import PixelShape, ScaleFactors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -119,6 +120,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     if like and like.image.sha256 != settings.image.sha256:
         name = "clip" if is_upscale else "photo"
         notes.append(f"the {name} is not the one of {options.like}: the result will differ")
+    if like and like.sampling_version != settings.sampling_version:
+        notes.append(f"{options.like} is of a version that drew other noise: the result will differ")
     if like and like.device != settings.device:
         notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
     return Run(
@@ -190,6 +193,7 @@ def _resolve_settings(
         dtype="",
         video=find_video_settings(options, like),
         preview_decoder=FileRecord.of(options.preview_decoder) if options.preview_decoder else None,
+        sampling_version=SAMPLING_VERSION,
         config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
     )
 

@@ -95,6 +95,7 @@ def generate(
         )
         from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
+        from swifti2v.sampling import SAMPLING_VERSION
         from swifti2v.training.stage_transition import parse_shard
 
         index, num_shards = parse_shard(shard)
@@ -115,6 +116,7 @@ def generate(
             photo_fit=fit,
             crf=CRF,
             config=settings,
+            sampling_version=SAMPLING_VERSION,
         )
         if dry_run:
             plan = {"num_videos": len(videos), **to_dict(record)}

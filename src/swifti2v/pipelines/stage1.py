@@ -141,7 +141,8 @@ class Stage1Pipeline:
     ) -> Tensor:
         """Noise ``clean`` to the first level, denoise it down to the last, decode it."""
         _, channels, num_frames, height, width = clean.shape
-        noise = draw_noise((channels, height, width), range(num_frames), seed, clean.device)
+        size = (channels, height, width)
+        noise = draw_noise(size, range(num_frames), seed, clean.device, stage="stage1")
         latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
 
         def on_step(step: int, _: Tensor) -> None:

@@ -216,7 +216,8 @@ class Stage2Pipeline:
         empty = condition[:, :, :0]  # what is given where the segment generates the anchor
         given = torch.cat([empty, *(clean[frame] for frame in segment.given)], dim=2)
         _, channels, _, height, width = condition.shape
-        noise = draw_noise((channels, height, width), segment.target, seed, condition.device)
+        size = (channels, height, width)
+        noise = draw_noise(size, segment.target, seed, condition.device, stage="stage2")
         start = noise
         if sigmas[0] < 1:
             start = add_noise(condition[:, :, num_given:], noise, sigmas[0])

@@ -26,6 +26,7 @@ from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frame
 from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.stage1 import plan_redraw_sigmas
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.sampling import SAMPLING_VERSION
 from swifti2v.training.buckets import BucketRules, exact_rate, plan_bucket, plan_range, probe
 from swifti2v.training.decoding import decode_clip
 from swifti2v.training.fingerprints import fingerprint_model
@@ -287,7 +288,7 @@ def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, 
         "image_encoder": parts.image_encoder,
     }
     weights = {role: fingerprint_model(m) for role, m in models.items() if m is not None}
-    return {"settings": settings, "weights": weights}
+    return {"settings": settings, "weights": weights, "sampling_version": SAMPLING_VERSION}
 
 
 def describe_sample(sample: Sample) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class GenerationRecord:
     """Compression."""
     config: GenerationConfig
     """All other settings."""
+    sampling_version: int = 1
+    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a record does not say it."""
 
 
 def open_output(folder: Path, record: GenerationRecord) -> None:
