@@ -215,6 +215,18 @@ def test_a_changed_clip_is_refused_and_made_again_alone(model, clips, tmp_path):
         losses(reading(config, tmp_path / "cache"), tmp_path / "cached-run")
 
 
+def test_latents_of_a_photo_that_clip_saw_in_another_way_are_refused(causal_model, clips, tmp_path):
+    config = configure("stage1", causal_model, clips)
+    make(config, tmp_path / "cache")
+    path = tmp_path / "cache/stage1/fingerprint.json"
+    values = json.loads(path.read_text())
+    assert values["image_encoder"]["picture"] == "whole, bicubic"
+    values["image_encoder"] = values["image_encoder"]["weights"]  # as before the photo was whole
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="image_encoder is"):
+        losses(reading(config, tmp_path / "cache"), tmp_path / "run")
+
+
 def test_other_models_settings_and_sizes_are_refused(model, causal_model, clips, tmp_path):
     config = configure("stage2", model, clips)
     make(config, tmp_path / "cache")

@@ -20,6 +20,7 @@ from swifti2v import errors
 from swifti2v.models.loading import LOADERS
 from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.hub import (
     CLIP,
@@ -43,6 +44,7 @@ from tests.hub import (
 from tests.tiny import SIZE, tiny_pipeline
 from tests.unit import test_conversion as wan_files
 from tests.unit import test_lora as lora_files
+from tests.unit.test_image_encoder import official_pixels
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,18 @@ def test_a_preset_of_hub_folders_loras_and_weights_loads_and_generates(hub, tmp_
     saved = SwiftI2VPipeline.from_pretrained(tmp_path / "saved", device="cpu")
     assert np.array_equal(saved(photo(), "pan left", generator=1).frames, frames)
     assert {file: file.read_bytes() for file in before} == before  # mapped files stay as they are
+
+
+def test_clip_sees_the_whole_photo_whatever_the_repository_s_processor_says(hub, tmp_path):
+    wide = photo().resize((200, 110))
+    encoded = []
+    for change in ({}, {"image_processor": None}):
+        parts = load(write_preset(hub, tmp_path, **change))
+        encoded.append(ConditionEncoder(parts)(wide, "a b").image_embeds)
+    with torch.no_grad():
+        states = parts.image_encoder(official_pixels(wide, 8).float(), output_hidden_states=True)
+    for embeds in encoded:
+        torch.testing.assert_close(embeds, states.hidden_states[-2], atol=1e-5, rtol=1e-5)
 
 
 def test_loras_of_the_caller_come_on_top_of_the_models_own(hub, tmp_path, monkeypatch):
@@ -291,7 +305,7 @@ def test_bfloat16_keeps_what_diffusers_and_transformers_keep(hub, tmp_path):
 
 def test_the_shipped_preset_names_known_components_only():
     index, _ = find_model("paper")
-    assert index.components.keys() == LOADERS.keys()
+    assert index.components.keys() == LOADERS.keys() - {"image_processor"}
     assert index.settings["width"] == 2560
     assert [lora.path.count("/") > 2 for lora in index.components["stage1_transformer"].loras] == [
         True

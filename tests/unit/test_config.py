@@ -17,6 +17,7 @@ from swifti2v.config import (
 )
 from swifti2v.errors import ConfigError
 from swifti2v.models.sources import find_model
+from swifti2v.sampling import plan_sigmas
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +107,26 @@ def test_the_paper_preset_is_the_published_setting():
     assert (config.stage2.segment_size, config.stage2.context_size) == (3, 1)
     assert config.stage1.sampling.num_inference_steps == 4
     assert config.stage2.sampling.num_inference_steps == 4
+
+
+def test_presets_of_wan_have_its_negative_prompt_and_leave_the_photo_whole():
+    """``sample_neg_prompt`` of wan/configs/shared_config.py, of Wan 2.1 and 2.2 alike."""
+    for name in ("paper", "vibe"):
+        index, _ = find_model(name)
+        config = parse_config(GenerationConfig, index.settings, name)
+        assert config.negative_prompt.startswith("色调艳丽，过曝，静态，细节模糊不清，")
+        assert config.negative_prompt.endswith("，背景人很多，倒着走")
+        assert len(config.negative_prompt.split("，")) == 28
+        assert "image_processor" not in index.components  # a repository's own crops the photo
+
+
+def test_the_vibe_preset_spreads_fifty_steps_below_its_strength():
+    config = parse_config(GenerationConfig, find_model("vibe")[0].settings, "vibe")
+    sampling = config.stage2.sampling
+    assert sampling.guidance_scale > 1
+    sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
+    assert len(sigmas) == 51
+    assert sigmas[0] == pytest.approx(0.921, abs=5e-4)
 
 
 def test_short_names_become_the_settings_they_change():

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
@@ -13,6 +12,7 @@ from swifti2v.errors import LoadingError, NumericalError, ShapeError
 from swifti2v.models.image_encoder import (
     encode_image,
     load_image_processor,
+    make_image_processor,
     preprocess_for_clip,
 )
 
@@ -33,6 +33,7 @@ def make_encoder() -> CLIPVisionModel:
 
 
 def make_processor(side: int = 28) -> CLIPImageProcessorPil:
+    """As diffusers' repositories have it, with a crop."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
@@ -44,15 +45,43 @@ def make_photo(width: int = 60, height: int = 40) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_embeddings_equal_those_of_diffusers():
-    encoder, processor = make_encoder(), make_processor()
-    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": None}
-    make_pipeline: Any = WanImageToVideoPipeline
-    pipeline = make_pipeline(**parts, image_encoder=encoder, image_processor=processor)
+def official_pixels(photo: Image.Image, side: int) -> torch.Tensor:
+    """The recipe of Wan 2.1, written out: https://github.com/Wan-Video/Wan2.1."""
+    image = torch.tensor(np.asarray(photo.convert("RGB")), dtype=torch.float64).permute(2, 0, 1)
+    image = (image / 255 - 0.5) / 0.5
+    square = torch.nn.functional.interpolate(
+        image[None], size=(side, side), mode="bicubic", align_corners=False
+    )
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64)[:, None, None]
+        for values in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
+    return (square.mul(0.5).add(0.5) - mean) / std
+
+
+@pytest.mark.parametrize("size", [(60, 40), (224, 224), (640, 352), (90, 300)])
+def test_pixels_are_those_of_the_official_code(size):
+    photo = make_photo(*size)
+    got = preprocess_for_clip(make_image_processor(224), photo)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), official_pixels(photo, 224), atol=1e-5, rtol=0)
+
+
+def test_what_diffusers_would_cut_off_is_seen():
+    photo = make_photo(400, 220)
+    changed = photo.copy()
+    changed.paste((255, 0, 0), (0, 0, 80, 220))
+    for processor in (make_image_processor(28), make_processor()):
+        differs = preprocess_for_clip(processor, photo) != preprocess_for_clip(processor, changed)
+        assert differs[..., :4].any()
+
+
+def test_embeddings_equal_those_of_diffusers_for_the_same_pixels():
+    encoder = make_encoder()
     with torch.no_grad():
-        expected = pipeline.encode_image(make_photo(), device=torch.device("cpu"))
-    got = encode_image(encoder, processor, make_photo())
-    assert torch.equal(got, expected)
+        states = encoder(official_pixels(make_photo(), 28).float(), output_hidden_states=True)
+    got = encode_image(encoder, make_image_processor(28), make_photo())
+    torch.testing.assert_close(got, states.hidden_states[-2], atol=1e-5, rtol=1e-5)
     assert got.shape == (1, 2 * 2 + 1, 16)
     assert not got.requires_grad
 
@@ -63,7 +92,7 @@ def spoil_layer(encoder: CLIPVisionModel, index: int) -> None:
 
 
 def test_embeddings_are_the_states_before_the_last_layer():
-    encoder, processor = make_encoder(), make_processor()
+    encoder, processor = make_encoder(), make_image_processor(28)
     got = encode_image(encoder, processor, make_photo())
     spoil_layer(encoder, -1)
     assert torch.equal(encode_image(encoder, processor, make_photo()), got)
@@ -71,53 +100,48 @@ def test_embeddings_are_the_states_before_the_last_layer():
     assert not torch.equal(encode_image(encoder, processor, make_photo()), got)
 
 
-def test_preprocessing_is_bicubic_centre_crop_and_normalisation():
-    photo, processor = make_photo(60, 40), make_processor(28)
-    resized = photo.resize((42, 28), Image.Resampling.BICUBIC)
-    crop = np.asarray(resized.crop((7, 0, 35, 28)), np.float32) / 255
-    expected = (crop - np.array(processor.image_mean)) / np.array(processor.image_std)
-    got = preprocess_for_clip(processor, photo)
-    assert got.dtype == torch.float32
-    np.testing.assert_allclose(got[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(28, 28), (300, 20), (20, 300), (1, 1), (2560, 1408)])
 def test_any_size_becomes_the_encoder_s_square(size):
-    assert preprocess_for_clip(make_processor(), make_photo(*size)).shape == (1, 3, 28, 28)
+    assert preprocess_for_clip(make_image_processor(28), make_photo(*size)).shape == (1, 3, 28, 28)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_any_mode_is_read_as_rgb(mode):
     photo = make_photo().convert(mode)
-    expected = preprocess_for_clip(make_processor(), photo.convert("RGB"))
-    assert torch.equal(preprocess_for_clip(make_processor(), photo), expected)
+    processor = make_image_processor(28)
+    expected = preprocess_for_clip(processor, photo.convert("RGB"))
+    assert torch.equal(preprocess_for_clip(processor, photo), expected)
 
 
 def test_an_empty_image_and_a_foreign_processor_are_refused():
     with pytest.raises(ShapeError, match="0 x 5"):
-        preprocess_for_clip(make_processor(), Image.new("RGB", (0, 5)))
+        preprocess_for_clip(make_image_processor(28), Image.new("RGB", (0, 5)))
     with pytest.raises(LoadingError, match="takes 28 x 28"):
-        encode_image(make_encoder(), make_processor(42), make_photo())
+        encode_image(make_encoder(), make_image_processor(42), make_photo())
 
 
 def test_nan_in_the_encoder_is_reported():
     encoder = make_encoder()
     encoder.pre_layrnorm.weight.data.fill_(float("nan"))
     with pytest.raises(NumericalError, match="NaN"):
-        encode_image(encoder, make_processor(), make_photo())
+        encode_image(encoder, make_image_processor(28), make_photo())
 
 
 def test_embeddings_take_the_encoder_s_dtype():
     encoder = make_encoder().double()
-    assert encode_image(encoder, make_processor(), make_photo()).dtype == torch.float64
+    assert encode_image(encoder, make_image_processor(28), make_photo()).dtype == torch.float64
 
 
-def test_processor_round_trip_through_its_folder(tmp_path):
-    processor = make_processor()
+def test_what_is_saved_shows_diffusers_the_whole_picture(tmp_path):
+    photo, processor = make_photo(400, 220), make_image_processor(28)
     processor.save_pretrained(tmp_path)
-    loaded = load_image_processor(tmp_path)
-    photo = make_photo()
-    assert torch.equal(preprocess_for_clip(loaded, photo), preprocess_for_clip(processor, photo))
+    got = preprocess_for_clip(load_image_processor(tmp_path), photo)
+    assert torch.equal(got, preprocess_for_clip(processor, photo))
+    theirs = CLIPImageProcessorPil.from_pretrained(tmp_path)
+    pixels = theirs(images=photo, return_tensors="pt")["pixel_values"]
+    assert (pixels - got).abs().mean() < 0.1
+    cropped = make_processor()(images=photo, return_tensors="pt")["pixel_values"]
+    assert (cropped - got).abs().mean() > 0.3
 
 
 def write_config(directory: Path, text: str) -> None:
@@ -140,7 +164,8 @@ def test_the_hub_s_processor_config_is_read(tmp_path):
         "size": {"shortest_edge": 224},
     }
     write_config(tmp_path, json.dumps(wan))
-    assert preprocess_for_clip(load_image_processor(tmp_path), make_photo()).shape[-1] == 224
+    got = preprocess_for_clip(load_image_processor(tmp_path), make_photo())
+    assert torch.equal(got, preprocess_for_clip(make_image_processor(224), make_photo()))
 
 
 def test_a_missing_or_broken_processor_config_is_refused(tmp_path):

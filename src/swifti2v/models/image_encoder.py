@@ -1,20 +1,37 @@
-"""The photo as CLIP sees it, which Wan 2.1's image-to-video models attend to."""
+"""The photo as CLIP sees it, which Wan 2.1's image-to-video models attend to.
+
+All of it, squashed to a square, as in Wan 2.1's own code. The image processors of diffusers'
+repositories cut out the middle square (55 % of a 20:11 photo): their size, mean and standard
+deviation count, their crop does not.
+"""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
 from swifti2v.errors import LoadingError, NumericalError, ShapeError
 
 
-def load_image_processor(directory: Path) -> CLIPImageProcessorPil:
-    """Load a CLIP image processor from its ``preprocessor_config.json``.
+def make_image_processor(side: int) -> CLIPImageProcessorPil:
+    """The image processor of Wan 2.1: CLIP's mean and standard deviation, the whole picture.
 
-    Always the Pillow version, so that the pixels do not depend on whether torchvision is
-    installed; ``save_pretrained`` writes the layout that diffusers reads.
+    Args:
+        side: S of the pixels, as the image encoder takes them.
+    """
+    return CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False)
+
+
+def load_image_processor(directory: Path) -> CLIPImageProcessorPil:
+    """Load a CLIP image processor from its ``preprocessor_config.json``, without its crop.
+
+    ``save_pretrained`` writes the layout that diffusers reads, which then takes the whole picture
+    as well (its resize smooths, so pixels differ by a few hundredths of a standard deviation).
 
     Raises:
         LoadingError: The file is missing or cannot be read.
@@ -22,15 +39,26 @@ def load_image_processor(directory: Path) -> CLIPImageProcessorPil:
     if not (directory / "preprocessor_config.json").is_file():
         raise LoadingError(f"{directory} holds no preprocessor_config.json of an image processor")
     try:
-        processor = CLIPImageProcessorPil.from_pretrained(directory)
+        processor: Any = CLIPImageProcessorPil.from_pretrained(directory)
     except (OSError, ValueError, TypeError) as error:
         raise LoadingError(f"cannot read the image processor in {directory}: {error}") from error
-    assert isinstance(processor, CLIPImageProcessorPil)
-    return processor
+    whole = make_image_processor(_side(processor))
+    whole.image_mean, whole.image_std = processor.image_mean, processor.image_std
+    return whole
+
+
+def describe_picture(image_processor: CLIPImageProcessorPil) -> dict[str, Any]:
+    """What decides the pixels that an image encoder sees, as plain values, for a cache's key."""
+    return {
+        "picture": "whole, bicubic",
+        "side": _side(image_processor),
+        "mean": list(image_processor.image_mean),
+        "std": list(image_processor.image_std),
+    }
 
 
 def preprocess_for_clip(image_processor: CLIPImageProcessorPil, image: Image.Image) -> Tensor:
-    """Resize the shorter edge (bicubic), crop the centre and normalise.
+    """Squash the whole picture to a square (bicubic, without smoothing) and normalise it.
 
     Args:
         image_processor: Holds size, mean and standard deviation.
@@ -41,12 +69,26 @@ def preprocess_for_clip(image_processor: CLIPImageProcessorPil, image: Image.Ima
 
     Raises:
         ShapeError: The image has no pixels.
+
+    Source:
+        Wan 2.1, ``CLIPModel.visual``.
     """
     if 0 in image.size:
         raise ShapeError(f"the image is {image.width} x {image.height} pixels: it must have some")
-    pixels = image_processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
-    assert isinstance(pixels, Tensor)
-    return pixels
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # [H, W, 3], a copy
+    picture = pixels.permute(2, 0, 1)[None].float() / 255
+    side = _side(image_processor)
+    square = F.interpolate(picture, size=(side, side), mode="bicubic", align_corners=False)
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return (square - mean) / std
+
+
+def _side(image_processor: CLIPImageProcessorPil) -> int:
+    size: Any = image_processor.size
+    return int(size.height or size.shortest_edge)
 
 
 @torch.no_grad()
@@ -57,7 +99,7 @@ def encode_image(
 
     Args:
         image_encoder: CLIP's vision model; it stays as it is.
-        image_processor: Made for it (``load_image_processor``).
+        image_processor: Made for it (``load_image_processor``, ``make_image_processor``).
         image: The photo, any size and mode.
 
     Returns:
@@ -65,7 +107,7 @@ def encode_image(
         first): the states before the last layer, without the final norm.
 
     Raises:
-        LoadingError: The processor's crop is not the size the encoder takes.
+        LoadingError: The processor's pixels are not as many as the encoder takes.
         ShapeError: The image has no pixels.
         NumericalError: The encoder returned NaN or infinity.
 

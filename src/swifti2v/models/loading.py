@@ -35,7 +35,7 @@ from swifti2v.models.checkpoints import load_weights, read_state_dict
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.conversion import wan_transformer_state_dict
 from swifti2v.models.frame_codec import frame_codec, set_dtypes
-from swifti2v.models.image_encoder import load_image_processor
+from swifti2v.models.image_encoder import load_image_processor, make_image_processor
 from swifti2v.models.lora import LoraReport, merge_lora
 from swifti2v.models.lora_base import require_base
 from swifti2v.models.lora_scale import PEFT_CONFIG
@@ -74,6 +74,7 @@ class Components:
     stage2_vae: AutoencoderKLWan | BlockCodec
     image_encoder: CLIPVisionModel | None = None
     image_processor: CLIPImageProcessorPil | None = None
+    """By default that of Wan 2.1, for an image encoder."""
     max_text_length: int = 512
     """Tokens the transformers see; shorter prompts are padded with zeros."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -89,6 +90,10 @@ class Components:
     def describe_loras(self) -> list[str]:
         """How much of each LoRA went into which transformer, one line each."""
         return [f"{role}: {own.describe()}" for role, all_ in self.loras.items() for own in all_]
+
+    def __post_init__(self) -> None:
+        if self.image_encoder is not None and self.image_processor is None:
+            self.image_processor = make_image_processor(self.image_encoder.config.image_size)
 
 
 class _Files(NamedTuple):

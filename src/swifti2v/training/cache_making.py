@@ -1,7 +1,7 @@
 """What a training's frozen encoders would compute, computed before it and kept."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.loading import Components, load_component, load_components
+from swifti2v.models.loading import IMAGE_PARTS, load_component, load_components
 from swifti2v.models.sources import find_model
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -248,15 +248,15 @@ def _load_encoders(
     """A model without the memory of its transformers, and only the VAE of the stage."""
     stage = "stage2" if isinstance(config, Stage2FineTuning) else "stage1"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    parts: Components
     parts, defaults = load_components(config.model, dtype, device, stages=())
     index, root = find_model(config.model)
-    for role in (
-        f"{stage}_vae",
-        *(("image_encoder", "image_processor") if stage == "stage1" else ()),
-    ):
-        if (source := index.components.get(role)) is not None:
-            setattr(parts, role, load_component(role, source, root, dtype, device))
+    roles = (f"{stage}_vae", *(IMAGE_PARTS if stage == "stage1" else ()))
+    found = {
+        role: load_component(role, source, root, dtype, device)
+        for role, source in index.components.items()
+        if role in roles
+    }
+    parts = replace(parts, **found)
     pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, config.model))
     pipe.config = pipe.configure(**config.generation)
     return pipe

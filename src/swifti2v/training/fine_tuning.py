@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import video_to_frames
-from swifti2v.models.image_encoder import encode_image
+from swifti2v.models.image_encoder import describe_picture, encode_image
 from swifti2v.models.loading import Components, load_components
 from swifti2v.models.lora_export import save_lora
 from swifti2v.models.text import fingerprint_encoder
@@ -228,13 +228,13 @@ def open_stage_latents(
     if isinstance(config, Stage2FineTuning):
         own = {"downscale": settings.stage1.downscale, "crop": config.crop}
         return open_latents(directory, "stage2", parts.stage2_vae, **own)
-    encoder = parts.image_encoder
+    clip = None
+    if parts.image_encoder is not None and parts.image_processor is not None:
+        weights = fingerprint_encoder(parts.image_encoder)
+        clip = {"weights": weights, **describe_picture(parts.image_processor)}
+    condition = settings.stage1.condition
     return open_latents(
-        directory,
-        "stage1",
-        parts.stage1_vae,
-        condition=settings.stage1.condition,
-        image_encoder=None if encoder is None else fingerprint_encoder(encoder),
+        directory, "stage1", parts.stage1_vae, condition=condition, image_encoder=clip
     )
 
 
