@@ -62,6 +62,9 @@ class SpeedConfig:
     """Matrix products of the blocks: in the type of the weights; both sides in 8-bit floating point
     with a scale for each row (not in the first and the last block); or weights that are only stored
     in 8 bits."""
+    residual: Literal["model", "float32"] = "model"
+    """Number type of the tokens that all blocks add to: that of the weights, rounded after every
+    addition, as in diffusers; or float32, as in Wan's own code."""
     skips_given: bool = True
     """Stage II: after its last attention nothing is computed for frames that are given."""
 

@@ -88,7 +88,9 @@ def test_over_the_whole_clip_it_is_a_plain_wan22_denoise_from_the_noised_clip(ki
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(sigmas=sigmas[:-1])
     clean = StreamingEncoder(vae).encode(upsampled)
-    latents = (1 - sigmas[0]) * clean + sigmas[0] * draw_noise((4, 4, 4), range(5), 11, "cpu", stage="stage2")
+    latents = (1 - sigmas[0]) * clean + sigmas[0] * draw_noise(
+        (4, 4, 4), range(5), 11, "cpu", stage="stage2"
+    )
     for timestep in scheduler.timesteps:
         velocity = base(latents, timestep[None], embeds, return_dict=False)[0]
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -114,9 +115,8 @@ def test_presets_of_wan_have_its_negative_prompt_and_leave_the_photo_whole():
     for name in ("paper", "vibe"):
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)
-        assert config.negative_prompt.startswith("色调艳丽，过曝，静态，细节模糊不清，")
-        assert config.negative_prompt.endswith("，背景人很多，倒着走")
-        assert len(config.negative_prompt.split("，")) == 28
+        digest = hashlib.sha256(config.negative_prompt.encode()).hexdigest()
+        assert digest == "ce96e0324e4b54ce4b6e867f669ca520952e1a34cc116543516b1897f0d3c47e"
         assert "image_processor" not in index.components  # a repository's own crops the photo
 
 

@@ -19,6 +19,7 @@ from swifti2v.errors import LoadingError, NumericalError, PromptError
 from swifti2v.models.text import (
     PromptCache,
     clean_prompt,
+    doubt_prompt,
     encode_prompt,
     fingerprint_encoder,
     tokenize_prompts,
@@ -280,3 +281,36 @@ def test_an_offloaded_encoder_needs_a_given_fingerprint(tmp_path):
         cache.encode(offloaded, tokenizer, ["a"], 8)
     got = cache.encode(offloaded, tokenizer, ["a"], 8, fingerprint=fingerprint)
     assert torch.equal(got, expected)
+
+
+def known_to(motions: dict[str, list[str]] | None) -> UMT5EncoderModel:
+    encoder = make_encoder()
+    if motions is not None:
+        encoder.config.camera_motions = motions
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_doubted"),
+    [
+        ("pan left slowly", False),
+        ("please zoom in", False),
+        ("The camera PANS to the left.", False),
+        ("a dog runs, zoom-in", False),
+        ("a dog runs", True),
+        ("", True),
+        ("a company left", True),
+        ("zoom  in", False),
+        ("zoom inside", True),
+    ],
+)
+def test_a_prompt_without_a_phrase_that_the_encoder_learned_is_doubted(prompt, is_doubted):
+    motions = {"pan left": ["pan left", "the camera pans to the left"], "zoom in": ["zoom in"]}
+    doubt = doubt_prompt(known_to(motions), prompt)
+    assert (doubt is not None) == is_doubted
+    assert doubt is None or "pan left, zoom in" in doubt
+    assert doubt_prompt(known_to(None), prompt) is None
+
+
+def test_what_an_encoder_is_known_for_does_not_change_its_fingerprint():
+    assert fingerprint_encoder(known_to({"a": ["b"]})) == fingerprint_encoder(known_to(None))

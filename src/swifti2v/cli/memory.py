@@ -13,7 +13,7 @@ from swifti2v.config import merge, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.models.placement import Placement
 from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision, free_bytes, memory_bytes
-from swifti2v.planning.models import Models, linear_of
+from swifti2v.planning.models import Models, speed_of
 from swifti2v.planning.plans import Plan, Wish, make_plan
 from swifti2v.planning.work import ClipCounter
 
@@ -89,7 +89,7 @@ def plan_run(
     """
     usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
     known = next((name for name in PRECISIONS if name == precision), usual)
-    models = Models(settings.model, getattr(torch, known), linear_of(settings.config))
+    models = Models(settings.model, getattr(torch, known), speed_of(settings.config))
     counter = ClipCounter(models, settings.config, with_stage1=settings.command == "generate")
     typical = replace(
         DEVICES["rtx4090"],

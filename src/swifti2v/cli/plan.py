@@ -83,7 +83,7 @@ def _make(
     from swifti2v.config import GenerationConfig, merge, parse_config
     from swifti2v.models.sources import find_model
     from swifti2v.planning.devices import PRECISIONS, find_device
-    from swifti2v.planning.models import Models, linear_of
+    from swifti2v.planning.models import Models, speed_of
     from swifti2v.planning.plans import make_plan
     from swifti2v.planning.work import ClipCounter
 
@@ -93,7 +93,7 @@ def _make(
     device = find_device(device_name, precision)
     settings = find_model(model)[0].settings
     config = parse_config(GenerationConfig, merge(settings, given), "settings")
-    models = Models(model, getattr(torch, precision), linear_of(config))
+    models = Models(model, getattr(torch, precision), speed_of(config))
     return make_plan(ClipCounter(models, config), device, precision, budget_bytes)
 
 

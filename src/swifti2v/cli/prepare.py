@@ -32,7 +32,7 @@ from swifti2v.media import Frames, fit_image, load_image, probe_clip, read_clip
 from swifti2v.models.loading import STAGES
 from swifti2v.models.placement import Placement
 from swifti2v.models.sources import LoraSource, find_model
-from swifti2v.models.text import PromptCache, tokenize_prompts
+from swifti2v.models.text import PromptCache, doubt_prompt, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.sampling import SAMPLING_VERSION
@@ -113,6 +113,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     image, motion, notes = _fit_inputs(photo, motion, settings)
     notes += [placed.note] if placed.note else []
     notes += pipe.components.describe_loras()
+    if motion is None and (doubt := doubt_prompt(pipe.components.text_encoder, settings.prompt)):
+        notes.append(doubt)
     if settings.preview_decoder is not None:
         notes.append(f"a preview: decoded with {options.preview_decoder}, not with the model's VAE")
     elif like and like.preview_decoder is not None:
@@ -121,7 +123,9 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         name = "clip" if is_upscale else "photo"
         notes.append(f"the {name} is not the one of {options.like}: the result will differ")
     if like and like.sampling_version != settings.sampling_version:
-        notes.append(f"{options.like} is of a version that drew other noise: the result will differ")
+        notes.append(
+            f"{options.like} is of a version that drew other noise: the result will differ"
+        )
     if like and like.device != settings.device:
         notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
     return Run(

@@ -1,4 +1,4 @@
-"""The levers of ``SpeedConfig`` on a transformer: attention kernel, compiled blocks, 8-bit layers."""
+"""The levers of ``SpeedConfig`` on a transformer: attention kernel, compiled blocks, number types."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from swifti2v.config import SpeedConfig
 from swifti2v.errors import ConfigError
 from swifti2v.models.loading import Components, Stage
 from swifti2v.models.quantization import quantize
+from swifti2v.models.residual import keep_residual
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 """In the order in which they are tried, after the one that is asked for."""
+PREPARED = ("linear", "compile", "residual")
+"""Settings that change a transformer when it is loaded."""
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 """Where PyTorch keeps compiled code; a directory for temporary files if it is not set."""
 
@@ -36,13 +39,15 @@ def prepare_speed(transformer: nn.Module, speed: SpeedConfig, device: torch.devi
 
     Args:
         transformer: ``WanTransformer3DModel`` or ``SegmentTransformer3DModel``, LoRAs merged.
-        speed: ``linear`` and ``compile`` are read.
+        speed: What ``PREPARED`` names is read.
         device: What will compute.
 
     Raises:
         ConfigError: See ``quantize``.
     """
     quantize(transformer, speed.linear, device)
+    if speed.residual == "float32":
+        keep_residual(transformer)
     if speed.compile:
         compile_blocks(transformer)
 
@@ -73,9 +78,9 @@ def require_prepared(loaded: SpeedConfig, asked: SpeedConfig, stage: str) -> Non
     """Refuse settings that a transformer was not prepared for.
 
     Raises:
-        ConfigError: ``linear`` or ``compile`` differ.
+        ConfigError: A setting of ``PREPARED`` differs.
     """
-    for name in ("linear", "compile"):
+    for name in PREPARED:
         present, wanted = getattr(loaded, name), getattr(asked, name)
         if present != wanted:
             raise ConfigError(

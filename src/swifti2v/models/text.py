@@ -22,8 +22,17 @@ logger = logging.getLogger(__name__)
 
 FINGERPRINT_VALUES = 65536
 """Values of a weight that enter the fingerprint; larger weights are sampled evenly."""
-UNIMPORTANT_CONFIG_KEYS = ("_name_or_path", "architectures", "transformers_version", "dtype")
-"""Config keys that tell where an encoder came from, not how it encodes."""
+MOTIONS_KEY = "camera_motions"
+"""Config key of an encoder that was trained to tell camera motions apart and nothing else: what
+asks for each of them."""
+UNIMPORTANT_CONFIG_KEYS = (
+    "_name_or_path",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    MOTIONS_KEY,
+)
+"""Config keys that do not tell how an encoder encodes."""
 CACHE_FORMAT = "1"
 """Part of every key: raise it when the meaning of an entry changes."""
 
@@ -36,6 +45,32 @@ def clean_prompt(prompt: str) -> str:
     """
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()
+
+
+def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
+    """What to tell a user whose prompt the encoder was not trained to understand, if anything.
+
+    The prompt must hold one of the phrases of its config, word for word; case and punctuation do
+    not count. How sure an encoder is of a prompt would not tell: a small one is sure of anything.
+
+    Args:
+        text_encoder: Its config is read, not its weights.
+        prompt: What shall happen; may be empty.
+    """
+    known: dict[str, list[str]] = getattr(text_encoder.config, MOTIONS_KEY, None) or {}
+    said = _words(prompt)
+    if not known or any(_words(phrase) in said for own in known.values() for phrase in own):
+        return None
+    return (
+        "this model knows camera motions only, and the prompt asks for none in words that it learned: "
+        f"say {', '.join(known)}; else the clip may stand still or move in any way"
+    )
+
+
+def _words(text: str) -> str:
+    """Words in small letters with a space around each."""
+    words = re.findall(r"[^\W_]+", clean_prompt(text).lower())
+    return f" {' '.join(words)} "
 
 
 def tokenize_prompts(

@@ -19,7 +19,8 @@ from swifti2v.models.attention import Rotary, attend_from
 class SegmentTransformerBlock(WanTransformerBlock):
     """A Wan block with a modulation for each frame instead of each token.
 
-    Weights and names are those of diffusers' ``WanTransformerBlock``.
+    Weights and names are those of diffusers' ``WanTransformerBlock``. Layers compute in the type of
+    ``text``; the tokens may be of another one.
     """
 
     def forward(  # type: ignore[override]
@@ -48,12 +49,12 @@ class SegmentTransformerBlock(WanTransformerBlock):
         table = self.scale_shift_table.float() + modulation.float()  # [U, 6, D]
         shift, scale, *rest = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
         gate, ffn_shift, ffn_scale, ffn_gate = (level[:, num_given:] for level in rest)
-        hidden = _modulate(self.norm1, tokens, shift, scale)
+        hidden = _modulate(self.norm1, tokens, shift, scale).type_as(text)
         first = tokens.shape[1] // index.shape[1] * num_given
         tokens = _add_gated(tokens[:, first:], attend_from(self.attn1, hidden, rotary, first), gate)
-        hidden = self.norm2(tokens.float()).type_as(tokens)
+        hidden = self.norm2(tokens.float()).type_as(text)
         tokens = tokens + self.attn2(hidden, text, None, None)
-        hidden = _modulate(self.norm3, tokens, ffn_shift, ffn_scale)
+        hidden = _modulate(self.norm3, tokens, ffn_shift, ffn_scale).type_as(text)
         return _add_gated(tokens, self.ffn(hidden), ffn_gate)
 
 
@@ -70,6 +71,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         for each frame as in Wan2.2-TI2V, where clean frames are given timestep 0.
     """
 
+    has_float32_residual = False
+    """Whether the sum of what the blocks add is kept in float32, see ``models.residual``."""
     _no_split_modules = ["SegmentTransformerBlock"]  # noqa: RUF012 - declared so in diffusers
     _repeated_blocks = ["SegmentTransformerBlock"]  # noqa: RUF012
 
@@ -182,6 +185,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         rotary = self._rotary_embedding(positions, rows, columns)
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         embedding, modulation, index, text = self._conditions(sigma, encoder_hidden_states, tokens)
+        if self.has_float32_residual:
+            tokens = tokens.float()
 
         for number, block in enumerate(self.blocks, start=1):
             left_out = num_given if number == len(self.blocks) else 0
@@ -193,7 +198,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
         table = self.scale_shift_table.float() + embedding.float().unsqueeze(1)  # [U, 2, D]
         shift, scale = table[index[:, num_given:]].unsqueeze(3).unbind(2)  # [B, N', 1, D] each
-        tokens = _modulate(self.norm_out, tokens, shift, scale)
+        tokens = _modulate(self.norm_out, tokens, shift, scale).type_as(text)
         values = self.proj_out(tokens)
         sizes = (frames - num_given, rows, columns, patch_rows, patch_columns)
         values = values.view(batch, *sizes, -1)
@@ -262,10 +267,10 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
 
 def _modulate(norm: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalise ``[B, L, D]`` and apply ``[B, N, 1, D]`` scale and shift, frame by frame."""
+    """Normalise ``[B, L, D]`` and apply ``[B, N, 1, D]`` scale and shift, frame by frame; float32."""
     normed = norm(tokens.float()).unflatten(1, (shift.shape[1], -1))
     modulated: Tensor = (normed * (1 + scale) + shift).flatten(1, 2)
-    return modulated.type_as(tokens)
+    return modulated
 
 
 def _add_gated(tokens: Tensor, update: Tensor, gate: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from swifti2v.config import GenerationConfig
+from swifti2v.config import GenerationConfig, SpeedConfig
 from swifti2v.models.architectures import KINDS, Architecture, find_architecture
 from swifti2v.models.loading import float32_parts, set_vae_dtypes
 from swifti2v.models.pinning import pinned_bytes
 from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.quantization import quantize
+from swifti2v.models.residual import keep_residual
 from swifti2v.models.sources import ModelIndex, find_model
 from swifti2v.planning.counting import META, Count, count, extrapolate
 
@@ -29,11 +30,11 @@ FEWEST_FLOAT8 = 3
 """Layers of which one at least is neither the first nor the last."""
 
 
-def linear_of(config: GenerationConfig) -> dict[str, str]:
-    """Kind of the linear layers by component, as ``Models`` takes it."""
+def speed_of(config: GenerationConfig) -> dict[str, SpeedConfig]:
+    """How the transformers compute by component, as ``Models`` takes it."""
     return {
-        "stage1_transformer": config.stage1.speed.linear,
-        "stage2_transformer": config.stage2.speed.linear,
+        "stage1_transformer": config.stage1.speed,
+        "stage2_transformer": config.stage2.speed,
     }
 
 
@@ -59,7 +60,7 @@ class Models:
     Args:
         name: See ``swifti2v.models.sources.find_model``.
         dtype: Of the weights; parts that stay float32 when loaded do so here.
-        linear: Of a component's blocks, see ``SpeedConfig``; plain where nothing is said.
+        speed: Of the transformers; no lever is pulled where nothing is said.
 
     Raises:
         ConfigError: No such model.
@@ -67,13 +68,17 @@ class Models:
     """
 
     def __init__(
-        self, name: str | Path, dtype: torch.dtype, linear: Mapping[str, str] | None = None
+        self,
+        name: str | Path,
+        dtype: torch.dtype,
+        speed: Mapping[str, SpeedConfig] | None = None,
     ) -> None:
         self.name = str(name)
         index, root = find_model(name)
         self.index: ModelIndex = index
         self.dtype = dtype
-        self.linear = dict(linear or {})
+        self.speed = dict(speed or {})
+        self.linear = {role: own.linear for role, own in self.speed.items()}
         self.architectures: dict[str, Architecture] = {
             role: find_architecture(role, source, root)
             for role, source in index.components.items()
@@ -100,6 +105,8 @@ class Models:
             linear = self.linear.get(role, "plain")
             if linear != "float8" or num_layers is None or num_layers >= FEWEST_FLOAT8:
                 quantize(model, linear, META)
+            if role in self.speed and self.speed[role].residual == "float32":
+                keep_residual(model)
             self._made[role, num_layers] = model
         return self._made[role, num_layers]
 

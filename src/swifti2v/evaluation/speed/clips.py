@@ -23,7 +23,7 @@ from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.planning.devices import PRECISIONS, find_device, free_bytes
-from swifti2v.planning.models import Models, linear_of
+from swifti2v.planning.models import Models, speed_of
 from swifti2v.planning.plans import Option, Wish, make_plan
 from swifti2v.planning.work import ClipCounter, ClipWork
 
@@ -51,7 +51,7 @@ def choose_option(subject: Subject) -> tuple[Option, ClipWork]:
     """
     config = subject.config
     precision = next(name for name in PRECISIONS if name == subject.kind)
-    counter = ClipCounter(Models(subject.name, subject.dtype, linear_of(config)), config)
+    counter = ClipCounter(Models(subject.name, subject.dtype, speed_of(config)), config)
     machine = find_device("cpu" if subject.device.type == "cpu" else "auto", precision)
     wish = Wish(is_tile_given=config.stage2.vae_tile is not None, vae_tile=config.stage2.vae_tile)
     option = make_plan(counter, machine, precision, free_bytes(subject.device), wish).require_fit()

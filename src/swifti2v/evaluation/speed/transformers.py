@@ -37,6 +37,7 @@ LEVERS = {
     "attention by flash": replace(OFF, attention="flash"),
     "attention by efficient": replace(OFF, attention="efficient"),
     "compiled blocks": replace(OFF, compile=True),
+    "float32 residual": replace(OFF, residual="float32"),
     "int8 weights": replace(OFF, linear="int8"),
     "float8 products": replace(OFF, linear="float8"),
 }
