@@ -1,11 +1,18 @@
 import json
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_forward_hook
 
 from swifti2v import __version__
+from swifti2v.media import open_writer, read_metadata
+from swifti2v.models.transformer import SegmentTransformerBlock
+from swifti2v.sampling import SAMPLING_VERSION
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -111,6 +118,49 @@ def test_like_repeats_a_video_exactly_and_flags_win(model, tmp_path):
     assert settings[1] == settings[0]
     assert settings[2] == {**settings[0], "seed": 8, "prompt": "pan"}
     assert (frames_of(first) != frames_of(other)).any()
+
+
+def test_like_of_a_version_that_drew_other_noise_says_so(model, photo, tmp_path):
+    first, older = tmp_path / "first.mp4", tmp_path / "older.mp4"
+    succeed(generate(model, photo, first))
+    values = json.loads(read_metadata(first)["comment"])
+    assert values.pop("sampling_version") == SAMPLING_VERSION
+    metadata = {"comment": json.dumps(values)}  # as files were before
+    with open_writer(older, height=SIZE, width=SIZE, fps=16, metadata=metadata) as writer:
+        writer.write(frames_of(first))
+    for video, is_told in ((first, False), (older, True)):
+        result = succeed(
+            swifti2v("generate", "--like", video, "-o", tmp_path / "a.mp4", "--dry-run")
+        )
+        assert ("drew other noise: the result will differ" in result.stdout) == is_told
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_doubted"), [("a dog runs", True), ("", True), ("pan left slowly", False)]
+)
+def test_a_prompt_that_the_small_model_did_not_learn_is_doubted(
+    photo, tmp_path, prompt, is_doubted
+):
+    command = ("generate", photo, "-p", prompt, "-o", tmp_path / "out.mp4", "--dry-run", "--json")
+    notes = json.loads(succeed(swifti2v(*command)).stdout)["notes"]
+    assert any("pan left, pan right" in note for note in notes) == is_doubted
+
+
+def test_float32_residual_reaches_the_blocks_of_its_stage(model, photo, tmp_path):
+    seen: dict[bool, set[torch.dtype]] = {False: set(), True: set()}  # by "is of Stage II"
+
+    def look(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(module, WanTransformerBlock):
+            seen[isinstance(module, SegmentTransformerBlock)].add(output.dtype)
+
+    hook = register_module_forward_hook(look)
+    speed = ("--dtype", "bfloat16", "--set", "stage2.speed.residual=float32")
+    succeed(generate(model, photo, tmp_path / "out.mp4", *speed))
+    hook.remove()
+    assert seen == {False: {torch.bfloat16}, True: {torch.float32}}
+    plan = succeed(generate(model, photo, tmp_path / "b.mp4", *speed, "--dry-run", "--json"))
+    stages = json.loads(plan.stdout)["settings"]["config"]
+    assert [stages[s]["speed"]["residual"] for s in ("stage1", "stage2")] == ["model", "float32"]
 
 
 def test_like_refuses_a_photo_that_has_changed(model, photo, tmp_path):

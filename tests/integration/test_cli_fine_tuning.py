@@ -159,6 +159,8 @@ def test_a_vae_and_a_text_encoder_are_trained(tmp_path):
     assert len(read_metrics(tmp_path / "vae")) == 2
     succeed(train("text", tmp_path / "text", "--set", "width=32", "--max-steps", 1))
     assert (tmp_path / "text" / "text_encoder" / "model.safetensors").exists()
+    learned = json.loads((tmp_path / "text" / "text_encoder" / "config.json").read_text())
+    assert "pan left" in learned["camera_motions"]["pan left"]
 
 
 def test_settings_are_printed_and_nothing_is_made(tmp_path):

@@ -79,6 +79,13 @@ def test_a_work_dir_is_refused_where_it_is_of_another_run(model, photo, tmp_path
     assert "config.stage2.context_size is 1" in error_line(
         generate(model, photo, output, *resume, "--context-size", 0)
     )
+    plan = work / "plan.json"
+    stored = json.loads(plan.read_text())
+    plan.write_text(json.dumps({k: v for k, v in stored.items() if k != "sampling_version"}))
+    assert "sampling_version is None there and 2 now" in error_line(
+        generate(model, photo, output, *resume)
+    )
+    plan.write_text(json.dumps(stored))
     save_photo(photo, 70, 70)
     assert "image.sha256" in error_line(generate(model, photo, output, *resume))
     assert not output.exists()

@@ -24,7 +24,7 @@ from swifti2v.training.manifest import Manifest
 from swifti2v.training.manifest_readers import read_manifest
 from swifti2v.training.stage_transition import TransitionConfig, is_in_shard
 from swifti2v.training.transition_store import TransitionStore
-from tests.command_line import error_line, save_lora, succeed
+from tests.command_line import copy_model, error_line, save_lora, succeed
 from tests.tiny import NUM_FRAMES, SIZE
 
 NAMES = ("a", "b", "c", "d")
@@ -149,6 +149,15 @@ def test_other_parameters_are_refused_before_anything_is_made(
     assert message in line
     assert "another output dir" in line
     assert contents(output) == before
+
+
+def test_samples_of_other_noise_are_refused(model, data, whole, tmp_path):
+    output = copy_model(whole[0], tmp_path / "older")
+    record = output / "clips" / "b.mkv.json"
+    values = json.loads(record.read_text())
+    del values["parameters"]["sampling_version"]  # as records were before
+    record.write_text(json.dumps(values))
+    assert "sampling_version is None there and 2 now" in error_line(run(model, data, output))
 
 
 def test_stage_twos_settings_play_no_part(model, data, whole):

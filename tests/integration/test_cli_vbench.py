@@ -73,6 +73,10 @@ def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, su
     assert sum(times[path] != after[path] for path in times) == 1
     message = error_line(generate(suite, model, output, "--no-camera", "--seed", 3))
     assert "was started with other settings (num_samples, seed)" in message
+    del record["sampling_version"]  # as records were before
+    (output / "generation.json").write_text(json.dumps(record))
+    message = error_line(generate(suite, model, output, "--no-camera", "--samples", 2))
+    assert "was started with other settings (sampling_version)" in message
 
 
 def test_lite_measures_the_made_videos(tmp_path, suite, model):

@@ -1,10 +1,14 @@
 """Camera motions move the picture the right way, and prompts name them."""
 
+import json
+from importlib import resources
+
 import numpy as np
 import pytest
 import torch
 
 from swifti2v.errors import ShapeError
+from swifti2v.models.text import doubt_prompt
 from swifti2v.training.camera_motion import (
     CAMERA_MOTIONS,
     PHRASES,
@@ -14,8 +18,10 @@ from swifti2v.training.camera_motion import (
     View,
     draw_prompt,
     draw_view,
+    known_phrases,
     render_motion,
 )
+from tests.unit.test_text import known_to
 
 CENTRAL = View(size=0.5, center=(0.0, 0.0))
 SIZE = (32, 32)
@@ -88,3 +94,12 @@ def test_prompts_name_their_motion_and_no_other() -> None:
             assert any(phrase in prompt.lower() for phrase in PHRASES[motion])
     phrases = [phrase for motion in CAMERA_MOTIONS for phrase in PHRASES[motion]]
     assert len(set(phrases)) == len(phrases) == 8 * 7
+
+
+def test_the_shipped_text_encoder_says_which_phrases_it_learned() -> None:
+    shipped = resources.files("swifti2v") / "nano/text_encoder/config.json"
+    motions = json.loads(shipped.read_text(encoding="utf-8"))["camera_motions"]
+    assert motions == known_phrases()
+    encoder, rng = known_to(motions), np.random.default_rng(0)
+    for motion in CAMERA_MOTIONS:
+        assert all(doubt_prompt(encoder, draw_prompt(motion, rng)) is None for _ in range(30))

@@ -302,6 +302,8 @@ def known_to(motions: dict[str, list[str]] | None) -> UMT5EncoderModel:
         ("a company left", True),
         ("zoom  in", False),
         ("zoom inside", True),
+        ("pan slowly to the left", False),
+        ("left, then pan", True),
     ],
 )
 def test_a_prompt_without_a_phrase_that_the_encoder_learned_is_doubted(prompt, is_doubted):

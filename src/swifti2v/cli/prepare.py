@@ -183,6 +183,7 @@ def _resolve_settings(
     prompt = options.prompt if options.prompt is not None else (like.prompt if like else "")
     return RunSettings(
         version=__version__,
+        sampling_version=SAMPLING_VERSION,
         command=options.command,
         model=name,
         prompt=prompt,
@@ -197,7 +198,6 @@ def _resolve_settings(
         dtype="",
         video=find_video_settings(options, like),
         preview_decoder=FileRecord.of(options.preview_decoder) if options.preview_decoder else None,
-        sampling_version=SAMPLING_VERSION,
         config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
     )
 

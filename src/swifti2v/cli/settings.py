@@ -74,6 +74,8 @@ class RunSettings:
 
     version: str
     """Of this package."""
+    sampling_version: int = 1
+    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a file does not say it."""
     command: Command
     """Where it started: from a photo, a small clip and a photo, or a clip alone."""
     model: str
@@ -104,8 +106,6 @@ class RunSettings:
     """All other settings."""
     preview_decoder: FileRecord | None = None
     """Light decoder that the frames come from, if not from the model's VAE."""
-    sampling_version: int = 1
-    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a file does not say it."""
 
     def plan(self) -> dict[str, Any]:
         """What decides the latents: all but file names, decoder and compression."""

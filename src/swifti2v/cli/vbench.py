@@ -108,6 +108,7 @@ def generate(
             check_photo(photo, ratio)
         record = GenerationRecord(
             version=__version__,
+            sampling_version=SAMPLING_VERSION,
             suite_sha256=hash_file(suite),
             num_samples=samples,
             has_camera=not no_camera,
@@ -116,7 +117,6 @@ def generate(
             photo_fit=fit,
             crf=CRF,
             config=settings,
-            sampling_version=SAMPLING_VERSION,
         )
         if dry_run:
             plan = {"num_videos": len(videos), **to_dict(record)}

@@ -50,16 +50,17 @@ def clean_prompt(prompt: str) -> str:
 def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
     """What to tell a user whose prompt the encoder was not trained to understand, if anything.
 
-    The prompt must hold one of the phrases of its config, word for word; case and punctuation do
-    not count. How sure an encoder is of a prompt would not tell: a small one is sure of anything.
+    The prompt must hold the words of one of its phrases, in their order; case, punctuation and
+    words between them do not count. How sure an encoder is of a prompt would not tell: a small one
+    is sure of anything.
 
     Args:
         text_encoder: Its config is read, not its weights.
         prompt: What shall happen; may be empty.
     """
     known: dict[str, list[str]] = getattr(text_encoder.config, MOTIONS_KEY, None) or {}
-    said = _words(prompt)
-    if not known or any(_words(phrase) in said for own in known.values() for phrase in own):
+    phrases = (phrase for own in known.values() for phrase in own)
+    if not known or any(_holds(prompt, phrase) for phrase in phrases):
         return None
     return (
         "this model knows camera motions only, and the prompt asks for none in words that it learned: "
@@ -67,10 +68,13 @@ def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
     )
 
 
-def _words(text: str) -> str:
-    """Words in small letters with a space around each."""
-    words = re.findall(r"[^\W_]+", clean_prompt(text).lower())
-    return f" {' '.join(words)} "
+def _holds(prompt: str, phrase: str) -> bool:
+    words = iter(_words(prompt))
+    return all(word in words for word in _words(phrase))  # "in" goes on where it stopped
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", clean_prompt(text).lower())
 
 
 def tokenize_prompts(

@@ -132,6 +132,14 @@ def render_motion(
     return F.avg_pool2d(frames, 2).transpose(0, 1)
 
 
+def known_phrases() -> dict[str, list[str]]:
+    """What asks for each motion: the phrases that are learned, and such as ``pans left``."""
+    return {
+        motion: list(dict.fromkeys((*phrases, motion.replace(" ", "s ", 1))))
+        for motion, phrases in PHRASES.items()
+    }
+
+
 def draw_prompt(motion: CameraMotion, rng: np.random.Generator) -> str:
     """A random sentence that asks for a motion, alone or beside a description of the scene."""
     phrase = _choose(PHRASES[motion], rng)

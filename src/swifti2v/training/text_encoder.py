@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.text import tokenize_prompts
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, PHRASES, draw_prompt
+from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, known_phrases
 from swifti2v.training.draws import Draw
 from swifti2v.training.nano_config import TextEncoderConfig
 from swifti2v.training.session import Session, save_trained, train_task
@@ -40,7 +40,7 @@ class MotionClassifier(nn.Module):
                 dropout_rate=0.0,
                 is_encoder_decoder=False,
                 use_cache=False,
-                camera_motions={motion: list(own) for motion, own in PHRASES.items()},
+                camera_motions=known_phrases(),
             )
         )
         self.head = nn.Linear(config.width, len(CAMERA_MOTIONS))

@@ -32,6 +32,8 @@ class GenerationRecord:
 
     version: str
     """Of this package."""
+    sampling_version: int = 1
+    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a record does not say it."""
     suite_sha256: str
     """Of the suite's file."""
     num_samples: int
@@ -48,8 +50,6 @@ class GenerationRecord:
     """Compression."""
     config: GenerationConfig
     """All other settings."""
-    sampling_version: int = 1
-    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a record does not say it."""
 
 
 def open_output(folder: Path, record: GenerationRecord) -> None:
