@@ -44,7 +44,7 @@ class UpscaleOptions(ClipOptions):
     ] = None
     strength: Annotated[
         float | None,
-        typer.Option(help="Part of the schedule to run, in (0, 1]; higher invents more."),
+        typer.Option(help="Part of the schedule for all steps, in (0, 1]; higher invents more."),
     ] = None
     attention: Annotated[
         Attention | None,

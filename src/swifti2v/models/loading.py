@@ -93,7 +93,8 @@ class Components:
 
     def __post_init__(self) -> None:
         if self.image_encoder is not None and self.image_processor is None:
-            self.image_processor = make_image_processor(self.image_encoder.config.image_size)
+            side: Any = self.image_encoder.config.image_size
+            self.image_processor = make_image_processor(side)
 
 
 class _Files(NamedTuple):

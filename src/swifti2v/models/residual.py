@@ -42,7 +42,7 @@ def keep_residual(transformer: nn.Module) -> None:
 class Float32ResidualBlock(WanTransformerBlock):
     """diffusers' block over float32 tokens: the same steps, without rounding after each of them."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class MotionClassifier(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
+        known: Any = {"camera_motions": known_phrases()}  # see swifti2v.models.text.doubt_prompt
         self.encoder = UMT5EncoderModel(
             UMT5Config(
                 vocab_size=VOCABULARY,
@@ -40,7 +42,7 @@ class MotionClassifier(nn.Module):
                 dropout_rate=0.0,
                 is_encoder_decoder=False,
                 use_cache=False,
-                camera_motions=known_phrases(),
+                **known,
             )
         )
         self.head = nn.Linear(config.width, len(CAMERA_MOTIONS))
