@@ -166,6 +166,15 @@ def test_stage_twos_settings_play_no_part(model, data, whole):
     assert json.loads(succeed(result).stdout)["num_kept"] == 4
 
 
+def test_levers_reach_the_transformer(model, data, whole):
+    output, _ = whole
+    line = error_line(run(model, data, output, "--set", "stage1.speed.linear=int8"))
+    assert "weights.stage1_transformer is" in line  # loaded so, and refused beside the others
+    residual = ("--set", "stage1.speed.residual=float32")
+    line = error_line(run(model, data, output, *residual))
+    assert "stage1.speed.residual is 'model' there and 'float32' now" in line
+
+
 def test_shards_together_are_the_whole(model, data, whole, tmp_path):
     output, _ = whole
     reports = []

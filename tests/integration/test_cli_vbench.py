@@ -77,6 +77,9 @@ def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, su
     (output / "generation.json").write_text(json.dumps(record))
     message = error_line(generate(suite, model, output, "--no-camera", "--samples", 2))
     assert "was started with other settings (sampling_version)" in message
+    levers = ("--set", "stage2.speed.residual=float32", "--set", "stage1.speed.linear=int8")
+    message = error_line(generate(suite, model, output, "--no-camera", "--samples", 2, *levers))
+    assert "other settings (sampling_version, config)" in message  # loaded so, and refused here
 
 
 def test_lite_measures_the_made_videos(tmp_path, suite, model):

@@ -120,7 +120,7 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     store = TransitionStore(options.output_dir)
     manifest = read_manifest(options.manifest, root=options.root, split=options.split)
     listed = take_shard(manifest, index, num_shards)
-    pipe = _load(options, loras)
+    pipe = _load(options, generation, loras)
     for line in pipe.components.describe_loras():
         typer.echo(f"note: {line}", err=True)
     model = {"name": options.model, "loras": [asdict(item) for item in loras]}
@@ -215,7 +215,10 @@ def _resolve(options: TransitionOptions) -> GenerationConfig:
     return parse_config(GenerationConfig, merge(values, given), "settings")
 
 
-def _load(options: TransitionOptions, loras: "list[LoraSource]") -> "SwiftI2VPipeline":
+def _load(
+    options: TransitionOptions, generation: GenerationConfig, loras: "list[LoraSource]"
+) -> "SwiftI2VPipeline":
+    from swifti2v.models.loading import STAGES
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
     return SwiftI2VPipeline.from_pretrained(
@@ -223,4 +226,5 @@ def _load(options: TransitionOptions, loras: "list[LoraSource]") -> "SwiftI2VPip
         device=find_device(options.device),
         placement=options.placement.value,
         loras={"stage1": loras},
+        speed={stage: getattr(generation, stage).speed for stage in STAGES},
     )

@@ -95,6 +95,7 @@ def generate(
         )
         from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
+        from swifti2v.models.loading import STAGES
         from swifti2v.sampling import SAMPLING_VERSION
         from swifti2v.training.stage_transition import parse_shard
 
@@ -123,7 +124,10 @@ def generate(
             typer.echo(json.dumps(plan, ensure_ascii=False, indent=1))
             return
         pipe = SwiftI2VPipeline.from_pretrained(
-            model, device=find_device(device), placement=placement.value
+            model,
+            device=find_device(device),
+            placement=placement.value,
+            speed={stage: getattr(settings, stage).speed for stage in STAGES},
         )
         pipe.require_fit(settings)
         if videos:
