@@ -169,7 +169,7 @@ def _list_places(model: nn.Module) -> set[str]:
 def _plan(
     model: nn.Module, layers: Layers, scales: Mapping[str, float], wrong: Mapping[str, str]
 ) -> tuple[list[tuple[Tensor, _Change]], dict[str, str]]:
-    """Changes to make and what they go to, and the reason for each key that has no place in them."""
+    """Changes to make with their targets, and the reason for each key that has no place in them."""
     targets = _find_targets(model)
     additions: list[tuple[Tensor, _Change]] = []
     problems: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the keys of a LoRA file say: its format, the layer each tensor belongs to, other kinds of files."""
+"""What the keys of a LoRA file say: its format, the layers of its tensors, other kinds of files."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -79,9 +79,9 @@ def describe_other_kind(name: str, keys: Collection[str]) -> str | None:
         name: Of the file.
         keys: Of its tensors.
     """
-    found = {key: kind for key in keys if (kind := _other_kind(strip_prefixes(key)))}
+    found = {key: other for key in keys if (other := _match_other_kind(strip_prefixes(key)))}
     if found:
-        key, kind = next(iter(found.items()))
+        key, (_, kind) = next(iter(found.items()))
         return (
             f"{name} is {kind}, not a plain LoRA: {len(found)} of {len(keys)} keys, such as {key}; "
             "merge it with the program that made it, and give the merged weights"
@@ -95,11 +95,13 @@ def describe_other_kind(name: str, keys: Collection[str]) -> str | None:
     return None
 
 
-def _other_kind(key: str) -> str | None:
+def _match_other_kind(key: str) -> tuple[str, str] | None:
+    """Module and kind of file, where a key without prefixes is of another one."""
     match = OTHER_KEY.fullmatch(key)
     if match is None:
         return None
-    return next(kind for i, kind in enumerate(OTHER_KINDS.values()) if match[f"k{i}"])
+    kind = next(kind for i, kind in enumerate(OTHER_KINDS.values()) if match[f"k{i}"])
+    return match["module"], kind
 
 
 def group_by_layer(
@@ -120,12 +122,15 @@ def group_by_layer(
     layers: Layers = {}
     foreign: dict[str, str] = {}
     for key, tensor in tensors.items():
-        match = KEY.fullmatch(strip_prefixes(key))
+        plain = strip_prefixes(key)
+        if other := _match_other_kind(plain):
+            module, kind = other
+            problems[key] = f"part of {kind}"
+            foreign[places.get(module.replace(".", "_"), "")] = kind
+            continue
+        match = KEY.fullmatch(plain)
         if match is None:
-            kind = _other_kind(strip_prefixes(key))
-            problems[key] = f"part of {kind}" if kind else "not a known kind of LoRA key"
-            if kind and (place := places.get(_module_of(key))):
-                foreign[place] = kind
+            problems[key] = "not a known kind of LoRA key"
             continue
         kind = next(kind for kind, text in match.groupdict().items() if kind != "module" and text)
         module = match["module"] + (".modulation" if kind == "diff_m" else "")
@@ -142,11 +147,6 @@ def group_by_layer(
         for part in layers.pop(place, {}).values():
             problems[part.key] = f"its layer is that of {kind}"
     return layers, problems
-
-
-def _module_of(key: str) -> str:
-    match = OTHER_KEY.fullmatch(strip_prefixes(key))
-    return match["module"].replace(".", "_") if match else ""
 
 
 def _explain_stranger(key: str) -> str:

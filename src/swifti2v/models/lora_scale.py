@@ -98,7 +98,7 @@ class AdapterConfig:
         """A layer's number: that of the first pattern that matches, as in peft, or all layers'."""
         for spelling, patterns in self.values.get(pattern_name, ()):
             for pattern, value in _as_mapping(patterns, f"{self.place}: {spelling}").items():
-                if any(re.fullmatch(rf"(.*\.)?({pattern})", own) for own in names):
+                if self._matches(pattern, names):
                     return self._parse(f"{spelling} {pattern}", value)
         said = [s for s in self.values.get(name, ()) if s.value not in SAYS_NOTHING]
         numbers = {self._parse(*item): item.spelling for item in said}
@@ -106,6 +106,14 @@ class AdapterConfig:
             told = " and ".join(f"{spelling} {n:g}" for n, spelling in numbers.items())
             raise LoadingError(f"{self.place} contradicts itself: {told}; keep the right one")
         return next(iter(numbers), None)
+
+    def _matches(self, pattern: str, names: tuple[str, ...]) -> bool:
+        try:
+            return any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names)
+        except re.error as error:
+            raise LoadingError(
+                f"{self.place}: {pattern!r} is no regular expression ({error})"
+            ) from error
 
     def _parse(self, spelling: str, value: Any) -> float:
         try:
@@ -197,7 +205,7 @@ def _header_items(
     metadata: Mapping[str, str], is_kohya: bool, file: Path | None
 ) -> Iterator[tuple[str, Any]]:
     """Names and values that may tell alpha, those in JSON too."""
-    # musubi-tuner's converter to other keys multiplies alpha in, drops its tensors and copies the header.
+    # musubi-tuner's convert_lora.py to ComfyUI's keys: alpha multiplied in, the header copied.
     is_converted = not is_kohya and KOHYA_MODULE.fullmatch(metadata.get("ss_network_module", ""))
     for name, text in metadata.items():
         if name == ADAPTER_CONFIG:
