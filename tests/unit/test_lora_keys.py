@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -139,6 +140,29 @@ def test_another_kind_of_adapter_is_named_and_its_layers_are_never_merged_in_par
     report = merge_lora(model, own | beside | plain, allow_partial=True)
     assert (report.applied, report.total) == (3, 6 + len(own))
     assert_merged(model, before, {"blocks.1.attn1.to_q.weight": delta(UP, DOWN)})
+
+
+WRITTEN_BY_PEFT: dict[str, Any] = {
+    "LoHa": lambda targets: peft.LoHaConfig(r=2, target_modules=targets),
+    "LoKr": lambda targets: peft.LoKrConfig(r=2, target_modules=targets),
+    "IA3": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=[]),
+    "DoRA": lambda targets: peft.LoraConfig(r=2, use_dora=True, target_modules=targets),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_BY_PEFT)
+def test_what_peft_itself_writes_is_named_with_and_without_its_config(
+    tmp_path: Path, kind: str
+) -> None:
+    model: Any = tiny_transformer()
+    adapted = peft.get_peft_model(model, WRITTEN_BY_PEFT[kind](["to_q", "to_k"]))
+    adapted.save_pretrained(str(tmp_path))
+    named = re.compile(f"of the kind {kind}, not a plain LoRA", re.IGNORECASE)
+    with pytest.raises(LoadingError, match=named):
+        merge_lora(tiny_transformer(), tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(LoadingError, match=rf"(a|an) \(?{kind[:2]}.*, not a plain LoRA"):
+        merge_lora(tiny_transformer(), tmp_path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("naming", [lambda key: key, lambda key: f"model.diffusion_model.{key}"])

@@ -184,10 +184,16 @@ def test_an_alpha_that_is_not_above_zero_is_refused(tmp_path: Path, key: str, al
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"lora_alpha": "12", "alpha": "6"}, "contradicts itself: lora_alpha 12 and alpha 6"),
+        ({"lora_alpha": "12", "alpha": "6"}, "contradicts itself: alpha 6 and lora_alpha 12"),
         ({"lora_alpha": "12", "r": "8"}, "rank 8 for blocks.0.attn1.to_q, the weights have rank 3"),
-        ({"lora_adapter_metadata": '{"use_dora": true}'}, "describes a DoRA"),
-        ({"lora_adapter_metadata": '{"peft_type": "LOHA"}'}, "describes a LOHA; only plain LoRA"),
+        (
+            {"lora_adapter_metadata": '{"use_dora": true}'},
+            "describes an adapter of the kind DoRA, not a plain LoRA",
+        ),
+        (
+            {"lora_adapter_metadata": '{"peft_type": "LOHA"}'},
+            "describes an adapter of the kind LOHA",
+        ),
         ({"lora_adapter_metadata": "[1"}, "cannot be read"),
         ({"alpha_pattern": "{", "lora_alpha": "1"}, "alpha_pattern cannot be read"),
         ({"alpha_pattern": '{"*q": 1}'}, "'*q' is no regular expression"),
@@ -209,7 +215,7 @@ def test_a_config_beside_the_file_that_is_damaged_or_of_another_adapter_is_refus
     file = save(pairs_of("original"), tmp_path / "lora.safetensors")
     for content, message in (
         (b"\xff{", r"adapter_config\.json cannot be read"),
-        (b'{"peft_type": "IA3"}', "describes a IA3"),
+        (b'{"peft_type": "IA3"}', "an adapter of the kind IA3"),
         (b'{"lora_alpha": 0}', r"adapter_config\.json says lora_alpha 0, which must be"),
     ):
         (tmp_path / "adapter_config.json").write_bytes(content)

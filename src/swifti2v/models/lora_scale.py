@@ -89,7 +89,10 @@ class AdapterConfig:
         kind = next((str(said.value) for said in self.values.get("peft_type", ())), "LORA")
         kind = "DoRA" if self._is_set("use_dora") else kind
         if kind.upper().removeprefix("PEFTTYPE.") != "LORA":
-            raise LoadingError(f"{self.place} describes a {kind}; only plain LoRA can be merged")
+            raise LoadingError(
+                f"{self.place} describes an adapter of the kind {kind}, not a plain LoRA; merge it "
+                "with the program that made it, and give the merged weights"
+            )
 
     def _is_set(self, name: str) -> bool:
         return any(str(said.value).lower() in ("true", "1") for said in self.values.get(name, ()))
@@ -103,7 +106,7 @@ class AdapterConfig:
         said = [s for s in self.values.get(name, ()) if s.value not in SAYS_NOTHING]
         numbers = {self._parse(*item): item.spelling for item in said}
         if len(numbers) > 1:
-            told = " and ".join(f"{spelling} {n:g}" for n, spelling in numbers.items())
+            told = " and ".join(sorted(f"{spelling} {n:g}" for n, spelling in numbers.items()))
             raise LoadingError(f"{self.place} contradicts itself: {told}; keep the right one")
         return next(iter(numbers), None)
 
