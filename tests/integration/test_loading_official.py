@@ -16,7 +16,7 @@ from swifti2v.models.loading import load_component, load_model
 from swifti2v.models.official import locate
 from swifti2v.models.sources import ComponentSource, LoraSource, find_model, resolve
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from tests.hub import CPU, SETTINGS, assert_equal, edit, load, make_hub, state_of
+from tests.hub import CPU, SETTINGS, assert_equal, edit, load, state_of
 from tests.official import (
     FIRST,
     NUM_SHARDS,
@@ -47,26 +47,19 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_official(tmp_path_factory.mktemp("official"))
 
 
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Wan's own repositories hold none: their code has the sizes in it."""
-    root = make_hub(tmp_path_factory.mktemp("hub"))
-    return {"source": str(root / "Wan2.1-I2V"), "subfolder": "image_processor"}
-
-
 @pytest.fixture
 def hub(official: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     return serve(official, tmp_path / "cache", monkeypatch)
 
 
-def preset(path: Path, prefix: str, processor: dict[str, str]) -> Path:
+def preset(path: Path, prefix: str) -> Path:
     first = ("text_encoder", "tokenizer", "image_encoder", "stage1_vae", "stage1_transformer")
     sources = dict.fromkeys(first, FIRST) | dict.fromkeys(
         ("stage2_vae", "stage2_transformer"), SECOND
     )
     components: dict[str, Any] = {role: {"source": prefix + name} for role, name in sources.items()}
     values = {
-        "components": components | {"image_processor": processor},
+        "components": components,
         "max_text_length": 24,
         "settings": SETTINGS,
     }
@@ -74,16 +67,12 @@ def preset(path: Path, prefix: str, processor: dict[str, str]) -> Path:
     return path
 
 
-def test_a_preset_of_official_folders_loads_what_they_hold(
-    official: Path, tmp_path: Path, processor: dict[str, str]
-) -> None:
-    check_components(load(preset(tmp_path / "p.yaml", f"{official}/", processor)))
+def test_a_preset_of_official_folders_loads_what_they_hold(official: Path, tmp_path: Path) -> None:
+    check_components(load(preset(tmp_path / "p.yaml", f"{official}/")))
 
 
-def test_a_preset_of_official_hub_ids_loads_what_they_hold(
-    hub: FakeHub, tmp_path: Path, processor: dict[str, str]
-) -> None:
-    check_components(load(preset(tmp_path / "p.yaml", "", processor)))
+def test_a_preset_of_official_hub_ids_loads_what_they_hold(hub: FakeHub, tmp_path: Path) -> None:
+    check_components(load(preset(tmp_path / "p.yaml", "")))
     second = {file.removeprefix(f"{SECOND}/") for file in hub.fetched if SECOND in file}
     assert second == {"config.json", INDEX, *SHARDS, "Wan2.2_VAE.pth"}
 
@@ -98,6 +87,7 @@ def check_components(parts: Any) -> None:
     assert_equal(parts.stage2_vae, state_of(vae(SECOND)))
     assert_equal(parts.text_encoder, state_of(text_encoder()))
     assert parts.image_encoder.config.hidden_size == image_encoder().config.hidden_size
+    assert parts.image_processor is not None  # Wan's own code has it
     assert parts.tokenizer("abc").input_ids[-1] == parts.tokenizer.eos_token_id
 
 
@@ -240,9 +230,9 @@ def test_a_shard_that_the_index_names_and_is_not_there_is_named(
 
 
 def test_prompts_are_padded_to_what_the_transformer_was_trained_on(
-    official: Path, tmp_path: Path, processor: dict[str, str]
+    official: Path, tmp_path: Path
 ) -> None:
-    name = preset(tmp_path / "p.yaml", f"{official}/", processor)
+    name = preset(tmp_path / "p.yaml", f"{official}/")
     values = yaml.safe_load(name.read_text())
     name.write_text(yaml.safe_dump(values | {"max_text_length": 16}))
     with pytest.raises(errors.LoadingError, match=r"prompts of 24 tokens, .*is 16; write max_text"):
