@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from swifti2v.errors import MediaError
+from swifti2v.media.colour import HDR_TRANSFERS
 from swifti2v.media.container import is_cut_off
 
 # No playlists and no network formats: a clip handed in must not make us open other files.
 _FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf,apng,yuv4mpegpipe"
-_HDR_TRANSFERS = {16: "smpte2084 (PQ)", 18: "arib-std-b67 (HLG)"}  # ITU-T H.273, table 3
 _UNSPECIFIED = 2  # ITU-T H.273, table 4
 _RGB_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _CONTAINER_KEYS = {"major_brand", "minor_version", "compatible_brands", "encoder"}
@@ -186,9 +186,9 @@ def _open_container(path: Path) -> Iterator[InputContainer]:
 
 
 def _require_sdr(path: Path, transfer: int) -> None:
-    if transfer in _HDR_TRANSFERS:
+    if transfer in HDR_TRANSFERS:
         raise MediaError(
-            f"clip {path} is HDR, transfer {_HDR_TRANSFERS[transfer]}; "
+            f"clip {path} is HDR, transfer {HDR_TRANSFERS[transfer]}; "
             "export it as SDR (BT.709) first"
         )
 

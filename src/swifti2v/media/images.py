@@ -1,29 +1,19 @@
 """Photos: read any common file into plain RGB, fit it to a size, turn it into a tensor."""
 
-import io
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from swifti2v.errors import MediaError, ShapeError
-
-logger = logging.getLogger(__name__)
+from swifti2v.media.colour import find_profile, to_srgb
+from swifti2v.media.photo_files import open_photo, read_pixels
 
 Fit = Literal["crop", "pad"]
-
-_MAX_PIXELS = 256_000_000
-# Raster formats whose header states the size of what is decoded; no PostScript, no icon sets.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-_pillow_limit_lock = threading.Lock()
 
 
 class FittedImage(NamedTuple):
@@ -38,18 +28,20 @@ class FittedImage(NamedTuple):
 def load_image(path: str | Path, *, background: tuple[int, int, int] | None = None) -> Image.Image:
     """Read a photo as 8-bit RGB, upright and in sRGB.
 
-    EXIF orientation is applied, an embedded colour profile is converted to sRGB, 16-bit
-    values are scaled (not clipped), palette, greyscale and CMYK become RGB.
+    Orientation is applied. Colours are converted to sRGB from what the file says they are (see
+    ``swifti2v.media.colour``), 16-bit values before they are rounded; palette, greyscale and CMYK
+    become RGB.
 
     Args:
-        path: A still image (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PPM).
+        path: A still image (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000 or PPM; HEIC where
+            pillow-heif is installed).
         background: RGB colour, 0 to 255, to put behind a see-through image. None refuses one.
 
     Returns:
         The image, mode RGB.
 
     Raises:
-        MediaError: The file is missing, empty, damaged, animated, see-through without a
+        MediaError: The file is missing, empty, damaged, animated, HDR, see-through without a
             ``background``, or has more than 256 megapixels (checked before decoding).
     """
     path = Path(path)
@@ -58,11 +50,14 @@ def load_image(path: str | Path, *, background: tuple[int, int, int] | None = No
     if path.stat().st_size == 0:
         raise MediaError(f"image {path} is empty (0 bytes); save or copy it again")
     try:
-        with _open_image(path) as image:
-            _require_still(image, path)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright, path, background)
+        with open_photo(path) as image:
+            profile = find_profile(image, path)
+            colours, alpha = read_pixels(image, path)
+            rgb = to_srgb(colours, profile, path)
+            if alpha is not None and alpha.getextrema()[0] != 255:
+                rgb = _put_on(rgb, alpha, path, background)
+            rgb.getexif()[Base.Orientation] = image.getexif().get(Base.Orientation, 1)
+        return ImageOps.exif_transpose(rgb)
     except MediaError:
         raise
     except UnidentifiedImageError as error:
@@ -75,80 +70,17 @@ def load_image(path: str | Path, *, background: tuple[int, int, int] | None = No
         ) from error
 
 
-@contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
-    # Pillow's own limit is lower than ours and partly a warning, so ours replaces it.
-    with _pillow_limit_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            Image.init()
-            image = Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise MediaError(
-                f"image {path} is {image.width}x{image.height}, over "
-                f"{_MAX_PIXELS // 1_000_000} megapixels; scale it down first"
-            )
-        yield image
-
-
-def _require_still(image: Image.Image, path: Path) -> None:
-    # An MPO is a JPEG photo with previews or a second eye behind it: its first image is meant.
-    num_images = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if num_images > 1:
+def _put_on(
+    rgb: Image.Image, alpha: Image.Image, path: Path, background: tuple[int, int, int] | None
+) -> Image.Image:
+    if background is None:
         raise MediaError(
-            f"image {path} holds {num_images} images (animated or many pages); "
-            "save the one you want as a JPEG or PNG"
+            f"image {path} is partly see-through; give a background colour, "
+            "or save it without transparency"
         )
-
-
-def _to_rgb(image: Image.Image, path: Path, background: tuple[int, int, int] | None) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT:
-        return _from_sixteen_bit(image, path)
-    if image.mode == "F":
-        raise MediaError(f"image {path} holds floating-point values; save it as 8 or 16 bit")
-    profile = image.info.get("icc_profile")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] == 255:
-            return _to_srgb(image.convert("RGB"), profile)
-        if background is None:
-            raise MediaError(
-                f"image {path} is partly see-through; give a background colour, "
-                "or save it without transparency"
-            )
-        rgb = _to_srgb(image.convert("RGB"), profile)
-        canvas = Image.new("RGB", image.size, background)
-        canvas.paste(rgb, mask=image.getchannel("A"))
-        return canvas
-    if image.mode not in ("L", "RGB", "CMYK"):
-        image = image.convert("RGB")
-    return _to_srgb(image, profile)
-
-
-def _from_sixteen_bit(image: Image.Image, path: Path) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)  # [H, W]
-    if values.min() < 0 or values.max() > 65535:
-        raise MediaError(f"image {path} holds more than 16 bit a value; save it as 8 or 16 bit")
-    scaled = ((values * 255 + 32767) // 65535).astype(np.uint8)
-    return Image.fromarray(scaled).convert("RGB")
-
-
-def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
-    """Convert by the embedded profile; a profile that cannot be used is ignored."""
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(source):
-                target = ImageCms.createProfile("sRGB")
-                converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-                if converted is not None:
-                    return converted
-        except (ImageCms.PyCMSError, OSError, ValueError) as error:
-            logger.debug("colour profile ignored: %s", error)
-    return image.convert("RGB")
+    canvas = Image.new("RGB", rgb.size, background)
+    canvas.paste(rgb, mask=alpha)
+    return canvas
 
 
 def fit_image(image: Image.Image, height: int, width: int, fit: Fit = "crop") -> FittedImage:

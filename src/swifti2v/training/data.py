@@ -18,7 +18,9 @@ from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_mo
 logger = logging.getLogger(__name__)
 
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
+)
 STILL_INTERVAL = 20
 """Every so many frames of a clip serve as stills too."""
 PICTURE_INTERVAL = 30
