@@ -1,5 +1,6 @@
 """Pixel and latent shapes, and every rule that ties them together."""
 
+import math
 from typing import NamedTuple
 
 from swifti2v.errors import ShapeError
@@ -48,6 +49,84 @@ class PixelShape(NamedTuple):
                     f"{name} {side} does not fit: it must be a multiple of {scale.side}; "
                     f"the nearest are {lower} and {lower + scale.side}"
                 )
+
+
+class FrameSize(NamedTuple):
+    """Size of a frame in pixels."""
+
+    height: int
+    width: int
+
+    @property
+    def num_pixels(self) -> int:
+        """Pixels of a frame."""
+        return self.height * self.width
+
+
+def size_of_aspect(
+    aspect: FrameSize,
+    multiple: int,
+    max_pixels: int,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+) -> FrameSize:
+    """Output size for a photo: its own aspect, as far as the sides that a model takes allow.
+
+    Of all sizes within ``max_pixels`` the one that keeps most of the photo at most resolution:
+    the part of the photo that is left after cropping, times the square root of the pixels.
+
+    Args:
+        aspect: Size of the photo.
+        multiple: What both sides must be multiples of.
+        max_pixels: Most pixels of a frame, such as those of the model's default size. At least
+            one ``multiple`` on either side is returned.
+        height: Kept if given; then the width follows from the aspect, whatever ``max_pixels``.
+        width: Kept if given, in the same way.
+
+    Raises:
+        ShapeError: ``aspect``, ``height`` or ``width`` is below 1.
+    """
+    given = [side for side in (height, width) if side is not None]
+    if min(*aspect, *given) < 1:
+        raise ShapeError(f"size {min(*aspect, *given)} is too small; sides are at least 1 pixel")
+    if height is not None:
+        return FrameSize(height, width or _nearest(height * aspect.width / aspect.height, multiple))
+    if width is not None:
+        return FrameSize(_nearest(width * aspect.height / aspect.width, multiple), width)
+    num_cells = max(1, max_pixels // multiple**2)
+
+    def quality(size: FrameSize) -> tuple[float, int]:
+        ratio = size.width * aspect.height / (size.height * aspect.width)
+        return min(ratio, 1 / ratio) * math.sqrt(size.num_pixels), size.num_pixels
+
+    sizes = []
+    exact_rows = math.sqrt(num_cells * aspect.height / aspect.width)
+    for rows in range(1, min(num_cells, 2 * math.ceil(exact_rows)) + 1):
+        fitting = rows * aspect.width / aspect.height
+        for columns in {math.floor(fitting), math.ceil(fitting), num_cells // rows}:
+            if 1 <= columns <= num_cells // rows:
+                sizes.append(FrameSize(rows * multiple, columns * multiple))
+    return max(sizes, key=quality)
+
+
+def exact_size(aspect: FrameSize, multiple: int, max_pixels: int) -> FrameSize | None:
+    """The largest size of exactly an aspect; None if there is none within ``max_pixels``.
+
+    Args:
+        aspect: A size of that aspect.
+        multiple: What both sides must be multiples of.
+        max_pixels: Most pixels of a frame.
+    """
+    common = math.gcd(*aspect)
+    rows, columns = aspect.height // common, aspect.width // common
+    step = math.lcm(*(multiple // math.gcd(multiple, side) for side in (rows, columns)))
+    times = math.isqrt(max_pixels // (rows * columns * step**2)) * step
+    return FrameSize(rows * times, columns * times) if times else None
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
 
 
 class LatentShape(NamedTuple):

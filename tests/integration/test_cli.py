@@ -190,7 +190,7 @@ def test_flags_beat_set_beats_config_beats_the_model(model, photo, tmp_path):
     result = succeed(
         generate(
             model, photo, tmp_path / "out.mp4", "--dry-run", "--json", "--config", file,
-            "--set", "fps=21", "--set", "stage2.segment_size=3", "--fps", 22,
+            "--set", "fps=21", "--set", "stage2.segment_size=3", "--fps", 22, "--width", SIZE,
         )
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from swifti2v.cli.settings import (
     parse_color,
     read_settings,
 )
+from swifti2v.cli.sizes import choose_size
 from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
@@ -36,7 +37,7 @@ from swifti2v.models.text import PromptCache, doubt_prompt, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.sampling import SAMPLING_VERSION
-from swifti2v.shapes import PixelShape, ScaleFactors
+from swifti2v.shapes import FrameSize, PixelShape, ScaleFactors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TIME = ScaleFactors(time=4, space=1, patch=1)
@@ -91,7 +92,9 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     motion = None
     if motion_path is not None:
         motion, settings = _read_motion(motion_path, options, like, settings)
-    placed = place_run(options, like, settings, work_dir.stored_plan if work_dir else {})
+    stored = work_dir.stored_plan if work_dir else {}
+    settings, size_notes = choose_size(options, like, stored, settings, _size_of(photo, motion))
+    placed = place_run(options, like, settings, stored)
     settings = placed.settings
     pipe = _load_pipeline(options, like, settings, placed.placement)
     if options.preview_decoder is not None:
@@ -111,7 +114,7 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     if work_dir is not None:
         work_dir.require_same(settings.plan())
     image, motion, notes = _fit_inputs(photo, motion, settings)
-    notes += [placed.note] if placed.note else []
+    notes = [*size_notes, *notes, *([placed.note] if placed.note else [])]
     notes += pipe.components.describe_loras()
     if motion is None and (doubt := doubt_prompt(pipe.components.text_encoder, settings.prompt)):
         notes.append(doubt)
@@ -223,7 +226,7 @@ def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRec
 def _read_motion(
     path: Path, options: ClipOptions, like: RunSettings | None, settings: RunSettings
 ) -> tuple[Frames, RunSettings]:
-    """The user's clip, and settings whose length, size and rate follow from it where not given."""
+    """The user's clip, and settings whose length and rate follow from it where not given."""
     given: dict[str, Any] = to_dict(like.config) if like else {}
     for _, asked in options.changes():
         given = merge(given, asked)
@@ -235,23 +238,21 @@ def _read_motion(
     if max_frames is not None and len(frames) < max_frames:
         raise ShapeError(f"clip {path} has {len(frames)} frames, fewer than the {max_frames} asked")
     _require_length(path, len(frames))
-    low_height, low_width = frames.shape[1:3]
-    scale = settings.config.stage1.downscale
     config = replace(
         settings.config,
         num_frames=len(frames),
-        height=given.get("height", low_height * scale),
-        width=given.get("width", low_width * scale),
         fps=given.get("fps", min(240, max(1, round(fps)))),
     )
-    has_aspect = low_height * config.width == low_width * config.height
-    if not has_aspect and options.command == "refine":
-        raise ShapeError(
-            f"clip {path} is {low_width}x{low_height}, the output {config.width}x{config.height}: "
-            "the aspects differ; crop the clip, or choose a size of its aspect"
-        )
     motion = FileRecord.of(path)
     return frames, replace(settings, motion=motion, config=config)
+
+
+def _size_of(photo: Image.Image | None, motion: Frames | None) -> FrameSize:
+    """Size of what sets the output's aspect: the user's clip, else the photo."""
+    if motion is not None:
+        return FrameSize(*motion.shape[1:3])
+    assert photo is not None
+    return FrameSize(photo.height, photo.width)
 
 
 def _fit_inputs(

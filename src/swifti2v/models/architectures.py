@@ -23,8 +23,16 @@ from swifti2v.models.official import (
     find_official_file,
     is_wan_model,
 )
-from swifti2v.models.sources import CONFIG_NAME, ComponentSource, download, is_on_hub, parent
+from swifti2v.models.sources import (
+    CONFIG_NAME,
+    ComponentSource,
+    ModelIndex,
+    download,
+    is_on_hub,
+    parent,
+)
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.shapes import ScaleFactors
 
 WAN21_I2V_14B = {
     "num_attention_heads": 40,
@@ -102,6 +110,10 @@ class Architecture(NamedTuple):
             raise LoadingError(
                 f"the configuration of {where} describes no model: {error}"
             ) from error
+
+    def value(self, key: str) -> Any:
+        """A value of the configuration, or the class's own default."""
+        return self.config.get(key, inspect.signature(self.kind.__init__).parameters[key].default)
 
     def make_empty(self, where: str) -> Any:
         """The model in eval mode, without memory: its tensors have sizes and no values."""
@@ -190,6 +202,31 @@ def _read_remote(role: str, source: ComponentSource, root: Path) -> Architecture
             raise unknown
         download(repo_id, f"{parent(file)}*.index.json")  # names of weights tell what it attends to
     return read_architecture(role, place)
+
+
+def find_scale(stage: str, index: ModelIndex, root: Path) -> ScaleFactors:
+    """Scale factors of a stage, before any weights are loaded.
+
+    Args:
+        stage: ``stage1`` or ``stage2``.
+        index: The model.
+        root: What its relative paths start from.
+
+    Raises:
+        LoadingError: See ``find_architecture``.
+    """
+    vae = find_architecture(f"{stage}_vae", index.components[f"{stage}_vae"], root)
+    source = index.components[f"{stage}_transformer"]
+    if (root / Path(source.source).expanduser() / source.subfolder).is_file():
+        # It has no configuration and is too large to be read twice: one of Wan's own models.
+        transformer = Architecture(WanTransformer3DModel, {})
+    else:
+        transformer = find_architecture(f"{stage}_transformer", source, root)
+    return ScaleFactors(
+        time=vae.value("scale_factor_temporal"),
+        space=vae.value("scale_factor_spatial"),
+        patch=transformer.value("patch_size")[1],
+    )
 
 
 def read_architecture(role: str, place: Path) -> Architecture:

@@ -1,5 +1,6 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.segments import plan_segments
-from swifti2v.shapes import PixelShape
+from swifti2v.shapes import FrameSize, PixelShape, ScaleFactors, size_of_aspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,21 @@ class SwiftI2VPipeline:
         """
         nested = expand_shorthands(changes)
         return parse_config(GenerationConfig, merge(to_dict(self.config), nested), "settings")
+
+    def size_for(
+        self, photo: Image.Image, *, height: int | None = None, width: int | None = None
+    ) -> FrameSize:
+        """Output size for a photo: its own aspect, in no more pixels than the default size.
+
+        Args:
+            photo: Only its size is read.
+            height: Kept if given; see ``swifti2v.shapes.size_of_aspect``.
+            width: Kept if given.
+        """
+        default = FrameSize(self.config.height, self.config.width)
+        multiple = side_multiple(self.stage1.scale, self.stage2.scale, self.config)
+        aspect = FrameSize(photo.height, photo.width)
+        return size_of_aspect(aspect, multiple, default.num_pixels, height=height, width=width)
 
     def require_fit(self, config: GenerationConfig, *, with_stage1: bool = True) -> None:
         """Refuse sizes and frame counts that either stage cannot hold, before any work.
@@ -421,6 +437,21 @@ class SwiftI2VPipeline:
                 f"{config.width}x{config.height}; fit it first (swifti2v.media.fit_image)"
             )
         return image_to_tensor(image).to(self.components.device)
+
+
+def side_multiple(
+    stage1: ScaleFactors | None, stage2: ScaleFactors, config: GenerationConfig
+) -> int:
+    """Pixels that height and width must be multiples of, see ``SwiftI2VPipeline.require_fit``.
+
+    Args:
+        stage1: Scale factors of Stage I; None where it does not run.
+        stage2: Scale factors of Stage II.
+        config: Settings.
+    """
+    attention = config.stage2.attention
+    pool = (attention.pool or 1) if attention.kind == "gclf" else 1
+    return math.lcm(stage2.side * pool, stage1.side * config.stage1.downscale if stage1 else 1)
 
 
 def _seed(generator: torch.Generator | int) -> int:
