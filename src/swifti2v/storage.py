@@ -1,5 +1,6 @@
 """Files and directories that are there whole or not at all, also after a kill or a power cut."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 UNFINISHED = ".writing"
 """In the name of what is not whole yet."""
+MAX_NAME_BYTES = 255
+"""Longest file name of usual file systems."""
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
         path: Where the file shall be.
         ending: Of the other name, for writers that go by it, such as ``.mkv``.
     """
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}{ending}")
+    unfinished = _unfinished(path, ending)
     try:
         yield unfinished
         sync(unfinished)
@@ -39,7 +42,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Args:
         path: Where the directory shall be.
     """
-    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    unfinished = _unfinished(path)
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:
         yield unfinished
@@ -55,9 +58,22 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put a whole file in place, or leave what was there; text is written as UTF-8."""
+    """Put a whole file in place, or leave what was there; text is written by ``encode_text``."""
     with whole_file(path) as unfinished:
-        unfinished.write_bytes(content if isinstance(content, bytes) else content.encode())
+        unfinished.write_bytes(content if isinstance(content, bytes) else encode_text(content))
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8; bytes of a file name that are not become escapes, which JSON reads back."""
+    return text.encode(errors="backslashreplace")
+
+
+def _unfinished(path: Path, ending: str = "") -> Path:
+    """Another name beside a file's, no longer than a file system takes."""
+    name = f"{path.name}{UNFINISHED}{ending}"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{UNFINISHED}{ending}"
+    return path.with_name(name)
 
 
 def sync(path: Path) -> None:

@@ -24,6 +24,7 @@ from swifti2v.media import (
     read_metadata,
     require_writable,
 )
+from swifti2v.media.encoder import CodecName
 
 HEIGHT, WIDTH = 64, 96
 SIZE: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
@@ -246,6 +247,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_written(interrupted: Interr
 
 def test_what_cannot_be_written_is_refused_up_front(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "folder").mkdir()
     for name, codec, reason in (
         ("none/a.mp4", "h264", "none does not exist; create it"),
         ("folder.mp4", "h264", "is a folder"),
@@ -255,15 +257,23 @@ def test_what_cannot_be_written_is_refused_up_front(tmp_path: Path) -> None:
         ("a.png", "h264", "names one PNG"),
         ("a%s.png", "h264", "names one PNG"),
         ("none/%05d.png", "h264", "none does not exist"),
-        ("none/frames", "h264", "none does not exist"),
+        ("none/frames", "png", "none does not exist"),
+        ("frames", "h264", r"frames has no suffix; .* frames\.mp4, or give --codec png"),
+        ("folder", "h264", "folder is a folder; give .* or --codec png"),
+        ("a.mp4", "png", "is a video; with codec png give a folder"),
     ):
         with pytest.raises(MediaError, match=reason):
             require_writable(tmp_path / name, codec)
         with pytest.raises(MediaError, match=reason):
             open_writer(tmp_path / name, **SIZE, codec=cast(Any, codec))
-    for name in ("a.mp4", "a.MKV", "frames", "%05d.png"):
+    for name in ("a.mp4", "a.MKV", "%05d.png"):
         require_writable(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
+    for name in ("frames", "v1.2", "folder", "folder.mp4", "%05d.png"):
+        require_writable(tmp_path / name, "png")
+    for option in ({"crf": 20}, {"ten_bit": True}):
+        with pytest.raises(MediaError, match="leave crf and ten_bit out"):
+            open_writer(tmp_path / "frames", **SIZE, codec="png", **cast(Any, option))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "folder.mp4"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -304,7 +314,8 @@ def test_frames_of_another_kind_are_refused(tmp_path: Path) -> None:
     ("target", "first"), [("frames", "00000.png"), ("shot_%03d.png", "shot_000.png")]
 )
 def test_png_sequences_are_exact(tmp_path: Path, target: str, first: str) -> None:
-    with open_writer(tmp_path / target, **SIZE, metadata=NOTE, codec="h264") as writer:
+    codec: CodecName = "h264" if "%" in target else "png"
+    with open_writer(tmp_path / target, **SIZE, metadata=NOTE, codec=codec) as writer:
         assert isinstance(writer, PngSequenceWriter)
         writer.write(moving(3)[:2])
         writer.write(moving(3)[2:])
@@ -316,7 +327,7 @@ def test_png_sequences_are_exact(tmp_path: Path, target: str, first: str) -> Non
     )
     assert read_metadata(tmp_path / target) == NOTE
     with pytest.raises(MediaError, match="already holds PNGs"):
-        open_writer(tmp_path / target, **SIZE)
+        open_writer(tmp_path / target, **SIZE, codec=codec)
 
 
 def test_open_writer_picks_by_suffix(tmp_path: Path) -> None:

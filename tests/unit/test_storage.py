@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from swifti2v.storage import whole_directory, whole_file, write_whole
+from swifti2v.storage import encode_text, whole_directory, whole_file, write_whole
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -67,3 +68,24 @@ def test_a_directory_takes_the_place_of_another_only_when_it_is_whole(tmp_path):
     fill(path, "new")
     assert (path / "inner/a.txt").read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", ["", ".mp4"])
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "a" * 247, "\udce9" * 255])
+def test_the_longest_names_can_be_written(tmp_path, name, ending):
+    with whole_file(tmp_path / name, ending) as unfinished:
+        assert unfinished.name.endswith(f".writing{ending}")
+        unfinished.write_text("new")
+    assert (tmp_path / name).read_text() == "new"
+    (tmp_path / name).unlink()
+    with whole_directory(tmp_path / name) as unfinished:
+        unfinished.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_json_with_any_file_name_is_written_and_read_back(tmp_path):
+    names = ["Caf\udce9.png", "café.png"]
+    write_whole(tmp_path / "names.json", json.dumps(names, ensure_ascii=False))
+    text = (tmp_path / "names.json").read_text(encoding="utf-8")
+    assert json.loads(text) == names
+    assert encode_text("café") == "café".encode()

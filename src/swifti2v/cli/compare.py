@@ -66,10 +66,11 @@ def tally(
 
         from swifti2v.evaluation.side_by_side.tally import tally as add_up
         from swifti2v.evaluation.summary import plain
+        from swifti2v.storage import encode_text
 
         votes = add_up(results)
         if as_json:
-            typer.echo(json.dumps(plain(asdict(votes)), ensure_ascii=False))
+            typer.echo(encode_text(json.dumps(plain(asdict(votes)), ensure_ascii=False)))
             return
         for name, number in zip(votes.names, (votes.num_first, votes.num_second), strict=True):
             typer.echo(f"{name}: {number} votes")

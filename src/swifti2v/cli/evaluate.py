@@ -228,6 +228,7 @@ def _finish(
         write_files,
     )
     from swifti2v.evaluation.summary import paired_differences, summarize
+    from swifti2v.storage import encode_text
 
     has_means = is_set or bool(baselines)
     summary = summarize([result.scores for result in results]) if has_means else None
@@ -243,7 +244,9 @@ def _finish(
     if output is not None:
         write_files(output, results, describe(curves=True), summary, differences)
     if as_json:
-        typer.echo(json.dumps(describe(curves=False), ensure_ascii=False, allow_nan=False))
+        typer.echo(
+            encode_text(json.dumps(describe(curves=False), ensure_ascii=False, allow_nan=False))
+        )
         return
     if summary is None:
         _print_clip(results[0])

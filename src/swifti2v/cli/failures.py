@@ -1,5 +1,6 @@
 """From exceptions and signals to exit codes: 1 an error, 130 interrupted; 2 is typer's own."""
 
+import io
 import logging
 import signal
 import sys
@@ -22,6 +23,7 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
     Args:
         debug: Let the error through, with its traceback.
     """
+    _print_any_name()
     configure_logging(debug=debug)
     try:
         yield
@@ -34,6 +36,13 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
         notes = "; ".join(getattr(error, "__notes__", ())) or "nothing was written"
         typer.echo(f"interrupted: {notes}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _print_any_name() -> None:
+    """Print the bytes of file names that are not UTF-8 as they are, whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
 
 
 def describe(error: BaseException) -> str:

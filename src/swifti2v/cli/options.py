@@ -34,6 +34,7 @@ class Codec(StrEnum):
     H265 = "h265"
     AV1 = "av1"
     FFV1 = "ffv1"
+    PNG = "png"
 
 
 class Dtype(StrEnum):
@@ -121,7 +122,10 @@ class ClipOptions:
         Path | None, typer.Option(help="Take all settings from a video made by this program.")
     ] = None
     codec: Annotated[
-        Codec | None, typer.Option(help="Of the video (default h264); ffv1 is lossless, for .mkv.")
+        Codec | None,
+        typer.Option(
+            help="Of the video (default h264); ffv1 is lossless, for .mkv; png writes a folder."
+        ),
     ] = None
     crf: Annotated[int | None, typer.Option(help="Quality; lower is better and larger.")] = None
     ten_bit: Annotated[bool, typer.Option("--ten-bit", help="10 bits a colour.")] = False
@@ -177,6 +181,16 @@ class ClipOptions:
         bool, typer.Option("--no-metadata", help="Do not store the settings in the video.")
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
+
+    def weights(self) -> list[tuple[str, str | Path]]:
+        """Paths of weights and latents, each with its flag."""
+        named = {
+            "--model": self.model,
+            "--preview-decoder": self.preview_decoder,
+            "--work-dir": self.work_dir,
+        }
+        given = [(flag, path) for flag, path in named.items() if path is not None]
+        return [*given, *(("--lora", text) for text in self.lora or [])]
 
     def changes(self) -> list[tuple[str, dict[str, Any]]]:
         """Settings asked for, weakest first, each with its origin for error messages.

@@ -19,6 +19,8 @@ SHEET_FRAMES = 8
 
 def find_video_settings(options: ClipOptions, like: RunSettings | None) -> VideoSettings:
     """Compression asked for, or that of the video to be repeated."""
+    if options.codec == "png":  # takes no quality, so none of the other video's either
+        return VideoSettings(codec="png", crf=options.crf, ten_bit=options.ten_bit)
     before = like.video if like else VideoSettings()
     return VideoSettings(
         codec=options.codec.value if options.codec else before.codec,

@@ -16,6 +16,22 @@ def require_folder(folder: Path) -> None:
         raise InputError(f"folder {folder} is not there or not writable; choose another one")
 
 
+def require_utf8(path: str | Path, what: str) -> None:
+    """Refuse a path of weights or latents that is not UTF-8: safetensors opens no other.
+
+    Args:
+        path: As the user gave it.
+        what: Named in the error, such as a flag.
+
+    Raises:
+        InputError: As said.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{what} {path} is not a UTF-8 name; rename it") from None
+
+
 def require_writable_file(path: Path) -> None:
     """Refuse a file that cannot be made or replaced.
 

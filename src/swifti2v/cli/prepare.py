@@ -16,6 +16,7 @@ from swifti2v.cli.loras import parse_lora
 from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import find_video_settings, require_writable_outputs
+from swifti2v.cli.paths import require_utf8
 from swifti2v.cli.settings import (
     FileRecord,
     LoraRecord,
@@ -33,7 +34,7 @@ from swifti2v.media import Frames, fit_image, load_image, probe_clip, read_clip
 from swifti2v.models.loading import STAGES
 from swifti2v.models.placement import Placement
 from swifti2v.models.sources import LoraSource, find_model
-from swifti2v.models.text import PromptCache, doubt_prompt, tokenize_prompts
+from swifti2v.models.text import PromptCache, doubt_prompt, require_text, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.sampling import SAMPLING_VERSION
@@ -82,6 +83,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         assert like is not None  # _read_like refuses
         image_path = Path(like.image.path)
     require_writable_outputs(options, like, [image_path, motion_path])
+    for flag, path in options.weights():
+        require_utf8(path, flag)
     work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
     background = options.background or (like.background if like else None)
     color = None if background is None else parse_color(background)
@@ -89,6 +92,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     settings = replace(
         _resolve_settings(options, like, image_path, work_dir), background=background
     )
+    prompts = [settings.prompt, settings.config.negative_prompt]
+    require_text(prompts)
     motion = None
     if motion_path is not None:
         motion, settings = _read_motion(motion_path, options, like, settings)
@@ -102,7 +107,7 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     _require_fit(pipe, settings, motion)
     tokenize_prompts(
         pipe.components.tokenizer,
-        [settings.prompt, settings.config.negative_prompt],
+        prompts,
         pipe.components.max_text_length,
         truncate=settings.truncate_prompt,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
+from swifti2v.storage import encode_text
 
 Stage = Literal["stage1", "stage2"]
 
@@ -118,7 +120,7 @@ class RunSettings:
 
     def to_json(self) -> str:
         """For the comment of a video."""
-        return json.dumps(to_dict(self), ensure_ascii=False)
+        return encode_text(json.dumps(to_dict(self), ensure_ascii=False)).decode()
 
 
 def read_settings(path: Path) -> RunSettings:
@@ -147,7 +149,7 @@ def hash_file(path: Path) -> str:
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     for file in files:
         if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode())
+            digest.update(os.fsencode(file.relative_to(path)))
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)

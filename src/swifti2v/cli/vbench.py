@@ -97,6 +97,7 @@ def generate(
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
         from swifti2v.models.loading import STAGES
         from swifti2v.sampling import SAMPLING_VERSION
+        from swifti2v.storage import encode_text
         from swifti2v.training.stage_transition import parse_shard
 
         index, num_shards = parse_shard(shard)
@@ -121,7 +122,7 @@ def generate(
         )
         if dry_run:
             plan = {"num_videos": len(videos), **to_dict(record)}
-            typer.echo(json.dumps(plan, ensure_ascii=False, indent=1))
+            typer.echo(encode_text(json.dumps(plan, ensure_ascii=False, indent=1)))
             return
         pipe = SwiftI2VPipeline.from_pretrained(
             model,

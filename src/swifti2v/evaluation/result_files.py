@@ -13,6 +13,7 @@ from swifti2v.evaluation.intervals import Estimate
 from swifti2v.evaluation.offline import METRICS
 from swifti2v.evaluation.report import ClipResult, render_report
 from swifti2v.evaluation.summary import plain, plain_estimates
+from swifti2v.storage import write_whole
 from swifti2v.version import __version__
 
 JSON_NAME, CSV_NAME, HTML_NAME = "metrics.json", "metrics.csv", "report.html"
@@ -92,11 +93,13 @@ def write_files(
     """
     folder.mkdir(exist_ok=True)
     text = json.dumps(described, ensure_ascii=False, indent=1, allow_nan=False)
-    (folder / JSON_NAME).write_text(text + "\n", encoding="utf-8")
-    with (folder / CSV_NAME).open("w", encoding="utf-8", newline="") as file:
+    write_whole(folder / JSON_NAME, text + "\n")
+    with (folder / CSV_NAME).open(
+        "w", encoding="utf-8", errors="backslashreplace", newline=""
+    ) as file:
         _write_csv(csv.writer(file), results)
     page = render_report(results, summary, differences, versions())
-    (folder / HTML_NAME).write_text(page, encoding="utf-8")
+    write_whole(folder / HTML_NAME, page)
 
 
 def _write_csv(writer: Any, results: Sequence[ClipResult]) -> None:

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from swifti2v.errors import MediaError
 from swifti2v.media.container import matroska_clusters, mp4_fragments
 
-CodecName = Literal["h264", "h265", "av1", "ffv1"]
+CodecName = Literal["h264", "h265", "av1", "ffv1", "png"]
 
 
 class EncodingOptions(TypedDict, total=False):
     """How a video is compressed; what is left out takes the default."""
 
     codec: CodecName
-    """Default ``h264``. ``ffv1`` is lossless and needs ``.mkv``."""
+    """Default ``h264``. ``ffv1`` is lossless and needs ``.mkv``; ``png`` is a folder of images."""
     crf: int
     """Constant quality, default 16, lower is better: 0 to 51, 63 with ``av1``."""
     ten_bit: bool

@@ -22,6 +22,7 @@ from swifti2v.storage import whole_file
 
 logger = logging.getLogger(__name__)
 
+VIDEO_SUFFIXES = (".mp4", ".mkv")
 _DEFAULT_PATTERN = "%05d.png"
 
 
@@ -38,19 +39,21 @@ def open_writer(
     """Open the writer that the path asks for.
 
     Args:
-        path: ``.mp4`` or ``.mkv`` gives a ``VideoWriter``; a folder, a path without a suffix
-            or a pattern such as ``frames/%05d.png`` gives a ``PngSequenceWriter``.
+        path: ``.mp4`` or ``.mkv`` gives a ``VideoWriter``; a pattern such as
+            ``frames/%05d.png``, or with codec ``png`` a folder, a ``PngSequenceWriter``.
         height: Pixels.
         width: Pixels.
         fps: Frames per second; not stored with PNGs.
         metadata: Texts to store.
         queue_size: Pieces that may wait to be written before ``write`` blocks.
-        **encoding: ``codec``, ``crf`` and ``ten_bit``; PNGs do without.
+        **encoding: ``codec``, ``crf`` and ``ten_bit``; PNGs do without the last two.
 
     Raises:
         MediaError: Nothing can be written at ``path``, or an option is out of range.
     """
-    if _is_png_target(Path(path)):
+    if _is_png_target(Path(path), encoding.get("codec")):
+        if "crf" in encoding or encoding.get("ten_bit"):
+            raise MediaError("PNGs keep the 8-bit frames exactly; leave crf and ten_bit out")
         return PngSequenceWriter(
             path, height=height, width=width, metadata=metadata, queue_size=queue_size
         )
@@ -78,20 +81,26 @@ def require_writable(path: str | Path, codec: str = "h264") -> None:
             meant, or the suffix does not fit.
     """
     path = Path(path)
-    if _is_png_target(path):
+    if _is_png_target(path, codec):
         _require_png_target(path)
         return
     if path.is_dir():
-        raise MediaError(f"output {path} is a folder; give a file name such as clip.mp4")
+        raise MediaError(
+            f"output {path} is a folder; give a file name such as clip.mp4, or --codec png for PNGs"
+        )
+    if not path.suffix:
+        raise MediaError(
+            f"output {path} has no suffix; name a video, such as {path.name}.mp4, or give "
+            "--codec png for a folder of PNGs"
+        )
     require_codec_fits(path.suffix, codec)
     _require_folder(path.parent)
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise MediaError(f"output {path} cannot be replaced; choose another name")
 
 
-def _is_png_target(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix == ".png" or not suffix or (path.is_dir() and suffix not in (".mp4", ".mkv"))
+def _is_png_target(path: Path, codec: str | None) -> bool:
+    return codec == "png" or path.suffix.lower() == ".png"
 
 
 def _png_folder_and_pattern(path: Path) -> tuple[Path, str]:
@@ -101,6 +110,10 @@ def _png_folder_and_pattern(path: Path) -> tuple[Path, str]:
 
 
 def _require_png_target(path: Path) -> None:
+    if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir():
+        raise MediaError(
+            f"output {path} is a video; with codec png give a folder, or a name such as %05d.png"
+        )
     folder, pattern = _png_folder_and_pattern(path)
     if not re.fullmatch(r"[^%]*%(0\d+)?d[^%]*", pattern):
         raise MediaError(f"output {path} names one PNG; give a folder or a name such as %05d.png")

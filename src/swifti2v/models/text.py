@@ -77,6 +77,21 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", clean_prompt(text).lower())
 
 
+def require_text(prompts: Sequence[str]) -> None:
+    """Refuse prompts that hold bytes in another encoding, as a terminal may hand them over.
+
+    Raises:
+        PromptError: As said.
+    """
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise PromptError(
+                f"the prompt {prompt[:40]!r} is not UTF-8: type it in a UTF-8 terminal"
+            ) from None
+
+
 def tokenize_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -95,10 +110,11 @@ def tokenize_prompts(
         Token ids and attention mask, both ``[B, max_length]`` int64.
 
     Raises:
-        PromptError: No prompt, or one over the limit without ``truncate``.
+        PromptError: No prompt, one that is not Unicode, or over the limit without ``truncate``.
     """
     if isinstance(prompts, str) or not prompts:
         raise PromptError(f"prompts must be a list of at least one text, got {prompts!r}")
+    require_text(prompts)
     texts = [clean_prompt(prompt) for prompt in prompts]
     if not truncate:
         for text in texts:

@@ -228,7 +228,7 @@ class ManifestClips:
 
 def _hash_seed(name: str, number: int) -> int:
     """A seed for a clip's piece of a number, 63 bits."""
-    digest = hashlib.sha256(f"{number} {name}".encode()).digest()
+    digest = hashlib.sha256(f"{number} {name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

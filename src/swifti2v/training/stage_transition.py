@@ -102,7 +102,7 @@ def draw_for(config: TransitionConfig, sample_id: str) -> Draw:
 
     Neither the order of samples nor sharding or a stop changes it.
     """
-    digest = hashlib.sha256(f"{config.seed} {sample_id}".encode()).digest()
+    digest = hashlib.sha256(f"{config.seed} {sample_id}".encode(errors="surrogateescape")).digest()
     level, seed, place = (int.from_bytes(digest[i : i + 6], "big") for i in (0, 8, 16))
     sigma = config.sigma_low + (config.sigma_high - config.sigma_low) * level / 2**48
     return Draw(min(sigma, config.sigma_high), seed, place / 2**48)
@@ -110,7 +110,7 @@ def draw_for(config: TransitionConfig, sample_id: str) -> Draw:
 
 def is_in_shard(sample_id: str, index: int, num_shards: int) -> bool:
     """Whether shard ``index`` (from 1) of ``num_shards`` takes a sample, by a hash of its id."""
-    digest = hashlib.sha256(f"shard {sample_id}".encode()).digest()
+    digest = hashlib.sha256(f"shard {sample_id}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % num_shards == index - 1
 
 

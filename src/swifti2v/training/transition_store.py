@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,10 +129,12 @@ class TransitionStore:
 
 def file_stem(sample_id: str) -> str:
     """File name for an id, another one for each id: unusual characters as ``%XX``, long ids cut."""
-    stem = quote(sample_id, safe=" ,+=@()[]")
+    stem = quote(os.fsencode(sample_id), safe=" ,+=@()[]")
     if len(stem) <= MAX_STEM and re.fullmatch(r"[^.].*", stem) and not stem.endswith(UNFINISHED):
         return stem
-    return f"{stem[:MAX_STEM].replace('.', '_')}-{hashlib.sha256(sample_id.encode()).hexdigest()}"
+    return (
+        f"{stem[:MAX_STEM].replace('.', '_')}-{hashlib.sha256(os.fsencode(sample_id)).hexdigest()}"
+    )
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

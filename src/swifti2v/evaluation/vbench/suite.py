@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from swifti2v.config import parse_config
 from swifti2v.errors import InputError
 from swifti2v.evaluation.vbench.dimensions import CAMERA, DIMENSIONS
+from swifti2v.storage import encode_text
 
 MAX_SAMPLES = 5
 """Videos of a prompt that the official code looks for."""
@@ -41,7 +42,7 @@ class SuiteEntry:
             )
         for name in (self.prompt_en, self.image_name):
             is_name = name.strip() and not set("/\0") & set(name)
-            if not is_name or len(name.encode()) > MAX_NAME_BYTES:
+            if not is_name or len(encode_text(name)) > MAX_NAME_BYTES:
                 raise InputError(f"{name!r} cannot be part of a file name; shorten or rename it")
 
 
