@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_texts_and_weights_in_another_encoding_are_refused_before_any_work(
 ):
     monkeypatch.chdir(tmp_path)
     save_lora(tmp_path / "lora.safetensors").rename(tmp_path / "caf\udce9")
-    message = error_line(generate(model, photo, "out.mp4", *SHORT, flag, "caf\udce9"))
+    message = error_line(generate(model, photo, Path("out.mp4"), *SHORT, flag, "caf\udce9"))
     assert named in message
     assert not (tmp_path / "out.mp4").exists()
 

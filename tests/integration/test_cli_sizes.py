@@ -3,6 +3,7 @@ import json
 import pytest
 from PIL import Image
 from PIL.ExifTags import Base
+from typer.testing import Result
 
 from tests.command_line import (
     error_line,
@@ -37,7 +38,7 @@ def phone_photo(tmp_path):
     return tmp_path / "phone.jpg"
 
 
-def plan(result):
+def plan(result: Result) -> tuple[tuple[int, int], str]:
     values = json.loads(succeed(result).stdout)
     config = values["settings"]["config"]
     return (config["width"], config["height"]), " ".join(values["notes"])

@@ -1,5 +1,6 @@
 """Models known without their weights: sizes of the public ones, and those of what is loaded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 from swifti2v.errors import LoadingError
 from swifti2v.models import architectures
-from swifti2v.models.architectures import KINDS, find_architecture
+from swifti2v.models.architectures import KINDS, find_architecture, find_scale
 from swifti2v.models.loading import load_model
 from swifti2v.models.sources import ComponentSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -119,3 +120,27 @@ def test_a_configuration_of_no_model_is_refused(tmp_path: Path) -> None:
     found = find_architecture("stage1_transformer", ComponentSource(source="."), tmp_path)
     with pytest.raises(LoadingError, match="the configuration of here describes no model"):
         found.make_empty("here")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage1", "stage2"),
+    [
+        ("paper", (4, 8, 2), (4, 16, 2)),
+        ("vibe", (4, 8, 2), (4, 16, 2)),
+        ("nano", (4, 4, 1), (4, 8, 2)),
+    ],
+)
+def test_scales_are_known_without_weights(
+    name: str, stage1: tuple[int, ...], stage2: tuple[int, ...]
+) -> None:
+    index, root = find_model(name)
+    assert find_scale("stage1", index, root) == stage1
+    assert find_scale("stage2", index, root) == stage2
+
+
+def test_the_scale_of_an_original_file_is_that_of_wan(tmp_path: Path) -> None:
+    (tmp_path / "wan.safetensors").write_bytes(b"not read")
+    index, root = find_model("paper")
+    source = ComponentSource(source=str(tmp_path / "wan.safetensors"))
+    components = {**index.components, "stage1_transformer": source}
+    assert find_scale("stage1", replace(index, components=components), root) == (4, 8, 2)
