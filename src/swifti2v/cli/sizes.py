@@ -10,7 +10,7 @@ from swifti2v.config import merge, to_dict
 from swifti2v.errors import ShapeError
 from swifti2v.models.architectures import find_scale
 from swifti2v.models.sources import find_model
-from swifti2v.pipelines.two_stage import side_multiple
+from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.shapes import FrameSize, exact_size, size_of_aspect
 
 

@@ -1,6 +1,5 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +42,12 @@ from swifti2v.models.speed import accelerate, require_prepared
 from swifti2v.models.vae import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
+from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.segments import plan_segments
-from swifti2v.shapes import FrameSize, PixelShape, ScaleFactors, size_of_aspect
+from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,21 +437,6 @@ class SwiftI2VPipeline:
                 f"{config.width}x{config.height}; fit it first (swifti2v.media.fit_image)"
             )
         return image_to_tensor(image).to(self.components.device)
-
-
-def side_multiple(
-    stage1: ScaleFactors | None, stage2: ScaleFactors, config: GenerationConfig
-) -> int:
-    """Pixels that height and width must be multiples of, see ``SwiftI2VPipeline.require_fit``.
-
-    Args:
-        stage1: Scale factors of Stage I; None where it does not run.
-        stage2: Scale factors of Stage II.
-        config: Settings.
-    """
-    attention = config.stage2.attention
-    pool = (attention.pool or 1) if attention.kind == "gclf" else 1
-    return math.lcm(stage2.side * pool, stage1.side * config.stage1.downscale if stage1 else 1)
 
 
 def _seed(generator: torch.Generator | int) -> int:
