@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from swifti2v import errors
 from swifti2v.config import (
@@ -21,7 +21,7 @@ from swifti2v.config import (
     to_dict,
 )
 from swifti2v.media import frames_to_video, image_to_tensor, resize_video
-from swifti2v.models.image_encoder import encode_image
+from swifti2v.models.image_encoder import encode_image, make_image_processor
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Progress, Stopwatch
@@ -307,11 +307,12 @@ def test_stage_one_is_the_plain_wan21_recipe(image):
     )  # fmt: skip
     clip_config = CLIPVisionConfig(
         hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-        image_size=8, patch_size=4,
+        image_size=SIZE, patch_size=16,
     )  # fmt: skip
     clip = build(CLIPVisionModel, config=clip_config)
     embeds, negative = torch.randn(2, 1, 512, 16).unbind(0)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=8)
+    # Of the encoder's own size, or diffusers would crop the photo and smooth it.
+    processor = make_image_processor(SIZE)
     noise = draw_noise((4, SIZE // 8, SIZE // 8), range(3), 5, "cpu", stage="stage1")
     kind: Any = diffusers.WanImageToVideoPipeline
     theirs = kind(
