@@ -6,6 +6,8 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.planning.devices import memory_bytes
+from swifti2v.units import GB
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -42,14 +44,33 @@ def test_a_budget_that_holds_nothing_is_said_so():
 
     assert not plan["fits"]
     assert plan["placement"] is None
-    assert "does not fit: nothing fits into 0.1 GiB" in succeed(swifti2v(*arguments)).stdout
+    assert "does not fit: nothing fits into 0.1 GB" in succeed(swifti2v(*arguments)).stdout
+
+
+def test_memory_auto_is_what_is_free_here_and_all_of_a_named_card():
+    here, card = (
+        json.loads(
+            succeed(
+                swifti2v(
+                    "plan", "--model", "nano", "--device", device, "--memory", "auto", "--json"
+                )
+            ).stdout
+        )
+        for device in ("cpu", "rtx3060")
+    )
+
+    assert 0 < here["budget_bytes"] < memory_bytes(torch.device("cpu"))
+    assert card["budget_bytes"] == 12 * GB
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--device", "rtx9090"), "device 'rtx9090' is unknown; use one of rtx3090"),
-        (("--device", "h100", "--memory", -1), "a budget of -1 GB holds nothing"),
+        (("--device", "rtx9090"), "device 'rtx9090' is unknown; use one of rtx3060"),
+        (
+            ("--device", "h100", "--memory", -1),
+            "--memory '-1' is neither 'auto' nor a number of GB",
+        ),
         (("--device", "h100", "--width", 333), "width 333 does not fit"),
         (("--device", "h100", "--num-frames", 32), "the nearest are 29 and 33"),
         (("--device", "h100", "--model", "nowhere"), "unknown model 'nowhere'"),
@@ -74,7 +95,7 @@ def test_generate_refuses_before_loading_what_does_not_fit(model, photo, tmp_pat
     result = generate(model, photo, tmp_path / "out.mp4", "--memory", 0.2)
 
     line = error_line(result)
-    assert "nothing fits into 0.2 GiB: the smallest, resident" in line
+    assert "nothing fits into 0.2 GB: the smallest, resident" in line
     assert "GB or more" in line
     assert not (tmp_path / "out.mp4").exists()
 

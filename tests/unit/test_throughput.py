@@ -53,7 +53,7 @@ def test_trainings_are_measured_one_by_one(tmp_path: Path) -> None:
         assert result.samples_per_second > 0
         assert 100 * 2**20 < result.peak_rss_bytes < 20 * 2**30
     table = render_throughput(results).splitlines()
-    assert table[0] == "| `run.batch_size` | samples/s | peak RSS, MiB |"
+    assert table[0] == "| `run.batch_size` | samples/s | peak RSS, MB |"
     assert table[2].startswith("| 2 | ")
     assert table[3].startswith("| 8 | ")
 

@@ -122,7 +122,7 @@ def test_the_prediction_is_printed_as_comments() -> None:
         "each, 1,126,400 tokens a step, 52.0 PFLOP a step"
     )
     assert [line for line in lines if "ranks:" in line] == [
-        "#     8 ranks: 20.6 GB (weights 2.5 GB, gradients 2.5 GB, optimizer 5.0 GB, average "
-        "2.5 GB, activations 8.1 GB)"
+        "#     8 ranks: 19.2 GB (weights 2.3 GB, gradients 2.3 GB, optimizer 4.7 GB, average "
+        "2.3 GB, activations 7.5 GB)"
     ]
-    assert "text_encoder 11.4 GB" in lines[-2]
+    assert "text_encoder 10.6 GB" in lines[-2]

@@ -147,13 +147,13 @@ def test_work_of_a_clip_at_true_size():
     )
 
 
-# Traffic may fall, but must not grow: GB at least (weights, inputs and outputs of products,
-# attention and convolutions once) and GB that eager execution moves.
+# Traffic may fall, but must not grow: 10^9 bytes at least (weights, inputs and outputs of products,
+# attention and convolutions once) and 10^9 bytes that eager execution moves.
 TRAFFIC = {
     "text": (12.3, 30.6), "image": (78.3, 292), "stage1": (1080, 5770), "reference": (509, 2030),
     "stage2": (2816, 15740), "decode": (1468, 5900),
 }  # fmt: skip
-# GiB of activations at most, and of causal history kept until the end of the clip.
+# GB of activations at most, and of causal history kept until the end of the clip.
 MEMORY = {
     "text": (0.12, 0), "image": (1.41, 0), "stage1": (2.18, 0), "reference": (10.7, 3.96),
     "stage2": (1.31, 0), "decode": (24.8, 11.99),

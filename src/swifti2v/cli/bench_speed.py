@@ -46,7 +46,9 @@ def speed(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
     cap_gb: Annotated[
         float | None,
-        typer.Option(help="Leave this much of the GPU (10^9 bytes); 24 GB card: 25.757."),
+        typer.Option(
+            help="Leave the run this much of the GPU, as a smaller card would: 24 for 24 GB."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -64,6 +66,7 @@ def speed(
         from swifti2v.evaluation.speed.rows import Machine, to_dict, to_markdown
         from swifti2v.evaluation.speed.suite import USUAL, require_parts, run_parts
         from swifti2v.evaluation.speed.timing import Protocol
+        from swifti2v.units import GB
 
         parts = stages.split(",") if stages else list(USUAL)
         require_parts(parts)
@@ -76,7 +79,7 @@ def speed(
             changes = merge(changes, parse_override(text))
         if cap_gb is not None and cap_gb <= 0:
             raise ConfigError(f"--cap-gb {cap_gb:g} leaves nothing; give a positive number of GB")
-        cap = nullcontext() if cap_gb is None else capped(int(cap_gb * 1e9), target)
+        cap = nullcontext() if cap_gb is None else capped(int(cap_gb * GB), target)
         with cap:
             subject = Subject.make(model, target, kind, changes, is_random=random_weights)
             rows = run_parts(

@@ -16,6 +16,7 @@ from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision, free_bytes
 from swifti2v.planning.models import Models, speed_of
 from swifti2v.planning.plans import Plan, Wish, make_plan
 from swifti2v.planning.work import ClipCounter
+from swifti2v.units import GB, format_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +53,8 @@ def place_run(
     placement: Placement | None = options.placement.value if options.placement else None
     if options.memory is None:
         return Placed(placement=placement or "resident", settings=settings, note=None)
-    budget = None if options.memory == "auto" else parse_gigabytes(options.memory)
     device = choose_device(options.device)
+    budget = parse_memory(options.memory, device)
     given: dict[str, Any] = to_dict(like.config) if like else {}
     for asked in (*(asked for _, asked in options.changes()), dict(stored.get("config", {}))):
         given = merge(given, asked)
@@ -69,7 +70,7 @@ def place_run(
     )
     dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
     precision = find_dtype(dtype, device) or ""
-    plan = plan_run(settings, device, precision, budget or free_bytes(device), wish)
+    plan = plan_run(settings, device, precision, budget, wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)
     return Placed(
@@ -100,19 +101,21 @@ def plan_run(
     return make_plan(counter, typical, known, budget, wish)
 
 
-def parse_gigabytes(text: str) -> float:
-    """Bytes of a number of GB (10^9).
+def parse_memory(text: str, device: torch.device) -> float:
+    """Bytes of ``--memory``: a number of GB, or ``auto`` for what is free on a device now.
 
     Raises:
-        ConfigError: It is no positive number.
+        ConfigError: It is neither ``auto`` nor a number above 0.
     """
+    if text == "auto":
+        return free_bytes(device)
     try:
         number = float(text)
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
         raise ConfigError(f"--memory {text!r} is neither 'auto' nor a number of GB above 0")
-    return number * 1e9
+    return number * GB
 
 
 def suggest_plan(settings: RunSettings, placement: Placement) -> str:
@@ -128,5 +131,5 @@ def suggest_plan(settings: RunSettings, placement: Placement) -> str:
     flags = f"--placement {plan.chosen.placement}"
     if plan.chosen.vae_tile is not None:
         flags += f" --set stage2.vae_tile={plan.chosen.vae_tile}"
-    needed = plan.chosen.peak_device_bytes["peak"] / 1e9
-    return f"repeat with {flags}, which needs about {needed:.1f} GB"
+    needed = format_bytes(plan.chosen.peak_device_bytes["peak"])
+    return f"repeat with {flags}, which needs about {needed}"

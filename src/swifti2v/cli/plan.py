@@ -34,8 +34,8 @@ def plan(
     device: Annotated[
         str,
         typer.Option(
-            help="rtx3090, rtx4090, rtx5090, l40s, a100, h100, h200; cpu and auto measure this "
-            "machine."
+            help="rtx3060, rtx3090, rtx4060ti, rtx4070, rtx4080, rtx4090, rtx5070ti, rtx5080, rtx5090, "
+            "l40s, a100, h100, h200; cpu and auto measure this machine."
         ),
     ] = "auto",
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
@@ -50,7 +50,12 @@ def plan(
         typer.Option(help="Layers of both transformers, see speed.linear (default the model's)."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(metavar="GB", help="Device memory to use (default all of it).")
+        str | None,
+        typer.Option(
+            metavar="auto|GB",
+            help="Device memory to use (default all of it); auto is what is free now, of a named card "
+            "all.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -62,7 +67,7 @@ def plan(
         if linear is not None:
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
-        made = _make(model, device, given, precision, None if memory is None else memory * 1e9)
+        made = _make(model, device, given, precision, memory)
         if as_json:
             import json
 
@@ -76,13 +81,14 @@ def _make(
     device_name: str,
     given: dict[str, Any],
     asked: Precision | None,
-    budget_bytes: float | None,
+    memory: str | None,
 ) -> "Plan":
     import torch
 
+    from swifti2v.cli.memory import parse_memory
     from swifti2v.config import GenerationConfig, merge, parse_config
     from swifti2v.models.sources import find_model
-    from swifti2v.planning.devices import PRECISIONS, find_device
+    from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device
     from swifti2v.planning.models import Models, speed_of
     from swifti2v.planning.plans import make_plan
     from swifti2v.planning.work import ClipCounter
@@ -90,16 +96,20 @@ def _make(
     is_cpu = device_name == "cpu" or (device_name == "auto" and not torch.cuda.is_available())
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
     precision = next(name for name in PRECISIONS if name == (asked or usual))
+    budget = None
+    if memory is not None and (memory != "auto" or device_name not in DEVICES):
+        budget = parse_memory(memory, torch.device("cpu" if is_cpu else "cuda"))
     device = find_device(device_name, precision)
     settings = find_model(model)[0].settings
     config = parse_config(GenerationConfig, merge(settings, given), "settings")
     models = Models(model, getattr(torch, precision), speed_of(config))
-    return make_plan(ClipCounter(models, config), device, precision, budget_bytes)
+    return make_plan(ClipCounter(models, config), device, precision, budget)
 
 
 def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
     """A plan for people: what and where, then every option by stage, then the choice."""
     from swifti2v.planning.work import STAGES
+    from swifti2v.units import GB, format_bytes
 
     size = ", ".join(f"{k} {v}" for k, v in given.items() if not isinstance(v, dict))
     flops = ", ".join(f"{name} {_tera(made.flops[name])}" for name in (*STAGES, "total"))
@@ -112,10 +122,10 @@ def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
     for option in made.options:
         mark = "*" if option is made.chosen else " " if option.is_available else "-"
         seconds = [option.seconds[name] for name in (*STAGES, "total")]
-        peaks = [option.peak_device_bytes[name] / 2**20 for name in (*STAGES, "peak")]
+        peaks = [option.peak_device_bytes[name] / GB for name in (*STAGES, "peak")]
         lines += [
             f"{mark} {option!s:26}{'s':>6}{''.join(f'{value:11.1f}' for value in seconds)}",
-            f"{'':28}{'MiB':>6}{''.join(f'{value:11,.0f}' for value in peaks)}",
+            f"{'':28}{'GB':>6}{''.join(f'{value:11.2f}' for value in peaks)}",
         ]
     shown = made.chosen or made.smallest
     return [
@@ -124,7 +134,7 @@ def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
         "most of the memory",
         "",
         f"{'chosen' if made.chosen else 'does not fit'}: {made.why}",
-        f"host memory {shown.host_bytes / 1e9:.0f} GB, weights {made.disk_bytes / 1e9:.1f} GB; "
+        f"host memory {format_bytes(shown.host_bytes)}, weights {format_bytes(made.disk_bytes)}; "
         "predicted from assumed efficiencies, loading and file writing not included",
     ]
 

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from swifti2v.units import format_bytes
+
 if TYPE_CHECKING:
     from swifti2v.training.run_log import StepMetrics
 
@@ -82,7 +84,7 @@ class TrainingDisplay:
 
 def to_line(part: str, metrics: "StepMetrics") -> str:
     """A step for a log."""
-    memory = f", {metrics.peak_device_bytes / 2**30:.1f} GiB" if metrics.peak_device_bytes else ""
+    memory = f", {format_bytes(metrics.peak_device_bytes)}" if metrics.peak_device_bytes else ""
     return (
         f"{part}: step {metrics.step}, {metrics.seconds:.0f} s, loss {metrics.loss:.4f}, "
         f"learning rate {metrics.lr:.1e}, {metrics.samples_per_second:.2f} samples/s{memory}"
@@ -101,7 +103,7 @@ def to_facts(steps: "deque[StepMetrics]") -> str:
         f"{timedelta(seconds=round(last.seconds_left))} left",
     ]
     if last.peak_device_bytes:
-        facts.append(f"{last.peak_device_bytes / 2**30:.1f} GiB")
+        facts.append(format_bytes(last.peak_device_bytes))
     if last.mfu:
         facts.append(f"MFU {fmean(step.mfu for step in steps):.0%}")
     return ", ".join(facts)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from swifti2v.units import format_bytes
+
 if TYPE_CHECKING:
     from swifti2v.training.plan import TrainingPlan
 
@@ -40,7 +42,9 @@ def _to_lines(plan: "TrainingPlan", num_ranks: Sequence[int]) -> Iterator[str]:
         if plan.fits(number):
             yield f"    {_to_memory(plan, number)}"
     if plan.frozen_bytes:
-        parts = ", ".join(f"{role} {_size(size)}" for role, size in plan.frozen_bytes.items())
+        parts = ", ".join(
+            f"{role} {format_bytes(size)}" for role, size in plan.frozen_bytes.items()
+        )
         yield f"  beside it on each GPU, in bfloat16: {parts}"
     yield f"  left out: {LEFT_OUT}"
 
@@ -54,13 +58,9 @@ def _to_memory(plan: "TrainingPlan", num_ranks: int) -> str:
         "average": memory.ema,
         **({} if plan.size is None else {"activations": memory.activations}),
     }
-    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
     word = "rank" if num_ranks == 1 else "ranks"
-    return f"{num_ranks} {word}: {_size(memory.total)} ({listed})"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"
+    return f"{num_ranks} {word}: {format_bytes(memory.total)} ({listed})"
 
 
 def _flops(flops: float) -> str:

@@ -18,6 +18,7 @@ from swifti2v.evaluation.model_card import (
     CodecRow,
     Stage2Row,
 )
+from swifti2v.units import GB, MB
 
 START, END = "<!-- tables -->", "<!-- /tables -->"
 """Lines of the card between which the tables stand."""
@@ -269,18 +270,18 @@ def _by_photo(rows: Sequence[CameraRow]) -> str:
 
 def _cost_part(card: Card) -> list[str]:
     seconds = [[stage, _number(value, 1)] for stage, value in card.seconds.items()]
-    memory = f"{card.peak_rss_bytes / 2**30:.2f} GiB"
+    memory = f"{card.peak_rss_bytes / GB:.2f} GB"
     weights = [
         [
             row.component,
             f"{row.num_parameters / 1e6:.2f} M",
-            f"{row.num_bytes / 2**20:.2f} MiB",
+            f"{row.num_bytes / MB:.2f} MB",
             f"`{row.sha256[:12]}`",
         ]
         for row in card.weights
     ]
     total = sum(row.num_bytes for row in card.weights)
-    weights.append(["**all**", "", f"{total / 2**20:.2f} MiB", ""])
+    weights.append(["**all**", "", f"{total / MB:.2f} MB", ""])
     return [
         "### Cost of one clip",
         _table(

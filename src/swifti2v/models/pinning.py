@@ -1,6 +1,6 @@
 """Weights in pinned host memory, without what PyTorch adds to every pinned tensor.
 
-PyTorch rounds each piece of pinned memory up to a power of two: the 57 GB of the 2K system would take 86.
+PyTorch rounds each piece of pinned memory up to a power of two: the 53 GB of the 2K system would take 80.
 Here many weights share pieces that are powers of two already.
 """
 

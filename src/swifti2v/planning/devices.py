@@ -14,12 +14,13 @@ import torch
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError
+from swifti2v.units import MB
 
 Precision = Literal["bfloat16", "float16", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-MIB = 2**20
 PCIE4, PCIE5 = 31.5e9, 63e9
 """Bytes a second of 16 lanes in one direction."""
+PCIE4_X8 = PCIE4 / 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,7 @@ class Device:
 
 def _gpu(
     name: str,
-    memory_mib: int,
+    memory_mb: int,
     bandwidth: float,
     tflops: tuple[float, float, float | None],
     pcie: float,
@@ -96,7 +97,7 @@ def _gpu(
 
     Args:
         name: For people.
-        memory_mib: As ``nvidia-smi`` reports it.
+        memory_mb: As ``nvidia-smi`` reports it.
         bandwidth: Bytes a second between memory and chip.
         tflops: Dense peaks with 32-bit accumulation in bfloat16 or float16, float32 (without tensor
             cores) and float8.
@@ -124,12 +125,20 @@ def _gpu(
     }
     if quarter is not None:
         by_precision["float8"] = rates(quarter, half, half)
-    return Device(name=name, memory_bytes=memory_mib * MIB, rates=by_precision)
+    return Device(name=name, memory_bytes=memory_mb * MB, rates=by_precision)
 
 
 DEVICES = {
+    "rtx3060": _gpu("GeForce RTX 3060", 12288, 360e9, (25.5, 12.7, None), PCIE4, WORKSTATION),
     "rtx3090": _gpu("GeForce RTX 3090", 24576, 936e9, (71, 35.6, None), PCIE4, WORKSTATION),
+    "rtx4060ti": _gpu(
+        "GeForce RTX 4060 Ti 16 GB", 16380, 288e9, (44.1, 22.1, 88.2), PCIE4_X8, WORKSTATION
+    ),
+    "rtx4070": _gpu("GeForce RTX 4070", 12282, 504e9, (58.3, 29.1, 116.6), PCIE4, WORKSTATION),
+    "rtx4080": _gpu("GeForce RTX 4080", 16376, 717e9, (97.5, 48.7, 194.9), PCIE4, WORKSTATION),
     "rtx4090": _gpu("GeForce RTX 4090", 24564, 1008e9, (165.2, 82.6, 330.3), PCIE4, WORKSTATION),
+    "rtx5070ti": _gpu("GeForce RTX 5070 Ti", 16303, 896e9, (87.9, 43.9, 175.8), PCIE5, WORKSTATION),
+    "rtx5080": _gpu("GeForce RTX 5080", 16303, 960e9, (112.6, 56.3, 225.1), PCIE5, WORKSTATION),
     "rtx5090": _gpu("GeForce RTX 5090", 32607, 1792e9, (209.5, 104.8, 419), PCIE5, WORKSTATION),
     "l40s": _gpu("L40S", 46068, 864e9, (362, 91.6, 733), PCIE4, SERVER),
     "a100": _gpu("A100 SXM 80 GB", 81920, 2039e9, (312, 19.5, None), PCIE4, SERVER),
@@ -140,7 +149,10 @@ DEVICES = {
 
 Source:
     NVIDIA's data sheets of A100, L40S, H100 and H200; architecture papers of GA102, Ada and RTX
-    Blackwell (GeForce cards accumulate in 32 bits at half of their quoted tensor rate).
+    Blackwell (GeForce cards accumulate in 32 bits at half of their quoted tensor rate). For RTX 3060
+    and 4060 Ti, which those papers leave out: cores and boost clocks of NVIDIA's product pages
+    (3,584 at 1.777 GHz, 4,352 at 2.535 GHz), two operations a core and clock, and the ratios of the
+    other cards of their generation. The RTX 4060 Ti has eight lanes.
 """
 KNOWN = (*DEVICES, "cpu", "auto")
 

@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from math import ceil
 from typing import Any, Literal
 
 from swifti2v.errors import ConfigError
 from swifti2v.models.placement import RELEASED, Placement
 from swifti2v.planning.devices import Device, Precision
 from swifti2v.planning.work import STAGES, ClipCounter, ClipWork, Stage, StageWork
+from swifti2v.units import GB, format_bytes
 
-CONTEXT_BYTES = 0.5 * 2**30
+CONTEXT_BYTES = 0.5 * GB
 """Taken on a GPU by the CUDA context and its libraries, in host memory by Python and PyTorch.
 An assumption, not measured."""
 SLACK = 1.1
@@ -52,7 +54,9 @@ class Plan:
     device: str
     precision: Precision
     budget_bytes: float
-    """Device memory that may be used."""
+    """Device memory that may be used, at most all that the device has."""
+    asked_bytes: float
+    """What was asked for."""
     chosen: Option | None
     """The fastest that fits; None if none does."""
     smallest: Option
@@ -66,19 +70,22 @@ class Plan:
     @property
     def why(self) -> str:
         """The choice in one sentence."""
+        room, asked = format_bytes(self.budget_bytes), format_bytes(self.asked_bytes)
+        if asked != room:
+            room += f", all that the {self.device} has of the {asked} asked for"
         if self.chosen is None:
-            return (
-                f"nothing fits into {_gib(self.budget_bytes)}: the smallest, {self.smallest}, needs "
-                f"{_gib(self.smallest.peak_device_bytes['peak'])}"
-            )
+            needed = format_bytes(self.smallest.peak_device_bytes["peak"])
+            return f"nothing fits into {room}: the smallest, {self.smallest}, needs {needed}"
         faster = [
             option
             for option in self.options
             if option.is_available and option.seconds["total"] < self.chosen.seconds["total"]
         ]
-        needs = [f"{item} needs {_gib(item.peak_device_bytes['peak'])}" for item in faster[:3]]
+        needs = [
+            f"{item} needs {format_bytes(item.peak_device_bytes['peak'])}" for item in faster[:3]
+        ]
         reason = f" ({'; '.join(needs)})" if needs else ""
-        return f"{self.chosen}: the fastest that fits into {_gib(self.budget_bytes)}{reason}"
+        return f"{self.chosen}: the fastest that fits into {room}{reason}"
 
     def require_fit(self) -> Option:
         """The chosen option.
@@ -87,9 +94,9 @@ class Plan:
             ConfigError: None fits; the message says what would.
         """
         if self.chosen is None:
-            needed = self.smallest.peak_device_bytes["peak"] / 1e9
+            needed = ceil(10 * self.smallest.peak_device_bytes["peak"] / GB) / 10
             raise ConfigError(
-                f"{self.why}; give {needed:.0f} GB or more, a smaller size, or fewer frames in a "
+                f"{self.why}; give {needed:.1f} GB or more, a smaller size, or fewer frames in a "
                 "segment (--segment-size)"
             )
         return self.chosen
@@ -152,16 +159,18 @@ def make_plan(
         counter: Of the clip.
         device: What computes.
         precision: Of the weights.
-        budget_bytes: Device memory that may be used; None for all of the device's.
+        budget_bytes: Device memory that may be used; None, or more than the device has, for all
+            of the device's.
         wish: Decisions to keep.
 
     Raises:
         ConfigError: A budget that is not positive, or a device without this precision.
     """
     wish = wish or Wish()
-    budget = device.memory_bytes if budget_bytes is None else budget_bytes
-    if budget <= 0:
-        raise ConfigError(f"a budget of {budget / 1e9:g} GB holds nothing; give a positive number")
+    asked = device.memory_bytes if budget_bytes is None else budget_bytes
+    if asked <= 0:
+        raise ConfigError(f"a budget of {asked / GB:g} GB holds nothing; give a positive number")
+    budget = min(asked, device.memory_bytes)
     if precision not in device.rates:
         known = ", ".join(device.rates)
         raise ConfigError(f"the rates of {device.name} are not known in {precision}; use {known}")
@@ -192,6 +201,7 @@ def make_plan(
         device=device.name,
         precision=precision,
         budget_bytes=budget,
+        asked_bytes=asked,
         chosen=chosen,
         smallest=smallest,
         options=tuple(options),
@@ -327,7 +337,3 @@ def _with_total(seconds: Mapping[Stage, float]) -> dict[str, float]:
 
 def _rounded(values: dict[str, float]) -> dict[str, int]:
     return {name: round(value) for name, value in values.items()}
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"

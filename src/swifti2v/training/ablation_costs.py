@@ -19,6 +19,7 @@ from swifti2v.planning.models import Models
 from swifti2v.planning.work import ClipCounter
 from swifti2v.training.ablation_clips import TestClip
 from swifti2v.training.ablations import AblationConfig, Arm, make_without_model
+from swifti2v.units import GB
 
 NATIVE_MODEL = "paper"
 """Preset for whose clip every row is counted as well: 81 frames of 2560x1408."""
@@ -162,7 +163,7 @@ def render_costs(costs: Sequence[Mapping[str, Any]], base: str) -> str:
             f"{cost['first_frames_seconds']:.1f}",
             f"{cost['flops'] / 1e12:.2f}",
             f"{cost['native_flops'] / 1e15:.2f}",
-            f"{peak / 1e9:.1f}" if peak else "-",
+            f"{peak / GB:.1f}" if peak else "-",
             f"{cost['native_flops'] / native[base]:.2f}",
         ]
         lines.append(f"| {cost['arm']} | {' | '.join(cells)} |")

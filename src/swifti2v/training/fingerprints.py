@@ -9,15 +9,16 @@ import torch
 from torch import nn
 
 from swifti2v.errors import LoadingError
+from swifti2v.units import MB
 
-ENDS_BYTES = 2**20
+ENDS_BYTES = MB
 """Of the head and of the tail of a file that ``hash_source`` reads."""
 SAMPLED_VALUES = 65536
 """Values of a weight that ``fingerprint_model`` reads; larger weights are sampled evenly."""
 
 
 def hash_source(source: Path | BinaryIO) -> str:
-    """SHA-256 of a file's size, first and last MiB: changes with any export, costs one read.
+    """SHA-256 of a file's size, first and last MB: changes with any export, costs one read.
 
     Args:
         source: A path, or an open seekable file, which is left open.

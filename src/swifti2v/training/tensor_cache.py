@@ -16,13 +16,14 @@ from torch import Tensor
 
 from swifti2v.errors import InputError, LoadingError, MediaError
 from swifti2v.storage import UNFINISHED, whole_file
+from swifti2v.units import MB
 
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_NAME = "fingerprint.json"
 SHARD_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".index.jsonl"
-SHARD_BYTES = 256 * 2**20
+SHARD_BYTES = 256 * MB
 """A shard is written when so many bytes wait."""
 _KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-")
 
@@ -56,9 +57,9 @@ class TensorCache:
 
     An instance can be pickled and handed to worker processes; entries that wait are not copied.
 
-    What a 2K clip takes: the latents of 81 frames of 2560x1408 are 48x21x88x160 values, 28 MB in
-    bfloat16, target and reference 57 MB, so 90,000 clips 5.1 TB. Of a pair, the window of one
-    segment (anchor, one context frame, three target frames: 5 of 21) is 13.5 MB, about a quarter;
+    What a 2K clip takes: the latents of 81 frames of 2560x1408 are 48x21x88x160 values, 27 MB in
+    bfloat16, target and reference 54 MB, so 90,000 clips 4,760 GB. Of a pair, the window of one
+    segment (anchor, one context frame, three target frames: 5 of 21) is 12.9 MB, about a quarter;
     with two context and four target frames it is a third. Cache one window of each clip rather
     than whole clips, and the embeddings of a prompt without its padding.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swifti2v.errors import ConfigError, SwiftI2VError
+from swifti2v.units import MB
 
 NUM_WARM_UP = 2
 """Steps that are not counted."""
@@ -97,13 +98,13 @@ def render_throughput(results: Sequence[Throughput]) -> str:
     """A Markdown table, one row a setting."""
     names = list(results[0].settings)
     has_gpu = any(result.peak_device_bytes for result in results)
-    titles = [f"`{name}`" for name in names] + ["samples/s", "peak RSS, MiB"]
-    titles += ["peak GPU memory, MiB"] if has_gpu else []
+    titles = [f"`{name}`" for name in names] + ["samples/s", "peak RSS, MB"]
+    titles += ["peak GPU memory, MB"] if has_gpu else []
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for result in results:
         cells = [str(result.settings[name]) for name in names]
-        cells += [f"{result.samples_per_second:.2f}", f"{result.peak_rss_bytes / 2**20:.0f}"]
-        cells += [f"{result.peak_device_bytes / 2**20:.0f}"] if has_gpu else []
+        cells += [f"{result.samples_per_second:.2f}", f"{result.peak_rss_bytes / MB:.0f}"]
+        cells += [f"{result.peak_device_bytes / MB:.0f}"] if has_gpu else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from swifti2v.errors import ConfigError, SwiftI2VError
+from swifti2v.units import MB, format_bytes
 
-OUTSIDE = 700 * 2**20
+OUTSIDE = 700 * MB
 """Memory of a process that PyTorch's allocator does not count: context and libraries. An assumption."""
 BALLAST = """
 import sys
@@ -64,7 +65,7 @@ def find_fraction(cap_bytes: int, total_bytes: int) -> float:
     """
     if not OUTSIDE < cap_bytes < total_bytes:
         raise ConfigError(
-            f"a cap of {cap_bytes / 1e9:.1f} GB is not between {OUTSIDE / 1e9:.1f} GB and the "
-            f"{total_bytes / 1e9:.1f} GB of this GPU"
+            f"a cap of {format_bytes(cap_bytes)} is not between {format_bytes(OUTSIDE)} and the "
+            f"{format_bytes(total_bytes)} of this GPU"
         )
     return (cap_bytes - OUTSIDE) / total_bytes

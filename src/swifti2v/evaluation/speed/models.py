@@ -16,6 +16,7 @@ from swifti2v.models.loading import float32_parts, load_component
 from swifti2v.models.sources import find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.planning.devices import free_bytes
+from swifti2v.units import format_bytes
 
 STD = 0.02
 """Of random weights: never zeros, with which a GPU draws less power and runs faster."""
@@ -115,8 +116,8 @@ def make_random(
     needed = sum(p.numel() * kinds[name].itemsize for name, p in model.named_parameters())
     if needed > (free := free_bytes(home)):
         raise ConfigError(
-            f"random weights of {role} take {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are "
-            f"free on {home.type}; choose a smaller model, or other stages"
+            f"random weights of {role} take {format_bytes(needed)}, and {format_bytes(free)} are free "
+            f"on {home.type}; choose a smaller model, or other stages"
         )
     generator = torch.Generator(device).manual_seed(0)
     made: dict[int, nn.Parameter] = {}

@@ -9,9 +9,10 @@ import torch
 
 from swifti2v.evaluation.speed.timing import Timing
 from swifti2v.planning.precision import cpu_name
+from swifti2v.units import MB
 from swifti2v.version import __version__
 
-COLUMNS = ("case", "variant", "s", "spread", "cold s", "ratio", "TFLOP/s", "peak MiB", "error", "")
+COLUMNS = ("case", "variant", "s", "spread", "cold s", "ratio", "TFLOP/s", "peak MB", "error", "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +38,7 @@ class Row:
         """As printed, in the order of ``COLUMNS``."""
         timing = self.timing
         rate = None if self.flops is None else self.flops / timing.seconds / 1e12
-        peak = None if timing.peak_bytes is None else timing.peak_bytes / 2**20
+        peak = None if timing.peak_bytes is None else timing.peak_bytes / MB
         return [
             self.case,
             self.variant,
