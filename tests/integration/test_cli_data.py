@@ -51,7 +51,9 @@ def openvid(tmp_path: Path) -> Path:
 def test_openvid(openvid: Path) -> None:
     report = report_of(openvid, "--bucket", BUCKET)
     assert (report["videos"], report["images"], report["fps"]) == (3, 0, 16)
-    assert report["buckets"] == [{"bucket": BUCKET, "samples": 1, "weight": 1, "seconds": 1.5}]
+    assert report["buckets"] == [
+        {"bucket": BUCKET, "samples": 1, "weight": 1, "seconds": 1.5, "uncaptioned": 0}
+    ]
     assert {group["cause"]: group["ids"] for group in report["rejects"]} == {
         "too short": ["short.mp4"], "aspect": ["tall.mp4"], "file not found": ["gone.mp4"],
     }  # fmt: skip
@@ -77,6 +79,35 @@ def test_ultravideo_with_other_rate_and_root(
     assert lines[1] == f"bucket {BUCKET}: 2 samples, weight 2, 2.0 s"
     assert "rejected, file not found: 1 (u3.mp4)" in lines
     assert lines[-1] == f"  the first: file not found: no u3.mp4 below {tmp_path}"
+
+
+def test_clips_without_captions_are_looked_into_as_well(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    save_counting_clip(folder / "fits.mp4", 20)
+    save_counting_clip(folder / "short.mp4", 4)
+    save_counting_clip(folder / "told.mp4", 20)
+    table = tmp_path / "clips.csv"
+    table.write_text("video\nfits.mp4\nshort.mp4\n")
+    for source in (folder, table):
+        result = inspect(source, "--root", folder, "--bucket", BUCKET)
+        assert "can be trained on; " in error_of(result)
+        num_more = 2 if source == folder else 1
+        assert f"0.0 s; {num_more} more if they had a caption" in result.stdout
+        assert "rejected, no caption, and too short: 1 (short.mp4)" in result.stdout
+
+    (folder / "told.txt").write_text("counting")
+    report = report_of(folder, "--bucket", BUCKET)
+    (bucket,) = report["buckets"]
+    assert (bucket["samples"], bucket["uncaptioned"]) == (1, 1)
+    assert {group["cause"]: group["ids"] for group in report["rejects"]} == {
+        "no caption": ["fits.mp4"], "no caption, and too short": ["short.mp4"],
+    }  # fmt: skip
+
+
+def error_of(result: Result) -> str:
+    """The error after a report."""
+    assert result.exit_code == 1, result.output
+    return result.stderr.splitlines()[-1]
 
 
 def test_a_sheet_shows_every_bucket_and_finds_damage(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
         ("m.csv", "video,prompt\n", "lists nothing"),
         ("m.csv", "", "lists nothing"),
         ("m.csv", "prompt,split\nx,y\n", "has the columns prompt, split; it needs video or image"),
-        ("m.csv", "video,caption\na.mp4,x\n", "it needs video or image, and prompt"),
+        ("m.csv", "video,caption\na.mp4,x\n", "has unknown columns caption; rename or remove them"),
         ("m.csv", "video,prompt,colour\na.mp4,x,red\n", "unknown columns colour"),
         ("m.csv", "video,prompt\na.mp4,x, y\n", "line 2: more fields than columns"),
         ("m.csv", "video,prompt\na.mp4,x\na.mp4,y\n", r"lists a\.mp4 twice"),
@@ -396,5 +396,5 @@ def test_a_saved_dataset_of_pictures(folder: Path) -> None:
     assert [(s.id, s.kind) for s in samples] == [("saved/0", "image"), ("saved/1", "image")]
     assert content(samples[0]) == (folder / "p.png").read_bytes()
     saved.rename_column("prompt", "text").save_to_disk(folder / "other")
-    with pytest.raises(InputError, match="has the columns image, text; it needs"):
+    with pytest.raises(InputError, match="has unknown columns text; rename"):
         read_manifest(folder / "other")

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.seeds import choose_seed
 
 BUILD = "build"
 
@@ -36,7 +37,9 @@ def build(
     first: Annotated[Path, typer.Argument(help="A video, or a folder of videos.")],
     second: Annotated[Path, typer.Argument(help="The same made in another way, of equal names.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="New folder for the page.")],
-    seed: Annotated[int, typer.Option(help="Of the sides and of the order of pairs.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the sides and of the order of pairs; -1 draws one.")
+    ] = 0,
     debug: Debug = False,
 ) -> None:
     """Build a page that plays pairs of videos in step, and takes votes by keyboard.
@@ -49,7 +52,7 @@ def build(
 
         require_new_folder(output)
         pairs = find_pairs(first, second)
-        page = build_page(pairs, name_sets(first, second), seed, output)
+        page = build_page(pairs, name_sets(first, second), choose_seed(seed), output)
         typer.echo(str(page.resolve()))
         typer.echo(f"{len(pairs)} pairs; open the page in a browser", err=True)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,7 +65,8 @@ def inspect(
 ) -> None:
     """Say what can be trained on, in which bucket, and what cannot, and why.
 
-    Every file is looked into. It is an error if no sample fits any bucket.
+    Every file is looked into, also those without a caption. It is an error if nothing can be
+    trained on.
     """
     with exit_codes(debug=debug):
         if sheet is not None:
@@ -77,17 +78,25 @@ def inspect(
         listed = read_manifest(manifest, root=root, split=split)
         if sheet is not None:
             _require_no_input(sheet, listed.samples)
-        progress = _Progress(len(listed.samples))
+        uncaptioned = [item.uncaptioned for item in listed.rejects if item.uncaptioned is not None]
+        progress = _Progress(len(listed.samples) + len(uncaptioned))
         assigned = assign_buckets(listed.samples, rules, num_threads=threads, on_progress=progress)
-        rejects = [*listed.rejects, *assigned.rejects]
+        unnamed = assign_buckets(
+            uncaptioned, rules, num_threads=threads, on_progress=progress.after(len(listed.samples))
+        )
+        rejects = [*_with_fit(listed.rejects, unnamed), *assigned.rejects]
         shown: list[str] = []
         if sheet is not None:
             assigned, shown, unreadable = _save_sheet(assigned, sheet)
             rejects += unreadable
-        report = _make_report(listed.samples, assigned, rejects, shown)
+        report = _make_report(listed.samples, assigned, unnamed, rejects, shown)
         typer.echo(json.dumps(dataclasses.asdict(report), indent=2) if as_json else _render(report))
         if not assigned.placements:
-            raise InputError(f"no sample of {manifest} fits a bucket; see the reasons above")
+            more = f"; {len(unnamed.placements)} lack nothing but a caption"
+            raise InputError(
+                f"no sample of {manifest} can be trained on{more if unnamed.placements else ''}; see "
+                "the reasons above"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +111,8 @@ class BucketReport:
     """Sum of their weights."""
     seconds: float
     """Of video to choose pieces from; 0 for images."""
+    uncaptioned: int
+    """Further ones that would fit if they had a caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,10 +158,25 @@ class _Progress:
         self._total = total
         self._said_at = time.monotonic()
 
+    def after(self, num_before: int) -> Callable[[int], None]:
+        """Counts on from a number of samples."""
+        return lambda num_done: self(num_before + num_done)
+
     def __call__(self, num_done: int) -> None:
         if time.monotonic() - self._said_at >= REPORT_SECONDS:
             self._said_at = time.monotonic()
             typer.echo(f"looked into {num_done} of {self._total} samples", err=True)
+
+
+def _with_fit(rejects: "Sequence[Reject]", unnamed: "Assignment") -> "list[Reject]":
+    """Rejects without a caption also say what else is against them."""
+    found = {reject.id: reject.reason for reject in unnamed.rejects}
+    return [
+        dataclasses.replace(reject, reason=f"{reject.cause}, and {found[reject.id]}")
+        if reject.id in found
+        else reject
+        for reject in rejects
+    ]
 
 
 def _find_rules(buckets: Sequence[str], fps: float, max_crop: float | None) -> "BucketRules":
@@ -180,13 +206,14 @@ def _require_no_input(path: Path, samples: "Sequence[Sample]") -> None:
 def _make_report(
     samples: "Sequence[Sample]",
     assigned: "Assignment",
+    unnamed: "Assignment",
     rejects: "Sequence[Reject]",
     shown: list[str],
 ) -> DataReport:
     from swifti2v.training.buckets import format_bucket
 
     num_videos = sum(sample.kind == "video" for sample in samples)
-    placements = assigned.placements
+    placements, uncaptioned = assigned.placements, unnamed.by_bucket()
     return DataReport(
         videos=num_videos,
         images=len(samples) - num_videos,
@@ -197,6 +224,7 @@ def _make_report(
                 samples=len(group),
                 weight=sum(placement.sample.weight for placement in group),
                 seconds=sum(_seconds(placement, assigned.rules.fps) for placement in group),
+                uncaptioned=len(uncaptioned[shape]),
             )
             for shape, group in assigned.by_bucket().items()
         ],
@@ -251,9 +279,10 @@ def _render(report: DataReport) -> str:
         f"{report.references} with a reference), {num_rejects} cannot"
     ]
     for bucket in report.buckets:
+        more = f"; {bucket.uncaptioned} more if they had a caption" if bucket.uncaptioned else ""
         lines.append(
             f"bucket {bucket.bucket}: {bucket.samples} samples, weight {bucket.weight:g}, "
-            f"{bucket.seconds:.1f} s"
+            f"{bucket.seconds:.1f} s{more}"
         )
     for unit, values in report.captions.items():
         stated = ", ".join(f"{name} {value:g}" for name, value in values.items())

@@ -3,7 +3,7 @@
 import platform
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,41 +11,82 @@ from swifti2v import __version__
 from swifti2v.cli.failures import exit_codes
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av")
+EXTRAS = ("tensorboard", "wandb", "datasets", "pyarrow", "torchao", "torchvision", "dreamsim")
+"""Libraries that some commands need."""
 
 
 def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout; sizes are bytes.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Print versions, devices, memory, video codecs and whether the nano model is there."""
     with exit_codes(debug=debug):
-        typer.echo(f"swifti2v {__version__}, Python {platform.python_version()}, {sys.platform}")
-        typer.echo(", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES))
-        for line in (*_devices(), _codecs(), _nano()):
-            typer.echo(line)
+        import json
+
+        found = examine()
+        typer.echo(json.dumps(found) if as_json else "\n".join(_to_lines(found)))
 
 
-def _devices() -> list[str]:
+def examine() -> dict[str, Any]:
+    """All that the command says, as plain values."""
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "extras": {name: _find_version(name) for name in EXTRAS},
+        "cpu": _examine_cpu(),
+        "gpus": _examine_gpus(),
+        "video_codecs": _find_codecs(),
+        "nano": _examine_nano(),
+    }
+
+
+def _find_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _examine_cpu() -> dict[str, Any]:
     import os
 
     import torch
 
-    lines = [f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads used by torch"]
-    if hasattr(os, "sysconf"):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        lines[0] += f", {total / 2**30:.1f} GiB memory"
-    if not torch.cuda.is_available():
-        built = torch.version.cuda or "no CUDA"
-        return [*lines, f"gpu: none (torch is built with {built})"]
+    from swifti2v.planning.devices import free_bytes, memory_bytes
+
+    cpu = torch.device("cpu")
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory_bytes(cpu),
+        "free_bytes": free_bytes(cpu),
+    }
+
+
+def _examine_gpus() -> dict[str, Any]:
+    import torch
+
+    from swifti2v.planning.devices import free_bytes, memory_bytes
+
+    devices = []
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        lines.append(
-            f"cuda:{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB, "
-            f"CUDA {torch.version.cuda}"
+        device = torch.device("cuda", index)
+        devices.append(
+            {
+                "device": str(device),
+                "name": torch.cuda.get_device_name(device),
+                "memory_bytes": memory_bytes(device),
+                "free_bytes": free_bytes(device),
+            }
         )
-    return lines
+    return {"cuda": torch.version.cuda, "devices": devices}
 
 
-def _codecs() -> str:
+def _find_codecs() -> list[str]:
     from swifti2v.errors import MediaError
     from swifti2v.media.encoder import require_codec_fits
 
@@ -56,10 +97,10 @@ def _codecs() -> str:
         except MediaError:
             continue
         found.append(codec)
-    return f"video codecs: {', '.join(found) or 'none'}"
+    return found
 
 
-def _nano() -> str:
+def _examine_nano() -> dict[str, Any]:
     from swifti2v.errors import SwiftI2VError
     from swifti2v.models.official import locate
     from swifti2v.models.sources import find_model
@@ -69,6 +110,32 @@ def _nano() -> str:
         for role, source in index.components.items():
             locate(role, source, root)
     except SwiftI2VError as error:
-        return f"nano model: not usable ({error})"
+        return {"problem": str(error)}
     size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
-    return f"nano model: {root}, {size / 2**20:.0f} MiB"
+    return {"problem": None, "directory": str(root), "num_bytes": size}
+
+
+def _to_lines(found: dict[str, Any]) -> list[str]:
+    from swifti2v.units import format_bytes
+
+    def memory(device: dict[str, Any]) -> str:
+        free = format_bytes(device["free_bytes"])
+        return f"{format_bytes(device['memory_bytes'])} memory, {free} free"
+
+    cpu, gpus, nano = found["cpu"], found["gpus"], found["nano"]
+    installed = [f"{name} {version}" for name, version in found["extras"].items() if version]
+    missing = [name for name, version in found["extras"].items() if not version]
+    lines = [
+        f"swifti2v {found['version']}, Python {found['python']}, {found['platform']}",
+        ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
+        f"optional: {', '.join(installed) or 'none'}; not installed: {', '.join(missing) or 'none'}",
+        f"cpu: {cpu['cores']} cores, {cpu['threads']} threads used by torch, {memory(cpu)}",
+        *(f"{gpu['device']}: {gpu['name']}, {memory(gpu)}" for gpu in gpus["devices"]),
+    ]
+    if not gpus["devices"]:
+        built = f"CUDA {gpus['cuda']}" if gpus["cuda"] else "no CUDA"
+        lines.append(f"gpu: none (torch is built with {built})")
+    lines.append(f"video codecs: {', '.join(found['video_codecs']) or 'none'}")
+    if nano["problem"]:
+        return [*lines, f"nano model: not usable ({nano['problem']})"]
+    return [*lines, f"nano model: {nano['directory']}, {format_bytes(nano['num_bytes'])}"]

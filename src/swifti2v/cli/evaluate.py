@@ -13,7 +13,6 @@ from swifti2v.cli.options import Fit
 if TYPE_CHECKING:
     from swifti2v.cli.settings import RunSettings
     from swifti2v.evaluation.inputs import ClipFile, ClipInputs, PhotoFile
-    from swifti2v.evaluation.intervals import Estimate
     from swifti2v.evaluation.jobs import Files
     from swifti2v.evaluation.report import ClipResult
 
@@ -220,6 +219,7 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Write the files and print."""
+    from swifti2v.cli.evaluate_tables import describe_measured, tabulate_clip, tabulate_means
     from swifti2v.evaluation.result_files import (
         HTML_NAME,
         describe_clip,
@@ -248,45 +248,17 @@ def _finish(
             encode_text(json.dumps(describe(curves=False), ensure_ascii=False, allow_nan=False))
         )
         return
+    lines = describe_measured(results, baselines)
     if summary is None:
-        _print_clip(results[0])
+        for note in results[0].inputs.notes:
+            typer.echo(f"note: {note}", err=True)
+        lines += tabulate_clip(results[0])
     else:
-        _print_means(summary, differences)
+        lines += tabulate_means(summary, differences)
+    typer.echo("\n".join(lines))
     if output is not None:
         typer.echo(str((output / HTML_NAME).resolve()))
 
 
 def _by_name(results: Sequence["ClipResult"]) -> dict[str, Any]:
     return {result.inputs.name: result.scores for result in results}
-
-
-def _print_clip(result: "ClipResult") -> None:
-    from swifti2v.evaluation.offline import METRICS
-    from swifti2v.evaluation.report import number
-
-    for note in result.inputs.notes:
-        typer.echo(f"note: {note}", err=True)
-    for metric in METRICS:
-        value = number(result.scores.values[metric.name], metric.digits)
-        reason = result.scores.not_measured.get(metric.name)
-        about = f"not measured: {reason}" if reason else metric.title
-        typer.echo(f"{metric.name:21} {value:>10}  {about}")
-
-
-def _print_means(summary: dict[str, "Estimate"], differences: dict[str, "Estimate"] | None) -> None:
-    from swifti2v.evaluation.offline import METRICS
-    from swifti2v.evaluation.report import estimate_cells
-
-    header = ["metric", "mean", "95 % interval", "clips"]
-    header += ["minus baseline", "95 % interval"] if differences else []
-    lines = [header]
-    for metric in METRICS:
-        estimate = summary[metric.name]
-        cells = [metric.name, *estimate_cells(estimate, metric), str(estimate.num_items)]
-        if differences:
-            cells += estimate_cells(differences[metric.name], metric, signed=True)
-        lines.append(cells)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        typer.echo("  ".join(cells).rstrip())

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,15 @@ import typer
 from swifti2v.errors import SwiftI2VError
 
 ERROR, INTERRUPTED = 1, 130
+LIBRARY_SETTINGS = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of huggingface_hub and, loading weights, transformers
+    "HF_HUB_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
+}
+"""Environment variables that make other packages quiet."""
 
 
 @contextmanager
@@ -25,6 +35,8 @@ def exit_codes(*, debug: bool) -> Iterator[None]:
     """
     _print_any_name()
     configure_logging(debug=debug)
+    if not debug:
+        silence_libraries()
     try:
         yield
     except (SwiftI2VError, OSError, MemoryError) as error:
@@ -65,6 +77,19 @@ def configure_logging(*, debug: bool) -> None:
     package = logging.getLogger("swifti2v")
     package.handlers = [handler]
     package.setLevel(logging.DEBUG if debug else logging.WARNING)
+
+
+def silence_libraries() -> None:
+    """Keep other packages' bars, log lines and warnings off stderr, where a run is told of.
+
+    Call it before they are imported. What is set in the environment is kept.
+    """
+    for name, value in LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    root = logging.getLogger()
+    if not root.handlers:  # else Python itself prints what no handler takes
+        root.addHandler(logging.NullHandler())
+    logging.captureWarnings(capture=True)
 
 
 class Interruption:

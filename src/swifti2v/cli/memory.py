@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from swifti2v.cli.devices import choose_device, find_dtype
+from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
@@ -70,7 +71,8 @@ def place_run(
     )
     dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
     precision = find_dtype(dtype, device) or ""
-    plan = plan_run(settings, device, precision, budget, wish)
+    with naming_flags():
+        plan = plan_run(settings, device, precision, budget, wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)
     return Placed(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, ge
 
 import typer
 
+from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM
 from swifti2v.config import expand_shorthands, parse_override, read_config
 
@@ -82,7 +83,9 @@ class ClipOptions:
     num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None
-    seed: Annotated[int | None, typer.Option(help="Of the noise; random if not given.")] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the initial noise; -1, as the default, draws one.")
+    ] = None
     steps: Annotated[int | None, typer.Option(help="Model calls of a run, both stages.")] = None
     segment_size: Annotated[int | None, typer.Option(help="Latent frames a segment generates.")] = (
         None
@@ -101,7 +104,10 @@ class ClipOptions:
         Fit | None, typer.Option(help="How a photo of another aspect is fitted (default crop).")
     ] = None
     background: Annotated[
-        str | None, typer.Option(metavar="#RRGGBB", help="Colour behind a see-through photo.")
+        str | None,
+        typer.Option(
+            metavar="COLOUR", help="Colour behind a see-through photo: white, #fff or #ffffff."
+        ),
     ] = None
     lora: Annotated[
         list[str] | None,
@@ -211,7 +217,7 @@ class ClipOptions:
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
         }
-        return [*asked, ("command line", expand_shorthands(flags))]
+        return [*asked, (COMMAND_LINE, expand_shorthands(flags))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

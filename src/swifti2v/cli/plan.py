@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.flags import naming_flags
 
 if TYPE_CHECKING:
     from swifti2v.planning.plans import Plan
@@ -67,7 +68,8 @@ def plan(
         if linear is not None:
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
-        made = _make(model, device, given, precision, memory)
+        with naming_flags():
+            made = _make(model, device, given, precision, memory)
         if as_json:
             import json
 

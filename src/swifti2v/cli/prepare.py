@@ -1,7 +1,7 @@
 """From options to a run that is known to fit, before anything is written."""
 
-import secrets
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ from PIL import Image
 
 from swifti2v import __version__
 from swifti2v.cli.devices import cache_dir, find_device, find_dtype
+from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.loras import parse_lora
 from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import find_video_settings, require_writable_outputs
 from swifti2v.cli.paths import require_utf8
+from swifti2v.cli.seeds import RANDOM, draw_seed, require_seed
 from swifti2v.cli.settings import (
     FileRecord,
     LoraRecord,
     RunSettings,
     Stage,
+    format_color,
     hash_file,
     parse_color,
     read_settings,
@@ -82,12 +85,14 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     if image_path is None:
         assert like is not None  # _read_like refuses
         image_path = Path(like.image.path)
-    require_writable_outputs(options, like, [image_path, motion_path])
+    with naming_flags():
+        require_writable_outputs(options, like, [image_path, motion_path])
     for flag, path in options.weights():
         require_utf8(path, flag)
     work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
     background = options.background or (like.background if like else None)
     color = None if background is None else parse_color(background)
+    background = None if color is None else format_color(color)
     photo = None if is_upscale else load_image(image_path, background=color)
     settings = replace(
         _resolve_settings(options, like, image_path, work_dir), background=background
@@ -179,23 +184,24 @@ def _resolve_settings(
     """All settings but background; device and dtype are known when the model is there."""
     changes: dict[str, Any] = to_dict(like.config) if like else {}
     for source, asked in options.changes():
-        parse_config(GenerationConfig, asked, source)
+        with naming_flags() if source == COMMAND_LINE else nullcontext():
+            parse_config(GenerationConfig, asked, source)
         changes = merge(changes, asked)
-    stored_seed = work_dir.stored_plan.get("seed") if work_dir else None
-    seeds = (options.seed, stored_seed, like.seed if like else None)
     name = options.model or (like.model if like else "nano")
     index, _ = find_model(name)
     defaults: Mapping[str, Any] = index.settings
     if options.command == "upscale":
         defaults = to_dict(second_pass(parse_config(GenerationConfig, index.settings, name)))
     prompt = options.prompt if options.prompt is not None else (like.prompt if like else "")
+    with naming_flags():
+        config = parse_config(GenerationConfig, merge(defaults, changes), "settings")
     return RunSettings(
         version=__version__,
         sampling_version=SAMPLING_VERSION,
         command=options.command,
         model=name,
         prompt=prompt,
-        seed=next((seed for seed in seeds if seed is not None), secrets.randbelow(2**32)),
+        seed=_find_seed(options.seed, like, work_dir),
         image=FileRecord.of(image_path),
         motion=None,
         fit=options.fit.value if options.fit else (like.fit if like else "crop"),
@@ -206,8 +212,19 @@ def _resolve_settings(
         dtype="",
         video=find_video_settings(options, like),
         preview_decoder=FileRecord.of(options.preview_decoder) if options.preview_decoder else None,
-        config=parse_config(GenerationConfig, merge(defaults, changes), "settings"),
+        config=config,
     )
+
+
+def _find_seed(asked: int | None, like: RunSettings | None, work_dir: WorkDir | None) -> int:
+    """The seed asked for, of the run to continue or of the video to repeat, else a random one."""
+    require_seed(asked)
+    stored: int | None = work_dir.stored_plan.get("seed") if work_dir else None
+    if asked is not None and asked != RANDOM:
+        return asked
+    if stored is not None:
+        return stored
+    return like.seed if like is not None and asked is None else draw_seed()
 
 
 def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRecord, ...]:
@@ -292,7 +309,8 @@ def _require_length(path: Path, num_frames: int) -> None:
 
 def _require_fit(pipe: SwiftI2VPipeline, settings: RunSettings, motion: Frames | None) -> None:
     try:
-        pipe.require_fit(settings.config, with_stage1=motion is None)
+        with naming_flags():
+            pipe.require_fit(settings.config, with_stage1=motion is None)
     except ShapeError as error:
         if motion is not None and settings.command == "refine":
             size = f"{motion.shape[2]}x{motion.shape[1]}"
@@ -316,6 +334,7 @@ def _load_pipeline(
         loras[lora.stage].append(
             LoraSource(path=lora.path, strength=lora.strength, allow_partial=lora.allow_partial)
         )
+    typer.echo(f"loading {settings.model}", err=True)
     pipe = SwiftI2VPipeline.from_pretrained(
         settings.model,
         torch_dtype=DTYPES[dtype] if dtype else None,

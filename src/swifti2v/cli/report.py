@@ -3,7 +3,10 @@
 import json
 import resource
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,12 +18,15 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
 
 from swifti2v.pipelines.progress import Progress
 
 STAGES = ("text", "stage1", "reference", "stage2", "decode")
+REPORT_SECONDS = 10.0
+"""Between two lines about steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +88,33 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+class Pace:
+    """How long steps that take about equally long will take.
+
+    Args:
+        clock: Gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def find_left(self, done: int, total: int) -> str:
+        """``, 0:01:40 left`` when ``done`` of ``total`` steps are done; empty until two are."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (done, now)
+        start, since = self._first
+        if done in (start, total):
+            return ""
+        seconds = (now - since) / (done - start) * (total - done)
+        return f", {timedelta(seconds=round(seconds))} left"
+
+
 class ProgressDisplay:
-    """Bars on a terminal, else one line for Stage I and one for each segment; all on stderr.
+    """Bars on a terminal, else lines: on stderr.
+
+    Stage I, every segment and a step every ten seconds have a line, with the time left.
 
     Args:
         num_segments: Of the clip.
@@ -91,11 +122,15 @@ class ProgressDisplay:
 
     def __init__(self, num_segments: int) -> None:
         self._num_segments = num_segments
+        self._paces = {"stage1": Pace(), "stage2": Pace()}
+        self._left = ""
+        self._said_at = time.monotonic()
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bars = Bars(
             *columns,
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -115,21 +150,27 @@ class ProgressDisplay:
 
     def on_progress(self, progress: Progress) -> None:
         """Show that a model call is done."""
+        step, num_steps = progress.step, progress.num_steps
         if progress.stage == "stage1":
-            self._show("stage1", "Stage I", progress.step, progress.num_steps)
-            if progress.step == progress.num_steps:
-                self._say("Stage I done")
+            key, label, done, total = "stage1", "Stage I", step, num_steps
         else:
-            total = self._num_segments * progress.num_steps
-            done = progress.segment * progress.num_steps + progress.step
-            label = f"Stage II, segment {progress.segment + 1} of {self._num_segments}"
-            self._show("stage2", label, done, total)
+            key, label = (
+                "stage2",
+                f"Stage II, segment {progress.segment + 1} of {self._num_segments}",
+            )
+            done, total = progress.segment * num_steps + step, self._num_segments * num_steps
+        self._left = self._paces[key].find_left(done, total)
+        self._show(key, label, done, total)
+        if key == "stage1" and done == total:
+            self._say("Stage I done")
+        elif time.monotonic() - self._said_at >= REPORT_SECONDS:
+            self._say(f"{label}: step {step} of {num_steps}{self._left}")
 
     def on_segment(self, index: int, num_frames: int, seconds: float) -> None:
         """Show that a segment is done."""
         self._say(
             f"segment {index + 1} of {self._num_segments} done: {num_frames} frames, "
-            f"{seconds:.1f} s"
+            f"{seconds:.1f} s{self._left}"
         )
 
     def _show(self, key: str, label: str, done: int, total: int) -> None:
@@ -138,6 +179,7 @@ class ProgressDisplay:
         self._bars.update(self._tasks[key], description=label, completed=done, total=total)
 
     def _say(self, text: str) -> None:
+        self._said_at = time.monotonic()
         if self._bars.disable:
             typer.echo(text, err=True)
 

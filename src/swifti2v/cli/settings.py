@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import ImageColor
 from pydantic import ConfigDict
 
 from swifti2v.cli.options import Command
@@ -157,14 +159,27 @@ def hash_file(path: Path) -> str:
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """``#rrggbb`` to red, green and blue, 0 to 255.
+    """A colour as CSS writes it to red, green and blue, 0 to 255.
+
+    Args:
+        text: A name such as ``white``, or three or six hexadecimal digits, with or without ``#``.
 
     Raises:
-        InputError: Another form.
+        InputError: It is no colour, or a see-through one.
     """
-    digits = text.removeprefix("#")
+    is_bare = re.fullmatch(r"[0-9A-Fa-f]{3}|[0-9A-Fa-f]{6}", text) is not None
     try:
-        red, green, blue = bytes.fromhex(digits)
+        red, green, blue, *alpha = ImageColor.getrgb(f"#{text}" if is_bare else text.strip())
     except ValueError:
-        raise InputError(f"background {text!r} is not of the form #rrggbb, as #ffffff") from None
+        alpha = [0]
+    if alpha:
+        raise InputError(
+            f"--background {text!r} is no colour that covers; give a CSS name or digits, as white, "
+            "#fff or #ffffff"
+        )
     return red, green, blue
+
+
+def format_color(color: tuple[int, int, int]) -> str:
+    """``#rrggbb``; ``parse_color`` reads it back."""
+    return f"#{bytes(color).hex()}"

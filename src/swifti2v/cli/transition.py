@@ -12,8 +12,10 @@ import yaml
 
 from swifti2v.cli.devices import find_device
 from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
 from swifti2v.cli.options import Placement, takes_options
+from swifti2v.cli.seeds import choose_seed
 from swifti2v.cli.transition_job import Job, Outcome
 from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
 from swifti2v.errors import InputError
@@ -53,9 +55,11 @@ class TransitionOptions:
     ] = "0.2:0.6"
     num_frames: Annotated[int | None, typer.Option(help="Frames of each clip, 4k + 1.")] = None
     height: Annotated[
-        int | None, typer.Option(help="Of the true clip; the new one has a fraction of it.")
+        int | None, typer.Option(help="Height of the true clip; the new one has a fraction of it.")
     ] = None
-    width: Annotated[int | None, typer.Option(help="Likewise.")] = None
+    width: Annotated[
+        int | None, typer.Option(help="Width of the true clip; the new one has a fraction of it.")
+    ] = None
     fps: Annotated[int | None, typer.Option(help="Frames a second, of both clips.")] = None
     set_: Annotated[
         list[str] | None,
@@ -65,7 +69,9 @@ class TransitionOptions:
             help="A setting by its path, as stage1.sampling.num_inference_steps=8. May be repeated.",
         ),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of noise levels, noise and windows.")] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed of noise levels, noise and windows; -1 draws one.")
+    ] = 0
     shard: Annotated[
         str,
         typer.Option(
@@ -115,7 +121,7 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
 
     index, num_shards = parse_shard(options.shard)
     config = TransitionConfig(
-        generation=generation, sigma_low=low, sigma_high=high, seed=options.seed
+        generation=generation, sigma_low=low, sigma_high=high, seed=choose_seed(options.seed)
     )
     store = TransitionStore(options.output_dir)
     manifest = read_manifest(options.manifest, root=options.root, split=options.split)
@@ -212,7 +218,8 @@ def _resolve(options: TransitionOptions) -> GenerationConfig:
     names = ("num_frames", "height", "width", "fps")
     given = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
-    return parse_config(GenerationConfig, merge(values, given), "settings")
+    with naming_flags():
+        return parse_config(GenerationConfig, merge(values, given), "settings")
 
 
 def _load(
@@ -221,6 +228,7 @@ def _load(
     from swifti2v.models.loading import STAGES
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
+    typer.echo(f"loading {options.model}", err=True)
     return SwiftI2VPipeline.from_pretrained(
         options.model,
         device=find_device(options.device),

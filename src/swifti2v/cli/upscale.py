@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.options import ClipOptions, Command, takes_options
 
 
@@ -64,7 +65,7 @@ class UpscaleOptions(ClipOptions):
         if self.windows == Windows.NONE:
             stage2["segment_size"] = None
         # Not super(): a dataclass with slots is another class than the one this was written in.
-        return [*ClipOptions.changes(self), ("command line", {"stage2": stage2})]
+        return [*ClipOptions.changes(self), (COMMAND_LINE, {"stage2": stage2})]
 
 
 @takes_options(UpscaleOptions)

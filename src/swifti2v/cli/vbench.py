@@ -8,6 +8,7 @@ import typer
 
 from swifti2v.cli.failures import Interruption, exit_codes
 from swifti2v.cli.options import Placement
+from swifti2v.cli.seeds import choose_seed
 
 if TYPE_CHECKING:
     from swifti2v.config import GenerationConfig
@@ -61,7 +62,10 @@ def generate(
     ratio: Ratio = "16-9",
     shard: Annotated[str, typer.Option(help="I/N: every N-th video; I from 1.")] = "1/1",
     model: Annotated[str, typer.Option(help="nano, paper, a directory or a Hub id.")] = "nano",
-    seed: Annotated[int, typer.Option(help="Of the first sample; the next takes the next.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the first sample, the second takes the next; -1 draws one."),
+    ] = 0,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with settings, or a shipped name.")
     ] = None,
@@ -115,7 +119,7 @@ def generate(
             num_samples=samples,
             has_camera=not no_camera,
             model=model,
-            seed=seed,
+            seed=choose_seed(seed),
             photo_fit=fit,
             crf=CRF,
             config=settings,
@@ -124,6 +128,7 @@ def generate(
             plan = {"num_videos": len(videos), **to_dict(record)}
             typer.echo(encode_text(json.dumps(plan, ensure_ascii=False, indent=1)))
             return
+        typer.echo(f"loading {model}", err=True)
         pipe = SwiftI2VPipeline.from_pretrained(
             model,
             device=find_device(device),

@@ -104,11 +104,11 @@ class PieceEncoder:
         require_codec_fits(self.suffix, self.codec)
         limit = _CODECS[self.codec].max_crf
         if not 0 <= self.crf <= limit:
-            raise MediaError(f"crf {self.crf} cannot be; {self.codec} takes 0 (best) to {limit}")
+            raise MediaError(f"crf {self.crf} does not fit; {self.codec} takes 0 (best) to {limit}")
         if self.ten_bit and self.codec == "ffv1":
-            raise MediaError("ffv1 keeps the 8-bit frames exactly; leave ten_bit out")
+            raise MediaError("ten_bit does not go with ffv1, which keeps the 8-bit frames exactly")
         if self.height % 2 or self.width % 2:
-            raise MediaError(f"size {self.width}x{self.height} cannot be; both sides must be even")
+            raise MediaError(f"size {self.width}x{self.height} does not fit; both sides must be even")
         self._encoder = next(
             name for name in _CODECS[self.codec].encoders if name in av.codecs_available
         )

@@ -190,6 +190,8 @@ class Reject:
     """Of the sample; the row where it has none."""
     reason: str
     """``cause: detail``; the cause reads the same for all samples of its kind."""
+    uncaptioned: Sample | None = None
+    """What it would be with a caption, if that alone is missing; its prompt is empty."""
 
     @property
     def cause(self) -> str:

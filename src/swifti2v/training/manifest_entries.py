@@ -75,26 +75,36 @@ class Entry:
     values: Mapping[str, Any]
     """``prompt`` and the optional columns."""
     media: Media | None = None
-    """Where its media lies; None where there is a problem."""
+    """Where its media lies; None if it has none that can be used."""
     kind: MediaKind = "video"
     """What the media is."""
     problem: str | None = None
-    """Reason to refuse it."""
+    """Reason to refuse it; where there are media, that they have no caption."""
 
 
 class UnusableError(Exception):
-    """Carries the reason to refuse an entry; it never leaves the readers."""
+    """Carries the reason to refuse an entry; it never leaves the readers.
+
+    Args:
+        reason: Why.
+        sample: What it would be with a caption, if that alone is missing.
+    """
+
+    def __init__(self, reason: str, sample: Sample | None = None) -> None:
+        super().__init__(reason)
+        self.sample = sample
 
 
 def find_layout(path: Path, columns: Collection[str]) -> Layout:
-    """The layout that a table's columns have.
+    """The layout that a table's columns have; a plain one may lack captions.
 
     Raises:
-        InputError: Columns of media or captions are missing.
+        InputError: Columns of media are missing.
     """
     for layout in (ULTRAVIDEO, OPENVID, PLAIN):
         has_media = any(column in columns for column in layout.media)
-        if has_media and layout.prompt in columns and layout.required <= set(columns):
+        has_prompt = layout.prompt in columns or layout is PLAIN
+        if has_media and has_prompt and layout.required <= set(columns):
             return layout
     raise InputError(
         f"{path} has the columns {', '.join(map(str, columns))}; it needs video or image, and "
@@ -143,7 +153,8 @@ def to_entry(
     found = locate(column, row[column])
     if isinstance(found, str):
         return Entry(id=id_, values=values, problem=found)
-    return Entry(id=id_, values=values, media=found, kind=layout.media[column])
+    problem = None if layout.prompt in row else f"no caption: no column {layout.prompt}"
+    return Entry(id=id_, values=values, media=found, kind=layout.media[column], problem=problem)
 
 
 def to_sample(entry: Entry, root: Path) -> Sample:
@@ -156,14 +167,9 @@ def to_sample(entry: Entry, root: Path) -> Sample:
     Raises:
         UnusableError: With the reason.
     """
-    if entry.problem is not None or entry.media is None:
+    if entry.media is None:
         raise UnusableError(entry.problem or "no media: nothing is given")
     values = entry.values
-    prompt = values.get("prompt")
-    if prompt is None or not str(prompt).strip():
-        raise UnusableError("no caption: the prompt is empty")
-    if not isinstance(prompt, str) or "\ufffd" in prompt:
-        raise UnusableError("bad caption: the prompt is not a text in UTF-8")
     if isinstance(entry.media, MediaFile) and not entry.media.path.is_file():
         raise UnusableError(f"file not found: {entry.media.path}")
     start = _number(values, "start", low=0) or 0.0
@@ -171,11 +177,12 @@ def to_sample(entry: Entry, root: Path) -> Sample:
     if end is not None and end <= start:
         raise UnusableError(f"bad number: end {end:g} is not after start {start:g}")
     weight = _number(values, "weight", is_positive=True)
-    return Sample(
+    problem = entry.problem or _find_caption_problem(values.get("prompt"))
+    sample = Sample(
         id=entry.id,
         media=entry.media,
         kind=entry.kind,
-        prompt=prompt.strip(),
+        prompt="" if problem else values["prompt"].strip(),
         fps=_number(values, "fps", is_positive=True),
         start=start,
         end=end,
@@ -186,6 +193,17 @@ def to_sample(entry: Entry, root: Path) -> Sample:
         source=text_of(values.get("source")) or None,
         reference=_find_reference(entry, root),
     )
+    if problem:
+        raise UnusableError(problem, sample)
+    return sample
+
+
+def _find_caption_problem(prompt: Any) -> str | None:
+    if prompt is None or not str(prompt).strip():
+        return "no caption: the prompt is empty"
+    if not isinstance(prompt, str) or "\ufffd" in prompt:
+        return "bad caption: the prompt is not a text in UTF-8"
+    return None
 
 
 def _find_reference(entry: Entry, root: Path) -> Path | None:

@@ -92,7 +92,7 @@ def read_manifest(
         try:
             samples.append(to_sample(entry, folder))
         except UnusableError as error:
-            rejects.append(Reject(entry.id, str(error)))
+            rejects.append(Reject(entry.id, str(error), error.sample))
     if not ids:
         raise InputError(f"manifest {path} lists nothing; add clips or pictures")
     if not samples and not rejects:
@@ -222,11 +222,14 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
             yield from _tar_entries(path, name)
         elif kind is not None:
             caption = path.with_suffix(".txt")
-            if caption.is_file():
-                values = {"prompt": _decode(caption.read_bytes())}
-                yield Entry(id=name, values=values, media=MediaFile(path), kind=kind)
-            else:
-                yield Entry(id=name, values={}, problem=f"no caption: no {caption.name} beside it")
+            has_caption = caption.is_file()
+            yield Entry(
+                id=name,
+                values={"prompt": _decode(caption.read_bytes())} if has_caption else {},
+                media=MediaFile(path),
+                kind=kind,
+                problem=None if has_caption else f"no caption: no {caption.name} beside it",
+            )
 
 
 def _tar_entries(archive: Path, name: str) -> Iterator[Entry]:

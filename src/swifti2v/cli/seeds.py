@@ -1,0 +1,42 @@
+"""Seeds that a command line names."""
+
+import secrets
+
+import typer
+
+RANDOM = -1
+"""Asks for a random seed."""
+
+
+def choose_seed(asked: int) -> int:
+    """The seed that is asked for; a drawn one is said on stderr, so that it can be repeated.
+
+    Args:
+        asked: 0 or more, or ``RANDOM``.
+
+    Raises:
+        typer.BadParameter: See ``require_seed``.
+    """
+    require_seed(asked)
+    if asked != RANDOM:
+        return asked
+    seed = draw_seed()
+    typer.echo(f"seed: {seed} (drawn; repeat or continue with --seed {seed})", err=True)
+    return seed
+
+
+def require_seed(asked: int | None) -> None:
+    """Refuse a negative seed that does not mean a random one.
+
+    Raises:
+        typer.BadParameter: As said.
+    """
+    if asked is not None and asked < RANDOM:
+        raise typer.BadParameter(
+            f"{asked} is below 0; give 0 or more, or {RANDOM} for a random one", param_hint="--seed"
+        )
+
+
+def draw_seed() -> int:
+    """A random seed of at most ten digits."""
+    return secrets.randbelow(2**32)
