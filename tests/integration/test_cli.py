@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook
 
 from swifti2v import __version__
+from swifti2v.cli.settings import format_color, parse_color
 from swifti2v.media import open_writer, read_metadata
 from swifti2v.models.transformer import SegmentTransformerBlock
 from swifti2v.sampling import SAMPLING_VERSION
@@ -86,6 +87,43 @@ def test_a_random_seed_is_drawn_printed_and_stored(model, photo, tmp_path):
         assert f"seed: {seeds[-1]}" in run.stderr
 
     assert seeds[0] != seeds[1]
+
+
+def test_seed_minus_1_is_random_and_repeated_by_like_and_resume(model, photo, tmp_path):
+    first, work = tmp_path / "a.mkv", tmp_path / "work"
+    run = ("generate", photo, "-p", "", "--model", model, *LOSSLESS, "--seed", -1)
+
+    succeed(swifti2v(*run, "-o", first, "--work-dir", work))
+    succeed(swifti2v("generate", "--like", first, "-o", tmp_path / "like.mkv"))
+    succeed(swifti2v(*run, "-o", tmp_path / "go-on.mkv", "--work-dir", work, "--resume"))
+    succeed(swifti2v("generate", "--like", first, "-o", tmp_path / "new.mkv", "--seed", -1))
+
+    assert_same_frames(first, tmp_path / "like.mkv")
+    assert_same_frames(first, tmp_path / "go-on.mkv")
+    seeds = [
+        json.loads(succeed(swifti2v("info", path, "--json")).stdout)["seed"]
+        for path in (first, tmp_path / "new.mkv")
+    ]
+    assert seeds[0] != seeds[1]
+    assert min(seeds) >= 0
+    refused = swifti2v(*run[:-1], -2, "-o", tmp_path / "no.mkv")
+    assert refused.exit_code == 2
+    assert "give 0 or more, or -1" in refused.stderr
+
+
+@pytest.mark.parametrize("color", ["white", "White", "#fff", "#ffffff", "ffffff", "FFF"])
+def test_a_background_is_a_colour_as_css_writes_it(color):
+    assert parse_color(color) == (255, 255, 255)
+    assert format_color(parse_color("rebeccapurple")) == "#663399"
+
+
+def test_a_named_background_is_stored_by_its_digits(model, tmp_path):
+    photo = save_photo(tmp_path / "seen-through.png", SIZE, SIZE, "RGBA")
+    flags = ("--background", "orange", "--dry-run", "--json")
+
+    plan = json.loads(succeed(generate(model, photo, tmp_path / "out.mp4", *flags)).stdout)
+
+    assert plan["settings"]["background"] == "#ffa500"
 
 
 def test_fit_is_noted_and_stored(model, tmp_path):
@@ -257,3 +295,9 @@ def test_version_and_doctor():
     assert torch.__version__ in doctor
     assert "h264" in doctor
     assert "nano model" in doctor
+    found = json.loads(succeed(swifti2v("doctor", "--json")).stdout)
+    assert found["version"] == __version__
+    assert found["libraries"]["torch"] == torch.__version__
+    assert 0 < found["cpu"]["free_bytes"] <= found["cpu"]["memory_bytes"]
+    assert found["nano"]["problem"] is None
+    assert found["nano"]["num_bytes"] > 30e6

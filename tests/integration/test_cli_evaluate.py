@@ -133,6 +133,11 @@ def test_a_folder_gives_a_table_differences_and_a_page_that_stands_alone(tmp_pat
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert page.tags.count("svg") == 3 * 6
     table = succeed(swifti2v("evaluate", tmp_path / "ours")).stdout
+    assert f"measured: {tmp_path / 'ours' / '0.mkv'}, " in table.splitlines()[0]
+    assert re.search(r"9 frames of \d+x\d+ at 16 fps\)$", table.splitlines()[0])
+    assert table.splitlines()[1] == "compared with: nothing"
+    assert table.splitlines()[2].startswith("segments: unknown (")
+    assert re.match(r"metrics: \d+ of \d+: first_frame_psnr|metrics: \d+ of", table.splitlines()[3])
     assert re.search(r"flicker +0\.\d{4} +0\.\d{4} to 0\.\d{4} +3\n", table)
 
 

@@ -291,7 +291,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         ({"fps": 0}, "fps 0"),
         ({"fps": float("nan")}, "fps nan"),
         ({"queue_size": 0}, "queue_size 0"),
-        ({"height": 63}, "96x63 cannot be; both sides must be even"),
+        ({"height": 63}, "96x63 does not fit; both sides must be even"),
     ],
 )
 def test_options_out_of_range_are_refused(

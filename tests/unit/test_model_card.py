@@ -275,7 +275,7 @@ def test_tables_show_every_measurement():
     assert "| **nano** | 30.00 [30.00, 30.00] | 0.500 [0.500, 0.500] |" in tables
     assert "| coherence, nano \N{MINUS SIGN} Lanczos: at least +0.15 | +0.30 [" in tables
     assert "| a | 96x64 | exact | 1.000 |" in tables
-    assert "| Stage I | 1 of 7 | 0.14 [0.03, 0.51] |" in tables
+    assert "| Stage I | 1 of 7 | 1 | 0.14 [0.03, 0.51] |" in tables
     assert "| pan left | **0** | 0 | 0 | 0 | 0 | 0 | 1 |" in tables
     assert "| peak memory of the process, held-out clips included | 1.00 GB |" in tables
     assert f"nano \N{MINUS SIGN} {MODEL_NO_ANCHOR.replace(MODEL, 'nano')}: above 0 |" in tables

@@ -19,7 +19,9 @@ class Rival(StrEnum):
 
 
 def speed(
-    model: Annotated[str, typer.Option(help="See swifti2v plan.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
+    ] = "nano",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the weights instead of reading them.")
     ] = False,
@@ -31,13 +33,15 @@ def speed(
         ),
     ] = None,
     against: Annotated[
-        Rival | None, typer.Option(help="Make the clip with its Stage II transformer, too.")
+        Rival | None, typer.Option(help="Make the clip also with diffusers' Stage II transformer.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[RunDtype | None, typer.Option(help="Number type of the weights.")] = None,
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the video: 4k + 1, such as 33 or 81.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="One setting, as in swifti2v generate."),

@@ -33,7 +33,7 @@ ModelArgument = Annotated[
     str, typer.Argument(help="nano, paper, a YAML preset, a directory or a Hub id.")
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option(help="Of the written weights; parts that must stay float32 do.")
+    Dtype, typer.Option(help="Number type of the written weights; parts that must stay float32 do.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
 

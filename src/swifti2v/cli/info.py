@@ -13,7 +13,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of YAML.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Print the settings that are stored in a video; ``generate --like`` repeats them."""
+    """Print the settings that are stored in a video; 'generate --like' repeats them."""
     with exit_codes(debug=debug):
         import json
 

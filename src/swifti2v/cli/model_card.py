@@ -10,6 +10,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.report import peak_rss_bytes
+from swifti2v.cli.seeds import choose_seed
 from swifti2v.storage import write_whole
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MAX_FPS = 16.0
 PROMPT = "zoom in"
 """Of the clip that is timed."""
 
-models = typer.Typer(help="Ready models: measure them.", no_args_is_help=True)
+models = typer.Typer(help="Ready models: measure, export and convert them.", no_args_is_help=True)
 
 
 @models.command()
@@ -46,7 +47,7 @@ def card(
     num_frames: Annotated[int, typer.Option(help="Frames of every clip, 4k + 1.")] = 33,
     height: Annotated[int, typer.Option(help="Output height in pixels.")] = 384,
     width: Annotated[int, typer.Option(help="Output width in pixels.")] = 640,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise; -1 draws one.")] = 0,
     full_photos: Annotated[
         int, typer.Option(min=0, help="Photos whose camera clips go through Stage II as well.")
     ] = 1,
@@ -73,7 +74,7 @@ def card(
             model=model,
             config=config,
             variants=_variants(config, variant or []),
-            seed=seed,
+            seed=choose_seed(seed),
             num_full_photos=full_photos,
             clips={path.stem: _read_clip(path, config) for path in clip_paths},
             photos={path.stem: _read_photo(path, config) for path in photo_paths},

@@ -74,32 +74,35 @@ class ClipOptions:
         Path, typer.Option("-o", "--output", help="Video to write; its suffix says the container.")
     ]
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="What shall happen. Needed without --like.")
+        str | None,
+        typer.Option("-p", "--prompt", help="What happens in the video. Needed without --like."),
     ] = None
     model: Annotated[
         str | None,
         typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id (default nano)."),
     ] = None
-    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the video: 4k + 1, such as 33 or 81.")
+    ] = None
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None
     seed: Annotated[
         int | None, typer.Option(help="Seed of the initial noise; -1, as the default, draws one.")
     ] = None
-    steps: Annotated[int | None, typer.Option(help="Model calls of a run, both stages.")] = None
-    segment_size: Annotated[int | None, typer.Option(help="Latent frames a segment generates.")] = (
-        None
-    )
+    steps: Annotated[int | None, typer.Option(help="Denoising steps of each stage.")] = None
+    segment_size: Annotated[
+        int | None, typer.Option(help="Latent frames (4 video frames) of a segment.")
+    ] = None
     context_size: Annotated[
-        int | None, typer.Option(help="Finished latent frames a segment sees.")
+        int | None, typer.Option(help="Finished latent frames that a segment sees.")
     ] = None
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance, both stages; 1 is none.")
+        float | None, typer.Option(help="Classifier-free guidance of both stages; 1 is without.")
     ] = None
-    negative_prompt: Annotated[str | None, typer.Option(help="Used where guidance is above 1.")] = (
-        None
-    )
-    fps: Annotated[int | None, typer.Option(help="Frames a second of the output.")] = None
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to avoid; used where guidance is above 1.")
+    ] = None
+    fps: Annotated[int | None, typer.Option(help="Frames a second of the video.")] = None
     fit: Annotated[
         Fit | None, typer.Option(help="How a photo of another aspect is fitted (default crop).")
     ] = None
@@ -130,11 +133,13 @@ class ClipOptions:
     codec: Annotated[
         Codec | None,
         typer.Option(
-            help="Of the video (default h264); ffv1 is lossless, for .mkv; png writes a folder."
+            help="Codec of the video (default h264); ffv1 is lossless, for .mkv; png writes a folder."
         ),
     ] = None
-    crf: Annotated[int | None, typer.Option(help="Quality; lower is better and larger.")] = None
-    ten_bit: Annotated[bool, typer.Option("--ten-bit", help="10 bits a colour.")] = False
+    crf: Annotated[
+        int | None, typer.Option(help="Compression; lower looks better and makes a larger file.")
+    ] = None
+    ten_bit: Annotated[bool, typer.Option("--ten-bit", help="Store 10 bits a colour.")] = False
     truncate_prompt: Annotated[
         bool, typer.Option("--truncate-prompt", help="Cut a prompt that is over the limit.")
     ] = False
@@ -184,7 +189,10 @@ class ClipOptions:
         bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
     ] = False
     no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Do not store the settings in the video.")
+        bool,
+        typer.Option(
+            "--no-metadata", help="Do not store the settings in the video (--like needs them)."
+        ),
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
 

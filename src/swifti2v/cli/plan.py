@@ -41,10 +41,12 @@ def plan(
     ] = "auto",
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Frames, 4k + 1.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option(help="Frames of the video: 4k + 1, such as 33 or 81.")
+    ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of the weights (default bfloat16, on a CPU float32)."),
+        typer.Option(help="Number type of the weights (default bfloat16, on a CPU float32)."),
     ] = None,
     linear: Annotated[
         Linear | None,

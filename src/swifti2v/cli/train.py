@@ -53,7 +53,8 @@ class RunOptions:
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check, print settings, sizes and predicted memory, and stop."
+            "--dry-run",
+            help="Check settings and packages, print sizes and predicted memory, and stop.",
         ),
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
@@ -74,8 +75,12 @@ class NanoOptions(RunOptions):
         Path | None,
         typer.Option(help="Folder of clips and photos; procedural material if not given."),
     ] = None
-    minutes: Annotated[float | None, typer.Option(help="Of training, for all parts.")] = None
-    steps: Annotated[int | None, typer.Option(help="Steps of each part instead.")] = None
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training, for all parts.")] = (
+        None
+    )
+    steps: Annotated[int | None, typer.Option(help="Steps of each part, instead of minutes.")] = (
+        None
+    )
 
 
 @train_app.command()
@@ -160,12 +165,14 @@ def _train(name: str, options: TrainOptions) -> None:
     with exit_codes(debug=options.debug), Interruption().catch():
         from swifti2v.cli.training_parts import PARTS
         from swifti2v.training.ranks import join_ranks
+        from swifti2v.training.requirements import require_packages
         from swifti2v.training.run_directory import begin_run_directory, require_run_directory
         from swifti2v.training.session import Session
         from swifti2v.training.trackers import open_trackers
 
         part = PARTS[name]
         settings = resolve_settings(part.settings, options.config, options.set_)
+        require_packages(settings)
         if options.dry_run:
             _print_plan(settings, lambda: part.plan(settings), _find_num_ranks())
             return
@@ -198,7 +205,11 @@ def _print_plan(
     if os.environ.get("RANK", "0") != "0":
         return
     from swifti2v.cli.training_plan import to_comments
+    from swifti2v.training.requirements import find_missing_data
     from swifti2v.training.run_directory import to_plain
+
+    for path in find_missing_data(settings):
+        typer.echo(f"note: manifest {path} is not there yet", err=True)
 
     try:
         comments = to_comments(plan(), num_ranks)

@@ -9,7 +9,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE
-from swifti2v.cli.options import ClipOptions, Command, takes_options
+from swifti2v.cli.options import ClipOptions, Command, Fit, takes_options
 
 
 class Attention(StrEnum):
@@ -43,6 +43,8 @@ class UpscaleOptions(ClipOptions):
             help="LoRA for high resolution to merge. May be given more than once.",
         ),
     ] = None
+    fit: Annotated[Fit | None, typer.Option(hidden=True)] = None
+    background: Annotated[str | None, typer.Option(hidden=True)] = None
     strength: Annotated[
         float | None,
         typer.Option(help="Part of the schedule for all steps, in (0, 1]; higher invents more."),

@@ -28,7 +28,9 @@ NoCamera = Annotated[
 Ratio = Annotated[str, typer.Option(metavar="W-H", help="Crop of the photos, also for 20:11.")]
 Dimensions = Annotated[
     list[str] | None,
-    typer.Option("--dimension", help="All if not said. May be given more than once."),
+    typer.Option(
+        "--dimension", help="What to measure; everything if not said. May be given more than once."
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
 
@@ -156,7 +158,12 @@ def run(
     videos: Annotated[Path, typer.Argument(help="Folder of videos, and of nothing else.")],
     vbench: Annotated[Path, typer.Option(help="Folder of 'vbench setup'.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
-    suite: Annotated[Path | None, typer.Option(help="The installed one if not said.")] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            help="vbench2_i2v_full_info.json, or a file like it; the installed one if not said."
+        ),
+    ] = None,
     samples: Samples = 1,
     no_camera: NoCamera = False,
     ratio: Ratio = "16-9",

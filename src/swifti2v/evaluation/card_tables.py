@@ -223,12 +223,20 @@ def _camera_part(card: Card) -> list[str]:
             [
                 stage,
                 f"{right} of {len(rows)}",
+                str(len(photos)),
                 _estimate(wilson_share(right, len(rows)), 2),
                 _interval([_first_frame(rows, photo) for photo in photos]),
                 _number(sum(row.inliers for row in rows) / len(rows)),
             ]
         )
-    header = ["output of", "right", "share", "first frame's PSNR to the photo, dB", "inliers"]
+    header = [
+        "output of",
+        "right",
+        "photos",
+        "share",
+        "first frame's PSNR to the photo, dB",
+        "inliers",
+    ]
     parts.append(_table(header, lines))
     for stage in STAGES:
         rows = [row for row in card.camera if row.stage == stage]

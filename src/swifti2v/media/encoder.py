@@ -108,7 +108,9 @@ class PieceEncoder:
         if self.ten_bit and self.codec == "ffv1":
             raise MediaError("ten_bit does not go with ffv1, which keeps the 8-bit frames exactly")
         if self.height % 2 or self.width % 2:
-            raise MediaError(f"size {self.width}x{self.height} does not fit; both sides must be even")
+            raise MediaError(
+                f"size {self.width}x{self.height} does not fit; both sides must be even"
+            )
         self._encoder = next(
             name for name in _CODECS[self.codec].encoders if name in av.codecs_available
         )

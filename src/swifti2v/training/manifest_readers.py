@@ -35,7 +35,8 @@ from swifti2v.training.manifest_entries import (
     to_sample,
 )
 
-_DATASET_FILES = ("dataset_dict.json", "state.json")  # written by ``save_to_disk``
+DATASET_FILES = ("dataset_dict.json", "state.json")
+"""What ``save_to_disk`` of Hugging Face ``datasets`` writes."""
 _MAX_FIELD_BYTES = 2**24  # of a CSV; captions may exceed Python's 128 KiB
 
 
@@ -102,7 +103,7 @@ def read_manifest(
 
 def _find_entries(path: Path, root: Path) -> Iterator[Entry]:
     if path.is_dir():
-        if any((path / name).is_file() for name in _DATASET_FILES):
+        if any((path / name).is_file() for name in DATASET_FILES):
             return _dataset_entries(path, root)
         return _folder_entries(path)
     suffix = path.suffix.lower()
