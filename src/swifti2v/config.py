@@ -191,6 +191,14 @@ class GenerationConfig:
         _require("fps", self.fps, low=1, high=240)
 
 
+PROBLEMS = {
+    "unexpected_keyword_argument": "there is no such setting",
+    "missing": "it is missing",
+    "dataclass_type": "it holds settings of its own; name one of them, as a.b",
+}
+"""What some of pydantic's errors say to people who know settings, not classes."""
+
+
 def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
     """Build a config dataclass from nested mappings; every key must be known.
 
@@ -207,7 +215,8 @@ def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> 
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            f"{'.'.join(str(part) for part in item['loc'])}: "
+            f"{PROBLEMS.get(item['type'], item['msg'])}"
             for item in error.errors()
         )
         raise ConfigError(f"{source}: {problems}") from None

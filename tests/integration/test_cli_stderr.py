@@ -4,10 +4,7 @@ import re
 import subprocess
 import sys
 
-import torch
-from safetensors.torch import save_file
-
-from tests.hub import make_hub, photo, stage2_base, state_of, write_preset
+from tests.hub import make_hub, photo, write_preset
 
 OWN = (
     r"loading .*\.yaml",
@@ -22,10 +19,7 @@ OWN = (
 
 def test_stderr_holds_our_lines_alone(tmp_path):
     hub = make_hub(tmp_path / "hub")
-    save_file(
-        {k: v.to(torch.bfloat16) for k, v in state_of(stage2_base()).items()}, hub / "w.safetensors"
-    )
-    model = write_preset(hub, tmp_path, stage2_transformer={"weights": "w.safetensors"})
+    model = write_preset(hub, tmp_path)
     photo().save(tmp_path / "photo.png")
     arguments = ["generate", "photo.png", "-p", "a dog runs", "-o", "out.mp4", "--seed", "7"]
 

@@ -108,7 +108,7 @@ def test_lite_measures_the_made_videos(tmp_path, suite, model):
     ("more", "message"),
     [
         (("--ratio", "16-9"), "use --ratio 1-1"),
-        (("--samples", 6), "6 samples cannot be"),
+        (("--samples", 6), "--samples is 6; VBench takes"),
         (("--shard", "3/2"), "shard '3/2'"),
         (("--images", "nowhere"), "must hold a folder for every ratio"),
         (("--suite", "nowhere.json"), "nowhere.json: No such file"),

@@ -57,7 +57,7 @@ def test_what_is_no_model_is_refused(hub, tmp_path):
         ({"stage3_vae": {"source": "x"}}, "components stage3_vae are unknown; known are text_enc"),
         (
             {"stage1_vae": {"subfolders": "vae"}},
-            r"components\.stage1_vae\.subfolders: Unexpected keyword",
+            r"components\.stage1_vae\.subfolders: there is no such setting",
         ),
         ({"stage1_vae": {"weights": "x.pth"}}, "stage1_vae has weights or loras"),
         ({"stage1_transformer": {"loras": [{"file": "x"}]}}, r"loras\.0\.path: Field required"),

@@ -105,7 +105,7 @@ def test_jsonl_with_numbers(folder: Path) -> None:
     [
         ({"video": "none.mp4"}, "file not found: "),
         ({"prompt": "  "}, "no caption: the prompt is empty"),
-        ({"fps": "fast"}, "bad number: fps 'fast' is none"),
+        ({"fps": "fast"}, "bad number: fps 'fast' is not a number"),
         ({"fps": "0"}, "bad number: fps 0 is out of range"),
         ({"weight": "-1"}, "bad number: weight -1 is out of range"),
         ({"weight": "nan"}, "bad number: weight nan is out of range"),

@@ -103,7 +103,7 @@ def test_missing_files_are_counted_and_named(tmp_path):
     (videos / "a cat-0.mp4").touch()
     with pytest.raises(InputError, match=r"3 of 4 videos are missing \(a field-0.mp4, a cat-1"):
         find_videos(entries, 2, videos)
-    with pytest.raises(InputError, match="0 samples cannot be"):
+    with pytest.raises(InputError, match="samples is 0; VBench takes"):
         find_videos(entries, 0, videos)
 
 

@@ -57,7 +57,9 @@ def training(
         list[str] | None,
         typer.Option(metavar="A.B=1,2,4", help="Values of one setting; may be repeated."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of each run; the first two do not count.")] = 6,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of each run; the first two do not count.")
+    ] = 6,
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
     """Train a few steps with every combination of settings; prints samples/s and peak memory."""

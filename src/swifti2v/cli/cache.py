@@ -40,7 +40,7 @@ class CacheOptions:
         typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
     ] = None
     max_steps: Annotated[
-        int | None, typer.Option(help="Only what the first so many steps ask for.")
+        int | None, typer.Option(min=1, help="Only what the first so many steps ask for.")
     ] = None
     shard: Annotated[
         str,

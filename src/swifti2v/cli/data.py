@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.paths import require_contact_sheet
 from swifti2v.errors import InputError
 
@@ -74,7 +75,8 @@ def inspect(
         from swifti2v.training.buckets import assign_buckets
         from swifti2v.training.manifest_readers import read_manifest
 
-        rules = _find_rules(bucket or [], fps, max_crop)
+        with naming_flags():
+            rules = _find_rules(bucket or [], fps, max_crop)
         listed = read_manifest(manifest, root=root, split=split)
         if sheet is not None:
             _require_no_input(sheet, listed.samples)

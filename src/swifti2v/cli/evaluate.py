@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import Fit
 
 if TYPE_CHECKING:
@@ -85,8 +86,9 @@ def evaluate(
         files = find_files(video, others)
         _require_baselines(video, files)
         is_set = video.is_dir() or video.suffix.lower() in MANIFEST_SUFFIXES
-        inputs = [_open(one, one.video, reading) for one in files]
-        baselines = [_open(one, one.baseline, reading) for one in files if one.baseline is not None]
+        with naming_flags():
+            inputs = [_open(one, one.video, reading) for one in files]
+            baselines = [_open(one, one.baseline, reading) for one in files if one.baseline]
         results = _measure(inputs, has_pictures=output is not None)
         _finish(results, _measure(baselines, has_pictures=False), output, is_set, as_json)
 

@@ -21,6 +21,7 @@ NAMED = {
     "crf": "--crf",
     "codec": "--codec",
     "ten_bit": "--ten-bit",
+    "max_crop_share": "--max-crop",
 }
 """Settings that have a flag of their own; the others go by their path, as ``--set`` takes it."""
 FLAGS = NAMED | {
@@ -41,6 +42,6 @@ def naming_flags() -> Iterator[None]:
     try:
         yield
     except SwiftI2VError as error:
-        text = str(error).removeprefix(f"{COMMAND_LINE}: ")
+        text = str(error).removeprefix(f"{COMMAND_LINE}: ").removeprefix("settings: ")
         error.args = (PATTERN.sub(lambda found: FLAGS[found[0]], text),)
         raise

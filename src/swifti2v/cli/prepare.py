@@ -187,7 +187,7 @@ def _resolve_settings(
         with naming_flags() if source == COMMAND_LINE else nullcontext():
             parse_config(GenerationConfig, asked, source)
         changes = merge(changes, asked)
-    name = options.model or (like.model if like else "nano")
+    name = options.model if options.model is not None else (like.model if like else "nano")
     index, _ = find_model(name)
     defaults: Mapping[str, Any] = index.settings
     if options.command == "upscale":

@@ -64,7 +64,9 @@ class RunOptions:
 class TrainOptions(RunOptions):
     """Options of a part."""
 
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps in all.")] = None
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many steps in all.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +97,7 @@ def nano(options: NanoOptions) -> None:
         settings = _resolve_nano(options)
         if options.data is not None and not options.data.is_dir():
             raise InputError(
-                f"data folder {options.data} does not exist; name a folder of clips and photos"
+                f"data folder {options.data} is not a folder; name one of clips and photos"
             )
         if options.dry_run:
             from swifti2v.training.plan import plan_nano

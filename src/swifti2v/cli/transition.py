@@ -130,7 +130,8 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     for line in pipe.components.describe_loras():
         typer.echo(f"note: {line}", err=True)
     model = {"name": options.model, "loras": [asdict(item) for item in loras]}
-    job = Job(pipe, config, store, model)
+    with naming_flags():
+        job = Job(pipe, config, store, model)
     finished = job.find_finished(listed.samples)
     if options.dry_run:
         plan = job.describe(listed, len(finished))

@@ -202,7 +202,7 @@ def latent_starts(pixel_starts: Sequence[int], num_frames: int) -> tuple[int, ..
         if start < 1 or (start - 1) % TIME_FACTOR:
             lower = max(1, (start - 1) // TIME_FACTOR * TIME_FACTOR + 1)
             raise ShapeError(
-                f"segment start {start} cannot be: segments start at pixel frames "
+                f"segment start {start} does not fit: segments start at pixel frames "
                 f"{TIME_FACTOR}k + 1; the nearest are {lower} and {lower + TIME_FACTOR}"
             )
         if start >= num_frames:

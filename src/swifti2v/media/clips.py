@@ -125,7 +125,7 @@ def iter_frames(
     """
     path = Path(path)
     if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise MediaError(f"fps {fps} cannot be; it must be above 0")
+        raise MediaError(f"fps is {fps:g}; it must be above 0")
     if max_frames is not None and max_frames < 1:
         raise MediaError(f"max_frames {max_frames} cannot be; it must be at least 1")
     with _open_clip(path):

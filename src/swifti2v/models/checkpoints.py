@@ -139,7 +139,7 @@ def _find_files(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.exists() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
             raise LoadingError(
-                f"{path} is not a weight file; known: .safetensors {PICKLE_SUFFIXES}"
+                f"{path} is not a weight file; known: .safetensors, {', '.join(PICKLE_SUFFIXES)}"
             )
         if (shard := SHARD.search(path.stem)) and int(shard[2]) > 1:
             raise LoadingError(f"{path} is one of {int(shard[2])} shards; give its folder instead")
@@ -149,7 +149,9 @@ def _find_files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     files = files or sorted(file for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if not files:
-        raise LoadingError(f"{path} holds no weight files (.safetensors, {PICKLE_SUFFIXES})")
+        raise LoadingError(
+            f"{path} holds no weight files (.safetensors, {', '.join(PICKLE_SUFFIXES)})"
+        )
     if len(files) > 1:
         _require_all_shards(path, files)
     return files

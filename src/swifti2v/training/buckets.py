@@ -41,7 +41,7 @@ class BucketRules:
                 f"buckets {list(self.buckets)} must hold each bucket once, at least one"
             )
         if bad := [bucket for bucket in self.buckets if min(bucket) < 1]:
-            raise ConfigError(f"bucket {bad[0]} cannot be; frames, height and width are at least 1")
+            raise ConfigError(f"bucket {bad[0]} is empty; frames, height and width are at least 1")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise ConfigError(f"fps is {self.fps}; it must be above 0")
         if not 0 <= self.max_crop_share < 1:

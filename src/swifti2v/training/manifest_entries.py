@@ -231,7 +231,7 @@ def _number(
     try:
         number = float(text)
     except ValueError:
-        raise UnusableError(f"bad number: {name} {text!r} is none") from None
+        raise UnusableError(f"bad number: {name} {text!r} is not a number") from None
     if not math.isfinite(number) or number < low or (is_positive and number <= 0):
         raise UnusableError(f"bad number: {name} {text} is out of range")
     return number

@@ -112,7 +112,7 @@ def _find_entries(path: Path, root: Path) -> Iterator[Entry]:
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     if suffix not in readers:
         raise InputError(
-            f"manifest {path} is none that can be read; give .csv, .jsonl, .parquet, .tar or a folder"
+            f"manifest {path} is of an unknown kind; give .csv, .jsonl, .parquet, .tar or a folder"
         )
     return _table_entries(path, readers[suffix](path), root)
 

@@ -115,7 +115,7 @@ def list_videos(entries: Sequence[SuiteEntry], num_samples: int) -> list[SuiteVi
         InputError: ``num_samples`` is not in 1 .. 5.
     """
     if not 1 <= num_samples <= MAX_SAMPLES:
-        raise InputError(f"{num_samples} samples cannot be; VBench takes 1 to {MAX_SAMPLES}")
+        raise InputError(f"--samples is {num_samples}; VBench takes 1 to {MAX_SAMPLES}")
     return [
         SuiteVideo(entry=entry, sample=sample) for sample in range(num_samples) for entry in entries
     ]
