@@ -163,7 +163,7 @@ def test_nothing_to_train_on_is_an_error_after_the_report(openvid: Path) -> None
     [
         (("--bucket", "81x704"), "'81x704' is not FRAMESxHEIGHTxWIDTH"),
         (("--fps", "0"), "fps is 0.0"),
-        (("--max-crop", "2"), "max_crop_share is 2"),
+        (("--max-crop", "2"), "--max-crop is 2"),
         (("--split", "val"), "has no split 'val'"),
         (("--root", "/nowhere"), "root /nowhere is not a folder"),
         (("--sheet", "sheet.jpg"), "must end in .png"),

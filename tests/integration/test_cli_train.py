@@ -107,7 +107,7 @@ def test_the_shipped_configuration_is_complete():
         (("--set", "stage1.run.batch_size=8"), "batch_size is 8"),
         (("--set", "colour=1"), "colour"),
         (("--steps", 1, "--device", "abacus"), "device 'abacus' is unknown"),
-        (("--data", "nowhere"), "data folder nowhere does not exist"),
+        (("--data", "nowhere"), "data folder nowhere is not a folder"),
         (("--set", "held_out=[a]"), "held_out names a, but there is no data folder"),
     ],
 )

@@ -60,7 +60,7 @@ def test_what_is_no_model_is_refused(hub, tmp_path):
             r"components\.stage1_vae\.subfolders: there is no such setting",
         ),
         ({"stage1_vae": {"weights": "x.pth"}}, "stage1_vae has weights or loras"),
-        ({"stage1_transformer": {"loras": [{"file": "x"}]}}, r"loras\.0\.path: Field required"),
+        ({"stage1_transformer": {"loras": [{"file": "x"}]}}, r"loras\.0\.path: it is missing"),
     ],
 )
 def test_a_preset_with_unknown_or_missing_keys_is_refused(hub, tmp_path, changes, message):

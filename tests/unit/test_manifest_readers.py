@@ -285,7 +285,7 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
         ("m.jsonl", '{"video": "a.mp4", "prompt": "x"}\n{"video"\n', "line 2 is not JSON"),
         ("m.jsonl", "[1]\n", "line 1 must be an object"),
         ("m.jsonl", '{"video": "a.mp4", "prompt": "x"}\n{"vidoe": "b.mp4"}\n', "columns vidoe"),
-        ("m.yaml", "x", "none that can be read"),
+        ("m.yaml", "x", "of an unknown kind; give"),
     ],
 )
 def test_manifests_that_cannot_be_used(folder: Path, name: str, text: str, message: str) -> None:

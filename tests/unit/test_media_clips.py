@@ -118,7 +118,7 @@ def test_iteration_can_be_left_and_checks_at_once(tmp_path: Path) -> None:
     frames.close()  # type: ignore[attr-defined]
     with pytest.raises(MediaError, match="does not exist"):
         iter_frames(tmp_path / "none.mp4")
-    with pytest.raises(MediaError, match="fps 0"):
+    with pytest.raises(MediaError, match="fps is 0"):
         iter_frames(path, fps=0)
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.seeds import choose_seed
+from swifti2v.cli.seeds import choose_seed, require_seed
 
 BUILD = "build"
 
@@ -50,6 +50,7 @@ def build(
         from swifti2v.evaluation.side_by_side.page import build_page, require_new_folder
         from swifti2v.evaluation.side_by_side.pairs import find_pairs, name_sets
 
+        require_seed(seed)
         require_new_folder(output)
         pairs = find_pairs(first, second)
         page = build_page(pairs, name_sets(first, second), choose_seed(seed), output)

@@ -90,7 +90,9 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     for flag, path in options.weights():
         require_utf8(path, flag)
     work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
-    background = options.background or (like.background if like else None)
+    background = options.background
+    if background is None and like is not None:
+        background = like.background
     color = None if background is None else parse_color(background)
     background = None if color is None else format_color(color)
     photo = None if is_upscale else load_image(image_path, background=color)

@@ -153,8 +153,13 @@ def to_entry(
     found = locate(column, row[column])
     if isinstance(found, str):
         return Entry(id=id_, values=values, problem=found)
-    problem = None if layout.prompt in row else f"no caption: no column {layout.prompt}"
-    return Entry(id=id_, values=values, media=found, kind=layout.media[column], problem=problem)
+    return Entry(
+        id=id_,
+        values=values,
+        media=found,
+        kind=layout.media[column],
+        problem=None if layout.prompt in row else f"no caption: no column {layout.prompt}",
+    )
 
 
 def to_sample(entry: Entry, root: Path) -> Sample:
