@@ -71,12 +71,19 @@ def describe(error: BaseException) -> str:
 
 
 def configure_logging(*, debug: bool) -> None:
-    """Warnings of this package (with ``debug`` everything) as plain lines on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    package = logging.getLogger("swifti2v")
-    package.handlers = [handler]
-    package.setLevel(logging.DEBUG if debug else logging.WARNING)
+    """Warnings of this package (with ``debug`` everything) as plain lines on stderr.
+
+    What takes long is told of in any case, by ``swifti2v.progress``.
+    """
+    for name, level, form in (
+        ("swifti2v", logging.DEBUG if debug else logging.WARNING, "%(levelname)s: %(message)s"),
+        ("swifti2v.progress", logging.INFO, "%(message)s"),
+    ):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(form))
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], name == "swifti2v"
+        logger.setLevel(level)
 
 
 def silence_libraries() -> None:

@@ -1,10 +1,12 @@
 """Where the components of a model come from: indexes and presets, local folders and the Hub."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from threading import Timer
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -12,6 +14,10 @@ from pydantic import ConfigDict
 from swifti2v.config import GenerationConfig, parse_config, read_yaml
 from swifti2v.errors import ConfigError, LoadingError
 
+progress = logging.getLogger("swifti2v.progress")
+"""What takes long, for people; the command line shows it."""
+NOTICE_SECONDS = 3.0
+"""A download that takes longer is told of; what is in the cache takes less."""
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 PIPELINE_CLASS = "SwiftI2VPipeline"
@@ -224,6 +230,9 @@ def download(repo_id: str, pattern: str | list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    notice = Timer(NOTICE_SECONDS, progress.info, [f"downloading {repo_id} from the Hub"])
+    notice.daemon = True
+    notice.start()
     try:
         return Path(snapshot_download(repo_id, allow_patterns=pattern))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -231,3 +240,5 @@ def download(repo_id: str, pattern: str | list[str] | None) -> Path:
         raise LoadingError(
             f"cannot get {repo_id!r} from the Hub: {reason}; if it is a folder, check its path"
         ) from None
+    finally:
+        notice.cancel()
