@@ -288,7 +288,7 @@ def test_it_is_an_error_if_no_clip_can_be_used(model, data, tmp_path):
         (["--sigma", "0.6:0.2"], "the sigma range is 0.6 to 0.2"),
         (["--shard", "3/2"], "shard '3/2' is not I/N"),
         (["--height", 72], "height 72 does not fit"),
-        (["--num-frames", 18], "num_frames 18 does not fit"),
+        (["--num-frames", 18], "--num-frames 18 does not fit"),
         (["--lora", "gone.safetensors"], "LoRA gone.safetensors does not exist"),
         (["--set", "stage1.colour=1"], "stage1.colour"),
         (["--device", "abacus"], "device 'abacus' is unknown"),
