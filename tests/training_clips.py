@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -34,6 +35,22 @@ def save_counting_clip(
     options = {"codec": "ffv1", **options} if path.suffix == ".mkv" else {"crf": 4, **options}
     with open_writer(path, height=height, width=width, fps=fps, **options) as writer:
         writer.write(frames)
+    return path
+
+
+def save_damaged_clip(path: Path, num_frames: int = 30, height: int = 32, width: int = 48) -> Path:
+    """A clip whose header and first frames are fine, and which breaks off in its midst."""
+    shape = (num_frames, height, width, 3)
+    frames = np.random.default_rng(3).integers(0, 256, shape, np.uint8)
+    with av.open(path, "w", format="mov") as container:
+        stream = container.add_stream("png", rate=16)
+        stream.height, stream.width, stream.pix_fmt = height, width, "rgb24"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    path.write_bytes(data)
     return path
 
 

@@ -11,13 +11,13 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.data import CELL_HEIGHT, CELL_WIDTH, data_app
-from swifti2v.media import open_writer
 from tests.command_line import error_line, succeed
 from tests.training_clips import (
     OPENVID,
     ULTRAVIDEO,
     save_counting_clip,
     save_csv,
+    save_damaged_clip,
     save_picture,
 )
 
@@ -117,7 +117,7 @@ def test_a_sheet_shows_every_bucket_and_finds_damage(tmp_path: Path) -> None:
         (folder / f"c{index}.txt").write_text("counting")
     save_picture(folder / "p.png")
     (folder / "p.txt").write_text("orange")
-    damage(folder / "a.mkv")
+    save_damaged_clip(folder / "a.mkv")
     (folder / "a.txt").write_text("begins well")
     sheet = tmp_path / "sheet.png"
     options = (folder, "--bucket", BUCKET, "--bucket", PICTURES, "--sheet", sheet)
@@ -136,18 +136,6 @@ def test_a_sheet_shows_every_bucket_and_finds_damage(tmp_path: Path) -> None:
     for row in cells[1:, :, 0]:  # 16 frames apart in all, 4 levels brighter each
         assert row[-1] - row[0] == pytest.approx(64, abs=4)
         assert (np.diff(row) > 10).all()
-
-
-def damage(path: Path) -> None:
-    """A clip whose header and first frame are fine."""
-    noise = np.random.default_rng(0).integers(0, 256, (30, 32, 48, 3), np.uint8)
-    with open_writer(path, height=32, width=48, fps=16, codec="ffv1") as writer:
-        for frame in noise:
-            writer.write(frame[None])
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 400] = bytes(400)
-    path.write_bytes(data)
 
 
 def test_nothing_to_train_on_is_an_error_after_the_report(openvid: Path) -> None:

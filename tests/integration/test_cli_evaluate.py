@@ -1,5 +1,6 @@
 """``swifti2v evaluate`` on procedural clips."""
 
+import contextlib
 import csv
 import json
 import re
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from swifti2v.evaluation.offline import METRICS
-from swifti2v.media import open_writer, read_clip
+from swifti2v.media import VideoWriter, open_writer, read_clip, read_metadata
 from tests.command_line import error_line, generate, save_photo, succeed, swifti2v
 from tests.evaluation_clips import Frames, blurred, flickering, panning_clip, with_seam
 from tests.tiny import NUM_FRAMES, SIZE
@@ -164,11 +165,17 @@ def test_a_video_that_ends_early_is_refused_or_noted(tmp_path, model, photo):
     succeed(generate(model, photo, video))
     (tmp_path / "cut.mp4").write_bytes(video.read_bytes()[:-500])
     assert "cut off" in error_line(swifti2v("evaluate", tmp_path / "cut.mp4"))
-    live = tmp_path / "a.mkv"  # has no stated end, so that an interrupted run can be played
-    succeed(generate(model, photo, live))
-    (tmp_path / "cut.mkv").write_bytes(live.read_bytes()[:-500])
-    values = json.loads(succeed(swifti2v("evaluate", tmp_path / "cut.mkv", "--json")).stdout)
-    assert f"{values['num_frames']} of the {NUM_FRAMES} frames" in " ".join(values["notes"])
+    text, frames = read_metadata(video)["comment"], read_clip(video).frames
+    height, width = frames.shape[1:3]
+    live = VideoWriter(
+        tmp_path / "live.mkv", height=height, width=width, metadata={"comment": text}
+    )
+    with contextlib.suppress(KeyboardInterrupt), live:
+        live.write(frames[:5])
+        raise KeyboardInterrupt
+    values = json.loads(succeed(swifti2v("evaluate", live.path, "--json")).stdout)
+    assert values["num_frames"] == 5
+    assert f"it has 5 of the {NUM_FRAMES} frames" in " ".join(values["notes"])
 
 
 def test_resampling_forgets_the_segments(tmp_path, model, photo):

@@ -131,7 +131,6 @@ def test_what_cannot_work_is_refused_before_any_work(model, clip, tmp_path, flag
     ("flags", "named"),
     [
         (("--fit", "pad"), "only photos are padded"),
-        (("--background", "#ffffff"), "only photos are padded"),
         (("--windows", "none", "--segment-size", 2), "leave one of the two out"),
         (("--resume",), "--resume needs --work-dir"),
     ],

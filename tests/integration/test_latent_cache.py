@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -31,6 +30,7 @@ from swifti2v.training.stage1_sources import Stage1Latents
 from swifti2v.training.stage2_sources import Stage2Latents
 from tests.regression import ALONE
 from tests.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
+from tests.training_clips import save_damaged_clip
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 2, 3
@@ -247,23 +247,9 @@ def test_other_models_settings_and_sizes_are_refused(model, causal_model, clips,
              tmp_path / "cache")  # fmt: skip
 
 
-def damage(path: Path) -> None:
-    """A clip whose header is well and which breaks off in its midst."""
-    frames = np.random.default_rng(3).integers(0, 256, (13, 32, 32, 3), np.uint8)
-    with av.open(path, "w", format="mov") as container:
-        stream = container.add_stream("png", rate=16)
-        stream.height, stream.width, stream.pix_fmt = 32, 32, "rgb24"
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
-    path.write_bytes(data)
-    assert probe_clip(path).num_frames == 13
-
-
 def test_clips_damaged_in_their_midst_are_counted_as_without_a_cache(model, clips, tmp_path):
-    damage(clips.with_name("a.mkv"))
+    path = save_damaged_clip(clips.with_name("a.mkv"), 13, 32, 32)
+    assert probe_clip(path).num_frames == 13
     with pytest.raises(MediaError, match=r"a\.mkv"):
         make(configure("stage2", model, clips), tmp_path / "stopped")
     config = configure("stage2", model, clips, run={"bad_samples": "skip"})

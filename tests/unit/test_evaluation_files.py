@@ -26,7 +26,6 @@ from swifti2v.evaluation.offline import METRICS, Scores
 from swifti2v.evaluation.plots import bar_plot, line_plot, nice_ticks
 from swifti2v.evaluation.summary import paired_differences, plain, summarize
 from swifti2v.media import open_writer
-from swifti2v.media.timing import frame_steps, has_variable_rate
 from tests.evaluation_clips import panning_clip
 
 
@@ -65,22 +64,21 @@ def test_a_clip_is_read_again_and_again(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_variable_rate_is_refused_and_can_be_resampled(tmp_path, suffix):
+def test_a_variable_rate_is_resampled_and_it_is_said(tmp_path, suffix):
     path = save_timed(tmp_path / f"v{suffix}", [0, 33, 67, 100, 200, 233, 267, 300])
-    assert has_variable_rate(path)
-    with pytest.raises(MediaError, match=r"variable frame rate \(33 to 100 ms.*--fps"):
-        check_clip(path)
-    resampled = check_clip(path, fps=30).num_frames
-    assert resampled in (10, 11)  # 0 to 300 ms, and the last frame's own time, which none states
+    clip = check_clip(path)
+    assert (clip.fps, clip.resample_fps) == (30, 30)
+    assert clip.num_frames in (10, 11)  # 0 to 300 ms, and the last frame's own time
+    assert "33 to 100 ms; it is read at a constant 30 fps" in clip.notes[0]
+    assert check_clip(path, fps=15).num_frames == (clip.num_frames + 1) // 2
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_rounded_times_of_a_constant_rate_are_no_variable_rate(tmp_path, suffix):
     path = save(tmp_path / f"c{suffix}", num_frames=9, fps=30000 / 1001)
-    low, high = frame_steps(path) or (0, 0)
-    assert low == pytest.approx(1001 / 30000, abs=1.1e-3)
-    assert high - low < 2e-3
-    assert not has_variable_rate(path)
+    clip = check_clip(path)
+    assert (clip.fps, clip.num_frames) == (30000 / 1001, 9)
+    assert (clip.resample_fps, clip.notes) == (None, ())
 
 
 def test_clips_that_cannot_be_measured(tmp_path):

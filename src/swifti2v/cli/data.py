@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from swifti2v.training.buckets import Assignment, BucketRules, Placement
-    from swifti2v.training.manifest import Reject, Sample
+    from swifti2v.training.manifest import Reject, Remark, Sample
 
 REPORT_SECONDS = 10.0
 """Between two lines on stderr."""
@@ -119,7 +119,7 @@ class BucketReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectReport:
-    """What was refused for one cause."""
+    """What was refused, or is done, for one cause."""
 
     cause: str
     """The same for all."""
@@ -149,6 +149,8 @@ class DataReport:
     """Minimum, median, 95th percentile and maximum of characters and words."""
     rejects: list[RejectReport]
     """Most frequent cause first."""
+    notes: list[RejectReport]
+    """What is done to placed clips when they are read, such as resampling a varying rate."""
     shown: list[str]
     """Ids of the samples on the contact sheet, by row."""
 
@@ -232,7 +234,8 @@ def _make_report(
         ],
         references=sum(placement.sample.reference is not None for placement in placements),
         captions=_measure_captions([placement.sample.prompt for placement in placements]),
-        rejects=_group_rejects(rejects),
+        rejects=_group(rejects),
+        notes=_group([remark for placement in placements for remark in placement.remarks]),
         shown=shown,
     )
 
@@ -257,15 +260,15 @@ def _measure_captions(prompts: Sequence[str]) -> dict[str, dict[str, float]]:
     }
 
 
-def _group_rejects(rejects: "Sequence[Reject]") -> list[RejectReport]:
-    groups: dict[str, list[Reject]] = {}
-    for reject in rejects:
-        groups.setdefault(reject.cause, []).append(reject)
+def _group(remarks: "Sequence[Remark]") -> list[RejectReport]:
+    groups: dict[str, list[Remark]] = {}
+    for remark in remarks:
+        groups.setdefault(remark.cause, []).append(remark)
     return [
         RejectReport(
             cause=cause,
             samples=len(group),
-            ids=[reject.id for reject in group[:FIRST_IDS]],
+            ids=[remark.id for remark in group[:FIRST_IDS]],
             example=group[0].reason,
         )
         for cause, group in sorted(groups.items(), key=lambda item: -len(item[1]))
@@ -289,9 +292,10 @@ def _render(report: DataReport) -> str:
     for unit, values in report.captions.items():
         stated = ", ".join(f"{name} {value:g}" for name, value in values.items())
         lines.append(f"captions, {unit}: {stated}")
-    for group in report.rejects:
+    groups = [("rejected", group) for group in report.rejects]
+    for kind, group in [*groups, *(("note", group) for group in report.notes)]:
         more = ", ..." if group.samples > len(group.ids) else ""
-        lines.append(f"rejected, {group.cause}: {group.samples} ({', '.join(group.ids)}{more})")
+        lines.append(f"{kind}, {group.cause}: {group.samples} ({', '.join(group.ids)}{more})")
         lines.append(f"  the first: {group.example}")
     if report.shown:
         lines.append(f"contact sheet, by row: {', '.join(report.shown)}")

@@ -62,7 +62,7 @@ def evaluate(
         typer.Option(help="How the photo was fitted, if the video does not say."),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Resample videos to this rate; for variable rates.")
+        float | None, typer.Option(help="Resample videos to this rate (default their own).")
     ] = None,
     output: Annotated[
         Path | None,
@@ -111,7 +111,7 @@ def _open(files: "Files", video: Path, reading: Reading) -> "ClipInputs":
     clip = check_clip(video, reading.fps)
     settings, reason = _settings(video)
     starts, source = _segments(files.segment_starts or reading.segment_starts, clip, settings)
-    notes = [*_length_notes(clip, settings), *_photo_notes(files, settings)]
+    notes = [*clip.notes, *_length_notes(clip, settings), *_photo_notes(files, settings)]
     photo = None if files.image is None else _photo(files.image, settings, reading)
     if photo is not None:
         _, note = photo.load(clip.height, clip.width)
@@ -124,6 +124,7 @@ def _open(files: "Files", video: Path, reading: Reading) -> "ClipInputs":
         )
         if path is not None
     }
+    notes += [f"{other.path}: {note}" for other in others.values() for note in other.notes]
     inputs = ClipInputs(
         name=files.name,
         video=clip,

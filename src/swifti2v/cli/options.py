@@ -109,7 +109,8 @@ class ClipOptions:
     background: Annotated[
         str | None,
         typer.Option(
-            metavar="COLOUR", help="Colour behind a see-through photo: white, #fff or #ffffff."
+            metavar="COLOUR",
+            help="Colour behind a see-through photo or clip: white, #fff or #ffffff.",
         ),
     ] = None
     lora: Annotated[

@@ -11,6 +11,7 @@ import typer
 from PIL import Image
 
 from swifti2v import __version__
+from swifti2v.cli.clip_rate import plan_rate
 from swifti2v.cli.devices import cache_dir, find_device, find_dtype
 from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.loras import parse_lora
@@ -101,9 +102,10 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     )
     prompts = [settings.prompt, settings.config.negative_prompt]
     require_text(prompts)
-    motion = None
+    motion: Frames | None = None
+    clip_notes: list[str] = []
     if motion_path is not None:
-        motion, settings = _read_motion(motion_path, options, like, settings)
+        motion, settings, clip_notes = _read_motion(motion_path, options, like, settings)
     stored = work_dir.stored_plan if work_dir else {}
     settings, size_notes = choose_size(options, like, stored, settings, _size_of(photo, motion))
     placed = place_run(options, like, settings, stored)
@@ -126,7 +128,7 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     if work_dir is not None:
         work_dir.require_same(settings.plan())
     image, motion, notes = _fit_inputs(photo, motion, settings)
-    notes = [*size_notes, *notes, *([placed.note] if placed.note else [])]
+    notes = [*clip_notes, *size_notes, *notes, *([placed.note] if placed.note else [])]
     notes += pipe.components.describe_loras()
     if motion is None and (doubt := doubt_prompt(pipe.components.text_encoder, settings.prompt)):
         notes.append(doubt)
@@ -249,26 +251,28 @@ def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRec
 
 def _read_motion(
     path: Path, options: ClipOptions, like: RunSettings | None, settings: RunSettings
-) -> tuple[Frames, RunSettings]:
-    """The user's clip, and settings whose length and rate follow from it where not given."""
+) -> tuple[Frames, RunSettings, list[str]]:
+    """The user's clip, settings whose length and rate follow from it, and what was done to it."""
     given: dict[str, Any] = to_dict(like.config) if like else {}
     for _, asked in options.changes():
         given = merge(given, asked)
-    info = probe_clip(path)
+    color = None if settings.background is None else parse_color(settings.background)
+    info = probe_clip(path, background=color)
+    rate = plan_rate(info, given.get("fps"))
     max_frames = given.get("num_frames")
-    if max_frames is None and info.num_frames is not None:
-        _require_length(path, info.num_frames)
-    frames, fps = read_clip(path, max_frames=max_frames)
+    if max_frames is None and rate.num_frames is not None:
+        _require_length(path, rate.num_frames)
+    frames, _ = read_clip(path, fps=rate.resample_fps, max_frames=max_frames, background=color)
     if max_frames is not None and len(frames) < max_frames:
         raise ShapeError(f"clip {path} has {len(frames)} frames, fewer than the {max_frames} asked")
     _require_length(path, len(frames))
     config = replace(
         settings.config,
         num_frames=len(frames),
-        fps=given.get("fps", min(240, max(1, round(fps)))),
+        fps=rate.fps,
     )
-    motion = FileRecord.of(path)
-    return frames, replace(settings, motion=motion, config=config)
+    notes = [f"{path}: {note}" for note in (*info.notes, *rate.notes)]
+    return frames, replace(settings, motion=FileRecord.of(path), config=config), notes
 
 
 def _size_of(photo: Image.Image | None, motion: Frames | None) -> FrameSize:

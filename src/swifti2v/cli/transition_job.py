@@ -157,6 +157,8 @@ class Job:
         window = read_window(sample, self.config)
         if isinstance(window, Reject):
             return window
+        for note in window.notes:
+            typer.echo(f"note: {sample.id}: {note}", err=True)
         try:
             made = make_transition_sample(
                 self.pipe, window.frames, sample.prompt, sample.id, self.config

@@ -78,10 +78,10 @@ def upscale(options: UpscaleOptions) -> None:
     --height and --width is cropped. With a photo of the first frame in full detail use refine.
     """
     with exit_codes(debug=options.debug):
-        if options.fit is not None or options.background is not None:
+        if options.fit is not None:
             raise typer.BadParameter(
-                "only photos are padded or filled; a clip of another aspect is cropped",
-                param_hint="--fit / --background",
+                "only photos are padded; a clip of another aspect is cropped",
+                param_hint="--fit",
             )
         if options.windows == Windows.NONE and options.segment_size is not None:
             raise typer.BadParameter(

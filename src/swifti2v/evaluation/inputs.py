@@ -12,7 +12,6 @@ from swifti2v.errors import MediaError, ShapeError
 from swifti2v.evaluation.metrics.flow import MIN_SIDE
 from swifti2v.media import fit_image, iter_frames, load_image, probe_clip
 from swifti2v.media.images import Fit
-from swifti2v.media.timing import frame_steps, has_variable_rate
 
 TIME_FACTOR = 4
 """Pixel frames a latent frame holds in Wan's VAEs and in ours (the first one holds one)."""
@@ -29,7 +28,7 @@ class ClipFile:
     path: Path
     """The file."""
     resample_fps: float | None
-    """Rate it is resampled to; None keeps its frames."""
+    """Rate it is resampled to, as asked or because its own varies; None keeps its frames."""
     fps: float
     """Frames a second as read."""
     num_frames: int
@@ -38,6 +37,8 @@ class ClipFile:
     """Pixels."""
     width: int
     """Pixels."""
+    notes: tuple[str, ...] = ()
+    """What is done to it when it is read."""
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         for frame in iter_frames(self.path, self.resample_fps):
@@ -54,11 +55,10 @@ def check_clip(path: Path, fps: float | None = None) -> ClipFile:
 
     Args:
         path: A video file.
-        fps: Rate to resample to; None keeps the frames as they are.
+        fps: Rate to resample to; None keeps the clip's own, or what a varying one is brought to.
 
     Raises:
-        MediaError: It cannot be read to its end, is HDR, has fewer than two frames, or its rate
-            varies and ``fps`` is None.
+        MediaError: It cannot be read to its end, is HDR or has fewer than two frames.
         ShapeError: Its sides are too small for optical flow.
     """
     info = probe_clip(path)
@@ -67,25 +67,20 @@ def check_clip(path: Path, fps: float | None = None) -> ClipFile:
             f"clip {path} is {info.width}x{info.height}; sides of at least {MIN_SIDE} pixels are "
             "needed to measure motion"
         )
-    if fps is None and has_variable_rate(path):
-        low, high = frame_steps(path) or (0.0, 0.0)
-        raise MediaError(
-            f"clip {path} has a variable frame rate ({1000 * low:.0f} to {1000 * high:.0f} ms a "
-            f"frame); give --fps {info.fps:.0f} to resample it, or export it at a constant rate"
-        )
     num_frames = sum(1 for _ in iter_frames(path, fps))
-    if fps is None and info.num_frames is not None and num_frames < info.num_frames - 1:
+    if fps is None and info.num_frames is not None and num_frames < info.num_frames:
         raise MediaError(
-            f"clip {path} states {info.num_frames} frames but gives only {num_frames}; it is cut "
+            f"clip {path} holds {info.num_frames} frames but gives only {num_frames}; it is cut "
             "off or damaged: export or copy it again"
         )
     return ClipFile(
         path=path,
-        resample_fps=fps,
+        resample_fps=fps or (info.fps if info.is_resampled else None),
         fps=fps or info.fps,
         num_frames=num_frames,
         height=info.height,
         width=info.width,
+        notes=info.notes,
     )
 
 

@@ -1,6 +1,6 @@
 """Images and videos at the edges of the package: read, fit, resize, write, describe."""
 
-from swifti2v.media.clips import Clip, ClipInfo, iter_frames, probe_clip, read_clip, read_metadata
+from swifti2v.media.clips import Clip, iter_frames, probe_clip, read_clip, read_metadata
 from swifti2v.media.images import (
     FittedImage,
     contact_sheet,
@@ -9,6 +9,7 @@ from swifti2v.media.images import (
     load_image,
 )
 from swifti2v.media.resize import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media.tracks import ClipInfo
 from swifti2v.media.writer import PngSequenceWriter, VideoWriter, open_writer, require_writable
 
 __all__ = [

@@ -12,8 +12,9 @@ from pydantic import ConfigDict
 
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.media import iter_frames, load_image, probe_clip
+from swifti2v.media.timing import count_resampled, exact_rate
 from swifti2v.shapes import PixelShape
-from swifti2v.training.manifest import MediaFile, Reject, Sample, local_media
+from swifti2v.training.manifest import MediaFile, Reject, Remark, Sample, local_media
 
 FPS_TOLERANCE = 0.02
 """Share by which stated and found frame rate may differ: 23.976 and 24 are taken for the same."""
@@ -55,16 +56,18 @@ class BucketRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaFacts:
-    """What a sample's files say about themselves."""
+    """What a sample's files hold."""
 
     height: int
     """Pixels, upright."""
     width: int
     """Pixels, upright."""
     num_frames: int = 1
-    """Of the whole file, at its own rate; 1 for an image."""
+    """That reading all of it at ``fps`` gives; 1 for an image."""
     fps: float | None = None
-    """Mean frames a second; None for an image."""
+    """Frames a second that it is read at; None for an image."""
+    notes: tuple[str, ...] = ()
+    """What is done to it when it is read: ``cause: detail``."""
     reference: "MediaFacts | None" = None
     """Of the sample's reference clip."""
 
@@ -81,6 +84,11 @@ class Placement:
     """Frames to choose from, resampled; at least the bucket's."""
     facts: MediaFacts
     """About its files."""
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is done to its clip when it is read."""
+        return tuple(Remark(self.sample.id, note) for note in self.facts.notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +131,8 @@ def format_bucket(bucket: PixelShape) -> str:
 def probe(sample: Sample) -> MediaFacts:
     """Look into a sample's files.
 
-    A clip whose file does not tell its length is decoded from beginning to end.
+    All of a clip is read, but only its first frame decoded, or all of them where nothing else
+    tells how many there are.
 
     Raises:
         MediaError: A file cannot be used; the message names the sample.
@@ -151,6 +160,7 @@ def probe(sample: Sample) -> MediaFacts:
         width=info.width,
         num_frames=num_frames,
         fps=info.fps,
+        notes=info.notes,
         reference=reference,
     )
 
@@ -162,15 +172,15 @@ def plan_range(num_frames: int, source_fps: float, fps: float, sample: Sample) -
     leaves out the earlier one.
 
     Args:
-        num_frames: Of the clip, at its own rate.
-        source_fps: Mean frames a second.
+        num_frames: Of the clip.
+        source_fps: Frames a second.
         fps: To resample to.
         sample: Whose ``start`` and ``end`` are meant.
 
     Returns:
         Indices at the new rate; may be empty.
     """
-    first, stop = _first_frame_at(sample.start, fps), _count_resampled(num_frames, source_fps, fps)
+    first, stop = _first_frame_at(sample.start, fps), count_resampled(num_frames, source_fps, fps)
     if sample.end is not None:
         stop = min(stop, _first_frame_at(sample.end, fps))
     return range(first, max(first, stop))
@@ -183,21 +193,12 @@ def plan_usable(sample: Sample, facts: MediaFacts, fps: float) -> range:
     usable = plan_range(facts.num_frames, facts.fps, fps, sample)
     if facts.reference is None or facts.reference.fps is None:
         return usable
-    return usable[: _count_resampled(facts.reference.num_frames, facts.reference.fps, fps)]
+    return usable[: count_resampled(facts.reference.num_frames, facts.reference.fps, fps)]
 
 
 def _first_frame_at(seconds: float, fps: float) -> int:
     # A decimal number of seconds is taken as such: 0.7 s at 10 fps is frame 7, not 8.
     return math.ceil(Fraction(seconds).limit_denominator(10**6) * exact_rate(fps))
-
-
-def _count_resampled(num_frames: int, source_fps: float, fps: float) -> int:
-    return math.ceil(num_frames * exact_rate(fps) / exact_rate(source_fps))
-
-
-def exact_rate(fps: float) -> Fraction:
-    """A frame rate as a fraction: 30000/1001 and its like come out exact."""
-    return Fraction(fps).limit_denominator(1001)
 
 
 def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> Placement | Reject:

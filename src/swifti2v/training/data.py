@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import InputError
-from swifti2v.media import Frames, fit_image, iter_frames, load_image, resize_video
+from swifti2v.media import (
+    Frames,
+    fit_image,
+    iter_frames,
+    load_image,
+    probe_clip,
+    resize_video,
+)
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
 
 logger = logging.getLogger(__name__)
@@ -21,6 +28,8 @@ CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
 )
+GREY = (128, 128, 128)
+"""Behind what is see-through."""
 STILL_INTERVAL = 20
 """Every so many frames of a clip serve as stills too."""
 PICTURE_INTERVAL = 30
@@ -96,11 +105,14 @@ def read_material(
             f"data folder {directory} holds no clip ({', '.join(sorted(CLIP_SUFFIXES))}) to train on"
         )
     size = (height, width)
-    pictures = [np.asarray(load_image(path, background=(128, 128, 128))) for path in photo_paths]
+    pictures = [np.asarray(load_image(path, background=GREY)) for path in photo_paths]
     clips = []
     for path in clip_paths:
         fitted = []
-        for number, frame in enumerate(iter_frames(path, fps, max_frames=max_frames)):
+        for note in probe_clip(path, background=GREY).notes:
+            logger.warning("%s: %s", path.name, note)
+        frames = iter_frames(path, fps, max_frames=max_frames, background=GREY)
+        for number, frame in enumerate(frames):
             if number % PICTURE_INTERVAL == 0:
                 pictures.append(frame.copy())
             fitted.append(_fit(frame, size))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,9 +51,7 @@ def decode_clip(
     """Read a piece of a sample that fills its bucket, beginning at a random frame.
 
     The clip is resampled to ``fps`` by its frames' own times (the last frame that has started is
-    shown); frames are scaled down to cover the bucket and cropped at the centre. Where a file holds
-    fewer frames than its header says, as with frames of uneven length, a piece at the end begins
-    so much earlier.
+    shown); frames are scaled down to cover the bucket and cropped at the centre.
 
     Args:
         sample: A clip; an image where the bucket has one frame.
@@ -105,44 +104,33 @@ def decode_pair(
         prompt=sample.prompt,
     )
     with local_media(reference) as path:
-        piece, num_seen = _read(path, fps, offset, bucket.num_frames, np.asarray)
-        _require_length(num_seen - offset, bucket)
-    return ClipPair(frames, np.stack(piece))
+        return ClipPair(frames, _read(path, fps, offset, bucket, np.asarray))
 
 
 def _decode_piece(
     sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
 ) -> tuple[Frames, int]:
     """The piece, and how many frames after the sample's start it begins."""
-    usable = plan_usable(sample, facts, fps)
-    length = bucket.num_frames
-    fit = partial(_fit, bucket=bucket)
     with local_media(sample) as path:
         first = draw_first(sample, bucket, fps, rng, facts)
-        frames, num_seen = _read(path, fps, first, length, fit)
-        if len(frames) < length:
-            _require_length(num_seen - usable.start, bucket)
-            first = num_seen - length
-            frames, _ = _read(path, fps, first, length, fit)
-    return np.stack(frames), first - usable.start
+        frames = _read(path, fps, first, bucket, partial(_fit, bucket=bucket))
+    return frames, first - plan_usable(sample, facts, fps).start
 
 
 def _read(
-    path: Path, fps: float, first: int, length: int, fit: Callable[[Frames], Frames]
-) -> tuple[list[Frames], int]:
-    """Frames ``first`` to ``first + length``, fewer at the end; and how many there were till then."""
-    frames, num_seen = [], 0
-    for frame in iter_frames(path, fps, max_frames=first + length, min_frames=1):
-        if num_seen >= first:
-            frames.append(fit(frame))
-        num_seen += 1
-    return frames, num_seen
+    path: Path, fps: float, first: int, bucket: PixelShape, fit: Callable[[Frames], Frames]
+) -> Frames:
+    """As many frames as the bucket has, from ``first`` on."""
+    shown = iter_frames(path, fps, max_frames=first + bucket.num_frames, min_frames=1)
+    frames = [fit(frame) for frame in islice(shown, first, None)]
+    _require_length(len(frames), bucket)
+    return np.stack(frames)
 
 
 def _require_length(num_frames: int, bucket: PixelShape) -> None:
     if num_frames < bucket.num_frames:
         raise MediaError(
-            f"it has {max(0, num_frames)} frames to use; bucket {format_bucket(bucket)} needs "
+            f"it has {num_frames} frames to use; bucket {format_bucket(bucket)} needs "
             f"{bucket.num_frames}"
         )
 

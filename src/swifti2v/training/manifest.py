@@ -183,8 +183,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Reject:
-    """What cannot be trained on."""
+class Remark:
+    """What the user should know about a sample."""
 
     id: str
     """Of the sample; the row where it has none."""
@@ -197,6 +197,12 @@ class Reject:
     def cause(self) -> str:
         """The reason without its detail."""
         return self.reason.partition(": ")[0]
+
+
+class Reject(Remark):
+    """What cannot be trained on."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from swifti2v.training.buckets import (
 from swifti2v.training.crops import Crop, draw_crop
 from swifti2v.training.decoding import decode_clip, decode_pair
 from swifti2v.training.draws import Draw
-from swifti2v.training.manifest import Reject, Sample
+from swifti2v.training.manifest import Reject, Remark, Sample
 from swifti2v.training.manifest_readers import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -232,23 +232,12 @@ def _hash_seed(name: str, number: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _detail(reject: Reject) -> str:
-    detail = reject.reason.removeprefix(reject.cause).removeprefix(": ")
-    return f", {reject.id}: {detail}" if detail else ""
-
-
 def _report(
     placements: dict[str, Placement],
     members: dict[PixelShape, dict[str, float]],
     rejects: Sequence[Reject],
 ) -> None:
-    by_cause: dict[str, list[Reject]] = {}
-    for reject in rejects:
-        by_cause.setdefault(reject.cause, []).append(reject)
-    lines = [
-        f"{len(group)} x {cause} ({', '.join(r.id for r in group[:NUM_SHOWN])}){_detail(group[0])}"
-        for cause, group in by_cause.items()
-    ]
+    lines = _by_cause(rejects)
     if not placements:
         raise InputError(
             f"none of {len(rejects)} samples can be trained on: {'; '.join(lines) or 'none listed'}"
@@ -257,3 +246,21 @@ def _report(
         logger.info("bucket %s: %d samples", format_bucket(shape), len(names))
     for line in lines:
         logger.warning("left out: %s", line)
+    for line in _by_cause([remark for placed in placements.values() for remark in placed.remarks]):
+        logger.warning("note: %s", line)
+
+
+def _by_cause(remarks: Sequence[Remark]) -> list[str]:
+    """A line for each cause, with the first samples it is true of."""
+    groups: dict[str, list[Remark]] = {}
+    for remark in remarks:
+        groups.setdefault(remark.cause, []).append(remark)
+    return [
+        f"{len(group)} x {cause} ({', '.join(r.id for r in group[:NUM_SHOWN])}){_detail(group[0])}"
+        for cause, group in groups.items()
+    ]
+
+
+def _detail(remark: Remark) -> str:
+    detail = remark.reason.removeprefix(remark.cause).removeprefix(": ")
+    return f", {remark.id}: {detail}" if detail else ""

@@ -11,7 +11,7 @@ from swifti2v.training.fingerprints import make_key
 from swifti2v.training.manifest import MediaFile, Sample
 from swifti2v.training.tensor_cache import TensorCache
 
-CODE = 1
+CODE = 2
 """Raised when ``probe`` tells something else than before."""
 FLUSH_INTERVAL = 2000
 """Samples after which those looked into are written, for a run that is stopped."""
@@ -69,5 +69,7 @@ def _key(sample: Sample) -> str:
 
 
 def _to_facts(record: dict[str, Any]) -> MediaFacts:
-    reference = record.pop("reference")
-    return MediaFacts(**record, reference=None if reference is None else _to_facts(reference))
+    reference, notes = record.pop("reference"), tuple(record.pop("notes"))
+    return MediaFacts(
+        **record, notes=notes, reference=None if reference is None else _to_facts(reference)
+    )

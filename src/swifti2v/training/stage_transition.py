@@ -23,11 +23,12 @@ from swifti2v.config import GenerationConfig, to_dict
 from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media.timing import exact_rate
 from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.stage1 import plan_redraw_sigmas
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import SAMPLING_VERSION
-from swifti2v.training.buckets import BucketRules, exact_rate, plan_bucket, plan_range, probe
+from swifti2v.training.buckets import BucketRules, plan_bucket, plan_range, probe
 from swifti2v.training.decoding import decode_clip
 from swifti2v.training.fingerprints import fingerprint_model
 from swifti2v.training.manifest import Manifest, MediaFile, Reject, Sample
@@ -79,6 +80,8 @@ class Window(NamedTuple):
     """Seconds after the clip's first frame."""
     end: float
     """Seconds after the clip's first frame; the last frame begins before it."""
+    notes: tuple[str, ...] = ()
+    """What reading does to the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +172,7 @@ def read_window(sample: Sample, config: TransitionConfig) -> Window | Reject:
         frames = decode_clip(exact, placed.bucket, rules.fps, np.random.default_rng(0))
     except MediaError as error:
         return Reject(sample.id, f"cannot be read: {error}")
-    return Window(frames, start, end)
+    return Window(frames, start, end, facts.notes)
 
 
 def make_row(sample: Sample, clip: Path, start: float, end: float, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""The whole number of frames a second that a user's clip is written at."""
+
+from dataclasses import dataclass
+
+from swifti2v.media import ClipInfo
+from swifti2v.media.timing import count_resampled
+
+MAX_FPS = 240
+"""Of ``GenerationConfig``."""
+SAME_SPEED = 0.02
+"""Part by which a clip may play faster or slower rather than have frames repeated or left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenRate:
+    """How a clip comes to the rate it is written at."""
+
+    fps: int
+    """Frames a second that are written."""
+    resample_fps: int | None
+    """What it is resampled to; None keeps every frame."""
+    num_frames: int | None
+    """Frames at this rate; None where only decoding tells."""
+    notes: tuple[str, ...]
+    """What the user should know."""
+
+
+def plan_rate(info: ClipInfo, asked: int | None) -> WrittenRate:
+    """Choose the rate that a clip is written at, and keep its speed.
+
+    Args:
+        info: Of the clip.
+        asked: The user's own; None takes the whole number that is nearest to the clip's.
+    """
+    fps = asked or min(MAX_FPS, max(1, round(info.fps)))
+    speed = fps / info.fps
+    if abs(speed - 1) <= SAME_SPEED:
+        note = f"its {info.fps:.5g} fps are written as {fps}: it plays {abs(speed - 1):.1%} "
+        note += "faster" if speed > 1 else "slower"
+        notes = (note,) if abs(speed - 1) > 1e-6 else ()
+        return WrittenRate(fps=fps, resample_fps=None, num_frames=info.num_frames, notes=notes)
+    num_frames = info.num_frames
+    return WrittenRate(
+        fps=fps,
+        resample_fps=fps,
+        num_frames=None if num_frames is None else count_resampled(num_frames, info.fps, fps),
+        notes=(
+            f"its {info.fps:.5g} fps are resampled to {fps}: frames are "
+            + ("repeated" if speed > 1 else "left out"),
+        ),
+    )

@@ -1,0 +1,294 @@
+"""Video files opened, and looked through once: which track, how many frames, at which times."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from swifti2v.errors import MediaError
+from swifti2v.media.container import is_cut_off
+from swifti2v.media.pixels import (
+    Color,
+    UnusableClipError,
+    may_be_see_through,
+    require_sdr,
+    square_size,
+    to_pixels,
+)
+from swifti2v.media.timing import Timing, plan_timing
+
+# No playlists and no network formats: a clip handed in must not make us open other files.
+_FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf,apng,yuv4mpegpipe"
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
+# A packet of these is a frame that is shown; the others are counted by decoding.
+_FRAME_A_PACKET = frozenset(
+    {"h264", "hevc", "av1", "vp8", "vp9", "ffv1", "mjpeg", "prores", "dnxhd"}
+    | {"qtrle", "png", "apng", "gif", "rawvideo", "huffyuv", "utvideo"}
+)
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave alpha out
+
+MIN_RATE = Fraction(1, 1000)
+"""Frames a second; slower clips have times that cannot be right."""
+MAX_REPEATED = 100_000
+"""Frames that repeating may give; more come from times that cannot be right."""
+
+Decode = Callable[["Packet[VideoStream]"], Sequence[VideoFrame]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipInfo:
+    """What a video file holds, and what reading it gives."""
+
+    height: int
+    """Pixels, upright and square."""
+    width: int
+    """Pixels, upright and square."""
+    fps: float
+    """Frames a second that it is read at."""
+    num_frames: int | None
+    """Frames that it gives at ``fps``; None where only decoding tells."""
+    is_resampled: bool
+    """Whether its own rate varies: frames are repeated or left out to reach ``fps``."""
+    codec: str
+    """FFmpeg's name of the format, for instance ``h264`` or ``av1``."""
+    notes: tuple[str, ...] = ()
+    """What is done to it and the user should know: ``cause: detail``."""
+
+
+class Track(NamedTuple):
+    """The video track of a file."""
+
+    stream: int
+    """Among the file's streams."""
+    timing: Timing
+    """Of its frames."""
+    pixel_aspect: Fraction
+    """Width over height of a pixel."""
+    info: ClipInfo
+    """For callers."""
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """Open a file as a video.
+
+    Raises:
+        MediaError: It is none, or a damaged one.
+    """
+    try:
+        # The prefix keeps a colon in the name from being taken for a protocol.
+        container = av.open(
+            f"file:{path.absolute()}",
+            options={"format_whitelist": _FORMATS},
+            metadata_errors="replace",
+        )
+    except (av.FFmpegError, UnicodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise MediaError(
+            f"{path} cannot be read as a video ({reason}); export it as an MP4 (H.264)"
+        ) from error
+    with container:
+        yield container
+
+
+def find_track(path: Path, background: Color | None) -> Track:
+    """Look through a clip: all packets, the first frame, and where it may be see-through all.
+
+    What was found is remembered as long as the file does not change.
+
+    Raises:
+        MediaError: The clip cannot be used, for the reasons given at ``iter_frames``.
+    """
+    if not path.is_file():
+        raise MediaError(f"clip {path} does not exist or is not a file; check the path")
+    found = path.stat()
+    if found.st_size == 0:
+        raise MediaError(f"clip {path} is empty (0 bytes); export or copy it again")
+    return _look_through(path, background, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _look_through(path: Path, background: Color | None, *_stamp: int) -> Track:
+    if is_cut_off(path):
+        raise MediaError(f"clip {path} is cut off before its end; export or copy it again")
+    index, num_tracks = _choose(path)
+    with open_container(path) as container, explained(path):
+        stream = container.streams[index]
+        assert isinstance(stream, VideoStream)
+        starts, first = _scan(container, stream, background)
+        if first is None:
+            raise UnusableClipError("holds no frame that decodes; export it again")
+        timing = _time(starts, stream, first)
+        _require_possible(timing, len(starts))
+        pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
+        height, width = to_pixels(first, pixel_aspect, background).shape[:2]
+        info = ClipInfo(
+            height=height,
+            width=width,
+            fps=float(timing.rate),
+            num_frames=timing.num_frames if _is_counted(starts, stream, first) else None,
+            is_resampled=not timing.is_even,
+            codec=stream.codec.canonical_name,
+            notes=tuple(_notes(timing, first, pixel_aspect, num_tracks, index)),
+        )
+    return Track(index, timing, pixel_aspect, info)
+
+
+def _choose(path: Path) -> tuple[int, int]:
+    """The first track that moves, or else the first one; and how many there are."""
+    with open_container(path) as container, explained(path):
+        videos = container.streams.video
+        tracks = [stream for stream in videos if not stream.disposition & _NO_VIDEO]
+        if not tracks:
+            kind = "only a cover picture" if videos else "no video stream"
+            raise UnusableClipError(f"has {kind}; give a video, not a sound file")
+        num_packets = dict.fromkeys((stream.index for stream in tracks), 0)
+        index = tracks[0].index
+        for packet in container.demux(*tracks) if len(tracks) > 1 else ():
+            num_packets[packet.stream.index] += packet.size > 0
+            if num_packets[packet.stream.index] > 1:
+                index = packet.stream.index
+                break
+        if container.streams[index].codec_context is None:  # whatever the type stubs say
+            raise UnusableClipError("has an unknown codec; export it as an MP4 (H.264)")
+        return index, len(tracks)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Within the block, errors of reading a clip become errors that name it.
+
+    Raises:
+        MediaError: In place of ``UnusableClipError`` and of FFmpeg's errors.
+    """
+    try:
+        yield
+    except UnusableClipError as error:
+        raise MediaError(f"clip {path} {error}") from error
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"clip {path} is damaged ({error.strerror}); export or copy it again"
+        ) from error
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator["Packet[VideoStream]"]:
+    """All packets of a track, the last one empty to flush a decoder.
+
+    Raises:
+        UnusableClipError: One is damaged.
+    """
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise UnusableClipError("is cut off or damaged; export or copy it again")
+        yield packet
+
+
+def find_decoder(stream: VideoStream) -> Decode:
+    """What turns a track's packets into frames, with their transparency.
+
+    Raises:
+        UnusableClipError: There is none in this build of PyAV that keeps transparency.
+    """
+    codec = stream.codec.canonical_name
+    if stream.metadata.get("alpha_mode") != "1" or codec not in _WITH_ALPHA:
+        return lambda packet: packet.decode()
+    if _WITH_ALPHA[codec] not in av.codecs_available:
+        raise UnusableClipError("is see-through; export it without transparency")
+    context: Any = av.CodecContext.create(_WITH_ALPHA[codec], "r")
+    # An empty packet of the demuxer says the end; this decoder takes None for it.
+    return lambda packet: context.decode(packet if packet.size else None)
+
+
+class _Start(NamedTuple):
+    """When a packet's frame is shown and for how long, in ticks of its track."""
+
+    time: int | None
+    duration: int
+
+
+def _scan(
+    container: InputContainer, stream: VideoStream, background: Color | None
+) -> tuple[list[_Start], VideoFrame | None]:
+    """When frames are shown, and the first of them; all are decoded if some may be see-through."""
+    decode, starts, first = find_decoder(stream), [], None
+    require_sdr(stream.codec_context.color_trc)
+    has_no_times = container.format.name == "avi"  # what is there for showing is a guess
+    must_look = True
+    for packet in packets_of(container, stream):
+        if packet.size and not packet.is_discard and _is_shown(packet, stream):
+            time = packet.dts if has_no_times else packet.pts
+            starts.append(_Start(time, packet.duration or 0))
+        for frame in decode(packet) if must_look else ():
+            first = first or frame
+            must_look = background is None and may_be_see_through(frame)
+            if must_look:
+                to_pixels(frame, Fraction(1), None)
+    return starts, first
+
+
+def _is_shown(packet: "Packet[VideoStream]", stream: VideoStream) -> bool:
+    # RFC 6386, section 9.1: bit 4 of a VP8 frame is ``show_frame``; hidden ones are references.
+    return stream.codec.canonical_name != "vp8" or bool(bytes(packet)[0] & 16)
+
+
+def _is_counted(starts: Sequence[_Start], stream: VideoStream, first: VideoFrame) -> bool:
+    """Whether packets tell how many frames decoding gives."""
+    codec = stream.codec.canonical_name
+    if codec == "h264" and first.interlaced_frame:  # each field may be a packet
+        return False
+    return codec in _FRAME_A_PACKET and all(start.time is not None for start in starts)
+
+
+def _time(starts: Sequence[_Start], stream: VideoStream, first: VideoFrame) -> Timing:
+    claims = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+    timed = [(start.time, start.duration) for start in starts if start.time is not None]
+    if stream.container.format.name != "avi" and first.pts is not None:
+        # What is earlier needs frames that were cut off: no decoder shows it.
+        timed = [pair for pair in timed if pair[0] >= first.pts]
+    timed.sort()
+    ticks = [time for time, _ in timed]
+    last_duration = timed[-1][1] if timed else 0
+    return plan_timing(ticks, stream.time_base or Fraction(1, 1000), claims, last_duration)
+
+
+def _require_possible(timing: Timing, num_packets: int) -> None:
+    num_repeated = 0 if timing.is_even else timing.num_frames - num_packets
+    if timing.rate < MIN_RATE or num_repeated > max(MAX_REPEATED, 10 * num_packets):
+        raise UnusableClipError(
+            f"shows a frame for {timing.longest:.0f} s, which cannot be; export it at a constant rate"
+        )
+
+
+def _notes(
+    timing: Timing, first: VideoFrame, pixel_aspect: Fraction, num_tracks: int, index: int
+) -> Iterator[str]:
+    if not timing.is_even:
+        yield (
+            f"its frame rate varies: a frame is shown for {1000 * timing.shortest:.0f} to "
+            f"{1000 * timing.longest:.0f} ms; it is read at a constant {float(timing.rate):g} fps"
+        )
+    if timing.jitter:
+        yield (
+            f"its frames come unevenly: up to {1000 * timing.jitter:.0f} ms early or late; they are "
+            f"shown evenly at {float(timing.rate):g} fps"
+        )
+    width, height = square_size(first, pixel_aspect)
+    if (width, height) != (first.width, first.height):
+        yield (
+            f"its pixels are not square: {first.width}x{first.height} is enlarged to "
+            f"{width}x{height}"
+        )
+    if first.interlaced_frame:
+        yield "it is interlaced: its lines are kept as they are; deinterlace it first if it combs"
+    if num_tracks > 1:
+        yield f"it has several video tracks: {num_tracks}, of which stream {index} is read"
