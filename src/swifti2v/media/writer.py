@@ -12,12 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, Unpack
 
+import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from swifti2v.errors import MediaError, ShapeError
 from swifti2v.media.encoder import EncodingOptions, PieceEncoder, require_codec_fits
+from swifti2v.media.indexing import index_file
 from swifti2v.storage import whole_file
 
 logger = logging.getLogger(__name__)
@@ -185,7 +187,7 @@ class FrameWriter(ABC):
         self._queue.put(frames)
 
     def close(self) -> None:
-        """Wait until all is written and close the output; a second call does nothing.
+        """Wait until all is written and finish the output; a second call does nothing.
 
         Raises:
             MediaError: A piece could not be written (those before it are kept), or there
@@ -198,6 +200,7 @@ class FrameWriter(ABC):
             raise self._error
         if self._num_frames_written == 0:
             raise MediaError(f"no frames were written to {self.path}; it was not created")
+        self._complete()
 
     def __enter__(self) -> Self:
         return self
@@ -245,13 +248,18 @@ class FrameWriter(ABC):
         """Release what the output holds."""
         return
 
+    def _complete(self) -> None:
+        """Add what only a whole clip can have."""
+        return
+
 
 class VideoWriter(FrameWriter):
     """Writes an MP4 or MKV that is playable after every piece.
 
     Colours are BT.709, limited range, tagged so; ``ffv1`` keeps RGB exactly. A piece is
     encoded on its own and appended whole, so neither an error nor a killed process costs
-    pieces written before. The same pieces give the same decoded frames.
+    pieces written before. The same pieces give the same decoded frames. ``close`` puts a file
+    with the same frames, its length and an index in the place of the one that grew.
     """
 
     def __init__(
@@ -318,6 +326,17 @@ class VideoWriter(FrameWriter):
             self._file.close()
             if self._num_frames_written == 0:
                 self.path.unlink(missing_ok=True)
+
+    def _complete(self) -> None:
+        try:
+            with whole_file(self.path) as unfinished:
+                index_file(self.path, unfinished, self._encoder.metadata)
+        except (OSError, av.FFmpegError) as error:
+            logger.warning(
+                "%s is whole, but has no index for players to seek by: %s",
+                self.path,
+                error.strerror,
+            )
 
 
 class PngSequenceWriter(FrameWriter):
