@@ -19,8 +19,8 @@ class WrittenRate:
     """Frames a second that are written."""
     resample_fps: int | None
     """What it is resampled to; None keeps every frame."""
-    num_frames: int | None
-    """Frames at this rate; None where only decoding tells."""
+    num_frames: int
+    """Frames at this rate."""
     notes: tuple[str, ...]
     """What the user should know."""
 
@@ -39,11 +39,10 @@ def plan_rate(info: ClipInfo, asked: int | None) -> WrittenRate:
         note += "faster" if speed > 1 else "slower"
         notes = (note,) if abs(speed - 1) > 1e-6 else ()
         return WrittenRate(fps=fps, resample_fps=None, num_frames=info.num_frames, notes=notes)
-    num_frames = info.num_frames
     return WrittenRate(
         fps=fps,
         resample_fps=fps,
-        num_frames=None if num_frames is None else count_resampled(num_frames, info.fps, fps),
+        num_frames=count_resampled(info.num_frames, info.fps, fps),
         notes=(
             f"its {info.fps:.5g} fps are resampled to {fps}: frames are "
             + ("repeated" if speed > 1 else "left out"),

@@ -259,16 +259,22 @@ def _read_motion(
     color = None if settings.background is None else parse_color(settings.background)
     info = probe_clip(path, background=color)
     rate = plan_rate(info, given.get("fps"))
-    max_frames = given.get("num_frames")
-    if max_frames is None and rate.num_frames is not None:
-        _require_length(path, rate.num_frames)
-    frames, _ = read_clip(path, fps=rate.resample_fps, max_frames=max_frames, background=color)
-    if max_frames is not None and len(frames) < max_frames:
-        raise ShapeError(f"clip {path} has {len(frames)} frames, fewer than the {max_frames} asked")
-    _require_length(path, len(frames))
+    num_frames = given.get("num_frames", rate.num_frames)
+    if rate.num_frames < num_frames:
+        raise ShapeError(
+            f"clip {path} has {rate.num_frames} frames, fewer than the {num_frames} asked"
+        )
+    _require_length(path, num_frames)
+    frames, _ = read_clip(
+        path,
+        fps=rate.resample_fps,
+        max_frames=num_frames,
+        min_frames=num_frames,
+        background=color,
+    )
     config = replace(
         settings.config,
-        num_frames=len(frames),
+        num_frames=num_frames,
         fps=rate.fps,
     )
     notes = [f"{path}: {note}" for note in (*info.notes, *rate.notes)]

@@ -68,7 +68,7 @@ def check_clip(path: Path, fps: float | None = None) -> ClipFile:
             "needed to measure motion"
         )
     num_frames = sum(1 for _ in iter_frames(path, fps))
-    if fps is None and info.num_frames is not None and num_frames < info.num_frames:
+    if fps is None and num_frames < info.num_frames:
         raise MediaError(
             f"clip {path} holds {info.num_frames} frames but gives only {num_frames}; it is cut "
             "off or damaged: export or copy it again"

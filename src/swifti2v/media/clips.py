@@ -39,12 +39,14 @@ class Clip(NamedTuple):
 
 
 def probe_clip(path: str | Path, *, background: Color | None = None) -> ClipInfo:
-    """Look at a clip's packets and first frame; nothing else is decoded.
+    """Look at a clip's packets and first frame.
+
+    All frames are decoded where packets do not tell how many there are (old codecs, interlaced
+    H.264), and where one may be see-through without a ``background``.
 
     Args:
         path: A video file.
-        background: As for ``iter_frames``. Without it, all of a clip that may be see-through is
-            decoded.
+        background: As for ``iter_frames``.
 
     Raises:
         MediaError: The clip cannot be used, for the reasons given at ``iter_frames``.

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
-from av.video.stream import VideoStream
 
 if TYPE_CHECKING:
-    from av.container import OutputContainer
+    from av.container import InputContainer, OutputContainer
 
 # The index comes before the frames, so that a browser seeks in what it has not loaded yet.
 _MUXER_OPTIONS = {
@@ -35,13 +34,14 @@ def index_file(source: Path, target: Path, metadata: dict[str, str]) -> None:
             f"file:{target.absolute()}", "w", format=kind, options=_MUXER_OPTIONS[kind]
         ) as whole:
             whole.metadata.update(metadata)
-            _copy(grown.streams.video[0], whole)
+            _copy(grown, whole)
 
 
-def _copy(stream: VideoStream, whole: "OutputContainer") -> None:
+def _copy(grown: "InputContainer", whole: "OutputContainer") -> None:
+    stream = grown.streams.video[0]
     copy = whole.add_stream_from_template(stream, opaque=True)  # what decodes AV1 does not encode
     copy.codec_tag = stream.codec_tag
-    for packet in stream.container.demux(stream):
+    for packet in grown.demux(stream):
         if packet.size:
             packet.stream = copy
             whole.mux(packet)

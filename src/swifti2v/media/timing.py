@@ -71,11 +71,9 @@ def plan_timing(
         return _even(rate, max(len(ticks), 1), np.zeros(1), 0.0)
     times = np.asarray(starts - starts[0], np.float64) * float(tick)  # in seconds
     measured = len(steps) / ((ticks[-1] - ticks[0]) * tick)
-    if steps.min() == steps.max() and tick * measured < Fraction(1, 1000):
-        believable = []  # exact times: nothing is left to be claimed
-    found = _fit_constant(times, float(tick), measured, believable) or _fit_jittered(
-        times, measured
-    )
+    claimed = sorted([*believable, *_usual_rates(measured)], key=_is_unusual)
+    found = _fit_constant(times, float(tick), measured, claimed)
+    found = found or _fit_jittered(times, measured)
     if found is not None:
         return _even(found.rate, len(ticks), times[1:] - times[:-1], found.jitter)
     usual = _usual_step(steps) * tick
@@ -110,12 +108,13 @@ def _even(rate: Fraction, num_frames: int, steps: NDArray[np.float64], jitter: f
 def _fit_constant(
     times: NDArray[np.float64], tick: float, measured: Fraction, claims: Sequence[Fraction]
 ) -> _Constant | None:
-    """The rate that times were rounded from: a claimed one, the nearest usual one, or their mean."""
-    tolerance = min(max(tick, SAME_SECONDS), 0.25 / float(measured)) + 1e-9
-    for rate in (*claims, *_usual_rates(measured), measured):
-        rate = rate.limit_denominator(1001)
-        if rate and np.abs(_offsets(times, rate)).max() <= tolerance:
-            return _Constant(rate, 0.0)
+    """The rate that times were rounded from: the first claim that they agree with, or their mean."""
+    for tolerance in (tick, max(tick, SAME_SECONDS)):
+        most = min(tolerance, 0.25 / float(measured)) + 1e-9
+        for rate in (*claims, measured):
+            rate = rate.limit_denominator(1001)
+            if rate and np.abs(_offsets(times, rate)).max() <= most:
+                return _Constant(rate, 0.0)
     return None
 
 
@@ -131,9 +130,14 @@ def _fit_jittered(times: NDArray[np.float64], measured: Fraction) -> _Constant |
 
 
 def _usual_rates(measured: Fraction) -> list[Fraction]:
-    """Whole and NTSC rates near a measured one, the nearest first."""
-    usual = sorted((Fraction(round(measured)), *_NTSC), key=lambda rate: abs(rate - measured))
+    """Whole and NTSC rates near a measured one."""
+    usual = (Fraction(round(measured)), *_NTSC)
     return [rate for rate in usual if abs(rate / measured - 1) < SNAP]
+
+
+def _is_unusual(rate: Fraction) -> bool:
+    """Not whole, nor of NTSC: measured by whoever wrote the file."""
+    return rate.denominator > 1 and rate not in _NTSC
 
 
 def _offsets(times: NDArray[np.float64], rate: Fraction) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ from swifti2v.media.timing import Timing, plan_timing
 # No playlists and no network formats: a clip handed in must not make us open other files.
 _FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv,asf,apng,yuv4mpegpipe"
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
-# A packet of these is a frame that is shown; the others are counted by decoding.
+# A packet of these is a frame that is shown; frames of others are counted by decoding.
 _FRAME_A_PACKET = frozenset(
     {"h264", "hevc", "av1", "vp8", "vp9", "ffv1", "mjpeg", "prores", "dnxhd"}
     | {"qtrle", "png", "apng", "gif", "rawvideo", "huffyuv", "utvideo"}
@@ -55,8 +55,8 @@ class ClipInfo:
     """Pixels, upright and square."""
     fps: float
     """Frames a second that it is read at."""
-    num_frames: int | None
-    """Frames that it gives at ``fps``; None where only decoding tells."""
+    num_frames: int
+    """Frames that it gives at ``fps``."""
     is_resampled: bool
     """Whether its own rate varies: frames are repeated or left out to reach ``fps``."""
     codec: str
@@ -102,7 +102,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 
 
 def find_track(path: Path, background: Color | None) -> Track:
-    """Look through a clip: all packets, the first frame, and where it may be see-through all.
+    """Look through a clip: all its packets, and as few of its frames as will do.
 
     What was found is remembered as long as the file does not change.
 
@@ -114,29 +114,28 @@ def find_track(path: Path, background: Color | None) -> Track:
     found = path.stat()
     if found.st_size == 0:
         raise MediaError(f"clip {path} is empty (0 bytes); export or copy it again")
-    return _look_through(path, background, found.st_size, found.st_mtime_ns)
+    stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return _look_through(path, background, stamp)
 
 
 @lru_cache(maxsize=4096)
-def _look_through(path: Path, background: Color | None, *_stamp: int) -> Track:
+def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...]) -> Track:
     if is_cut_off(path):
         raise MediaError(f"clip {path} is cut off before its end; export or copy it again")
     index, num_tracks = _choose(path)
     with open_container(path) as container, explained(path):
         stream = container.streams[index]
         assert isinstance(stream, VideoStream)
-        starts, first = _scan(container, stream, background)
-        if first is None:
-            raise UnusableClipError("holds no frame that decodes; export it again")
-        timing = _time(starts, stream, first)
-        _require_possible(timing, len(starts))
+        first, shown = _scan(container, stream, background)
+        timing = _time(shown, stream)
+        _require_possible(timing, len(shown))
         pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
         height, width = to_pixels(first, pixel_aspect, background).shape[:2]
         info = ClipInfo(
             height=height,
             width=width,
             fps=float(timing.rate),
-            num_frames=timing.num_frames if _is_counted(starts, stream, first) else None,
+            num_frames=timing.num_frames,
             is_resampled=not timing.is_even,
             codec=stream.codec.canonical_name,
             notes=tuple(_notes(timing, first, pixel_aspect, num_tracks, index)),
@@ -209,8 +208,8 @@ def find_decoder(stream: VideoStream) -> Decode:
     return lambda packet: context.decode(packet if packet.size else None)
 
 
-class _Start(NamedTuple):
-    """When a packet's frame is shown and for how long, in ticks of its track."""
+class _Shown(NamedTuple):
+    """When a frame is shown and for how long, in ticks of its track; None and 0 if not known."""
 
     time: int | None
     duration: int
@@ -218,22 +217,37 @@ class _Start(NamedTuple):
 
 def _scan(
     container: InputContainer, stream: VideoStream, background: Color | None
-) -> tuple[list[_Start], VideoFrame | None]:
-    """When frames are shown, and the first of them; all are decoded if some may be see-through."""
-    decode, starts, first = find_decoder(stream), [], None
+) -> tuple[VideoFrame, list[_Shown]]:
+    """The first frame, and when each is shown.
+
+    Packets tell that of most codecs. Else all frames are decoded, and also where one of them may
+    be see-through and that is refused.
+    """
     require_sdr(stream.codec_context.color_trc)
-    has_no_times = container.format.name == "avi"  # what is there for showing is a guess
-    must_look = True
+    has_no_times = container.format.name == "avi"  # what is there of showing is a guess
+    packets: list[_Shown] = []
+    frames: list[_Shown] = []
+    decode, first, decodes = find_decoder(stream), None, True
     for packet in packets_of(container, stream):
         if packet.size and not packet.is_discard and _is_shown(packet, stream):
             time = packet.dts if has_no_times else packet.pts
-            starts.append(_Start(time, packet.duration or 0))
-        for frame in decode(packet) if must_look else ():
+            packets.append(_Shown(time, packet.duration or 0))
+        for frame in decode(packet) if decodes else ():
             first = first or frame
-            must_look = background is None and may_be_see_through(frame)
-            if must_look:
+            frames.append(_Shown(frame.pts, frame.duration or 0))
+            may_fail = background is None and may_be_see_through(frame)
+            if may_fail:
                 to_pixels(frame, Fraction(1), None)
-    return starts, first
+            decodes = may_fail or not _is_a_packet(stream, frame)
+    if first is None:
+        raise UnusableClipError("holds no frame that decodes; export it again")
+    if has_no_times:
+        return first, packets if not decodes or len(packets) == len(frames) else frames
+    if decodes:
+        return first, frames
+    # What is earlier needs frames that were cut off: no decoder shows it.
+    start = -(2**63) if first.pts is None else first.pts
+    return first, [one for one in packets if one.time is None or one.time >= start]
 
 
 def _is_shown(packet: "Packet[VideoStream]", stream: VideoStream) -> bool:
@@ -241,29 +255,25 @@ def _is_shown(packet: "Packet[VideoStream]", stream: VideoStream) -> bool:
     return stream.codec.canonical_name != "vp8" or bool(bytes(packet)[0] & 16)
 
 
-def _is_counted(starts: Sequence[_Start], stream: VideoStream, first: VideoFrame) -> bool:
-    """Whether packets tell how many frames decoding gives."""
+def _is_a_packet(stream: VideoStream, frame: VideoFrame) -> bool:
+    """Whether every packet is a frame; of interlaced H.264 each field may be a packet."""
     codec = stream.codec.canonical_name
-    if codec == "h264" and first.interlaced_frame:  # each field may be a packet
-        return False
-    return codec in _FRAME_A_PACKET and all(start.time is not None for start in starts)
+    return codec in _FRAME_A_PACKET and not (codec == "h264" and frame.interlaced_frame)
 
 
-def _time(starts: Sequence[_Start], stream: VideoStream, first: VideoFrame) -> Timing:
-    claims = (stream.average_rate, stream.guessed_rate, stream.base_rate)
-    timed = [(start.time, start.duration) for start in starts if start.time is not None]
-    if stream.container.format.name != "avi" and first.pts is not None:
-        # What is earlier needs frames that were cut off: no decoder shows it.
-        timed = [pair for pair in timed if pair[0] >= first.pts]
-    timed.sort()
-    ticks = [time for time, _ in timed]
-    last_duration = timed[-1][1] if timed else 0
-    return plan_timing(ticks, stream.time_base or Fraction(1, 1000), claims, last_duration)
+def _time(shown: Sequence[_Shown], stream: VideoStream) -> Timing:
+    claims = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    tick = stream.time_base
+    times = [(start.time, start.duration) for start in shown if start.time is not None]
+    if len(times) < len(shown) or tick is None:  # nothing but a claim tells
+        return plan_timing(range(len(shown)), 1 / next(iter(claims), Fraction(25)))
+    times.sort()
+    return plan_timing([time for time, _ in times], tick, claims, times[-1][1])
 
 
-def _require_possible(timing: Timing, num_packets: int) -> None:
-    num_repeated = 0 if timing.is_even else timing.num_frames - num_packets
-    if timing.rate < MIN_RATE or num_repeated > max(MAX_REPEATED, 10 * num_packets):
+def _require_possible(timing: Timing, num_shown: int) -> None:
+    num_repeated = 0 if timing.is_even else timing.num_frames - num_shown
+    if timing.rate < MIN_RATE or num_repeated > max(MAX_REPEATED, 10 * num_shown):
         raise UnusableClipError(
             f"shows a frame for {timing.longest:.0f} s, which cannot be; export it at a constant rate"
         )

@@ -11,7 +11,7 @@ from itertools import islice
 from pydantic import ConfigDict
 
 from swifti2v.errors import ConfigError, InputError, MediaError
-from swifti2v.media import iter_frames, load_image, probe_clip
+from swifti2v.media import load_image, probe_clip
 from swifti2v.media.timing import count_resampled, exact_rate
 from swifti2v.shapes import PixelShape
 from swifti2v.training.manifest import MediaFile, Reject, Remark, Sample, local_media
@@ -129,10 +129,7 @@ def format_bucket(bucket: PixelShape) -> str:
 
 
 def probe(sample: Sample) -> MediaFacts:
-    """Look into a sample's files.
-
-    All of a clip is read, but only its first frame decoded, or all of them where nothing else
-    tells how many there are.
+    """Look into a sample's files (``probe_clip``, ``load_image``).
 
     Raises:
         MediaError: A file cannot be used; the message names the sample.
@@ -142,9 +139,6 @@ def probe(sample: Sample) -> MediaFacts:
             image = load_image(path)
             return MediaFacts(height=image.height, width=image.width)
         info = probe_clip(path)
-        num_frames = info.num_frames
-        if num_frames is None:
-            num_frames = sum(1 for _ in iter_frames(path, min_frames=1))
     reference = None
     if sample.reference is not None:
         reference = probe(
@@ -158,7 +152,7 @@ def probe(sample: Sample) -> MediaFacts:
     return MediaFacts(
         height=info.height,
         width=info.width,
-        num_frames=num_frames,
+        num_frames=info.num_frames,
         fps=info.fps,
         notes=info.notes,
         reference=reference,
