@@ -1,6 +1,7 @@
 """``swifti2v data inspect`` on tiny training sets."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.data import CELL_HEIGHT, CELL_WIDTH, data_app
+from tests import foreign_clips
 from tests.command_line import error_line, succeed
 from tests.training_clips import (
     OPENVID,
@@ -173,3 +175,18 @@ def test_a_sheet_never_replaces_a_sample(tmp_path: Path) -> None:
 
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
     assert "none.csv does not exist" in error_line(inspect(tmp_path / "none.csv"))
+
+
+def test_what_is_done_to_clips_is_said(tmp_path: Path) -> None:
+    uneven = [0, 33, 67, 100, 200, 233, 267, 300]
+    foreign_clips.save(tmp_path / "a.mkv", 8, times=uneven, tick=Fraction(1, 1000))
+    foreign_clips.save(tmp_path / "b.mkv", 8, rate=25, pixel_aspect=Fraction(2))
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("counting")
+    report = report_of(tmp_path, "--bucket", "5x64x96", "--max-crop", 0.5)
+    assert {note["cause"]: note["ids"] for note in report["notes"]} == {
+        "its frame rate varies": ["a.mkv"],
+        "its pixels are not square": ["b.mkv"],
+    }
+    text = succeed(inspect(tmp_path, "--bucket", "5x64x96", "--max-crop", 0.5)).stdout
+    assert "note, its frame rate varies: 1 (a.mkv)" in text

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from swifti2v.evaluation.offline import METRICS
 from swifti2v.media import VideoWriter, open_writer, read_clip, read_metadata
+from tests import foreign_clips
 from tests.command_line import error_line, generate, save_photo, succeed, swifti2v
 from tests.evaluation_clips import Frames, blurred, flickering, panning_clip, with_seam
 from tests.tiny import NUM_FRAMES, SIZE
@@ -185,3 +187,14 @@ def test_resampling_forgets_the_segments(tmp_path, model, photo):
     values = json.loads(succeed(result).stdout)
     assert values["num_frames"] == 2 * NUM_FRAMES
     assert "resampling" in values["not_measured"]["seam_score"]
+
+
+def test_a_clip_of_a_varying_rate_is_measured_with_a_note(tmp_path):
+    times = [0, 33, 67, 100, 200, 233, 267, 300]
+    path = foreign_clips.save(tmp_path / "a.mkv", 8, times=times, tick=Fraction(1, 1000))
+    values = json.loads(succeed(swifti2v("evaluate", path, "--json")).stdout)
+    assert values["fps"] == 30
+    assert "a constant 30 fps" in values["notes"][0]
+    longer = foreign_clips.save(tmp_path / "b.mkv", 8, sound_seconds=2)
+    values = json.loads(succeed(swifti2v("evaluate", longer, "--json")).stdout)
+    assert values["num_frames"] == 8

@@ -1,5 +1,7 @@
 import json
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import Result
 
+from swifti2v.media import read_clip
 from swifti2v.models.lora_base import RECIPE, RELAY1
 from swifti2v.pipelines.upscale import upscale
+from tests import foreign_clips
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -155,3 +159,50 @@ def test_a_lora_that_does_not_belong_here_is_refused(model, clip, tmp_path):
     ):
         save_file(tensors, path, metadata)
         assert named in error_line(run(model, clip, tmp_path / "out.mkv", "--lora", path))
+
+
+def plan(model: Path, clip: Path, *more: object) -> dict[str, Any]:
+    result = run(model, clip, clip.with_name("out.mkv"), "--dry-run", "--json", *more)
+    return dict(json.loads(succeed(result).stdout))
+
+
+def test_a_varying_rate_keeps_its_time_and_it_is_said(model, tmp_path):
+    times = [50 * i for i in range(9)] + [450 + 200 * i for i in range(8)]
+    path = foreign_clips.save(tmp_path / "a.mkv", times=times, tick=Fraction(1, 1000))
+    clip = read_clip(path)
+    whole = (len(clip.frames) - 1) // 4 * 4 + 1
+    planned = plan(model, path, "--num-frames", whole)
+    assert planned["settings"]["config"]["fps"] == clip.fps == 20
+    assert "a.mkv: its frame rate varies" in planned["notes"][0]
+    slower = plan(model, path, "--fps", 10, "--num-frames", 17)
+    assert slower["settings"]["config"]["fps"] == 10
+    assert "resampled to 10: frames are left out" in slower["notes"][1]
+
+
+def test_a_longer_sound_or_other_pixels_do_not_matter(model, tmp_path):
+    path = foreign_clips.save(
+        tmp_path / "a.mkv", sound_seconds=2, pixel_aspect=Fraction(2), rate=Fraction(30000, 1001)
+    )
+    planned = plan(model, path)
+    config = planned["settings"]["config"]
+    assert (config["num_frames"], config["width"], config["height"]) == (17, 4 * 192, 4 * 64)
+    assert config["fps"] == 30
+    assert "96x64 is enlarged to 192x64" in planned["notes"][0]
+    assert "29.97 fps are written as 30" in planned["notes"][1]
+
+
+def test_a_see_through_clip_needs_a_background_and_repeats_with_it(model, tmp_path):
+    frames = np.full((5, 16, 16, 4), 90, np.uint8)
+    frames[1::2, :, :8, 0] = 255  # what is hidden flickers
+    frames[..., 3] = 255
+    frames[:, :, :8, 3] = 0
+    path = foreign_clips.save(tmp_path / "a.mov", frames=frames, codec="qtrle", pixel_format="argb")
+    assert "--background" in error_line(run(model, path, tmp_path / "no.mkv"))
+    filled, again = tmp_path / "filled.mkv", tmp_path / "again.mkv"
+    succeed(run(model, path, filled, "--background", "#0000ff"))
+    expected = read_clip(path, background=(0, 0, 255)).frames
+    assert (expected[:, :, :8] == (0, 0, 255)).all()
+    made = [piece.frames for piece in upscale(tiny_pipeline(), expected, generator=7)]
+    np.testing.assert_array_equal(frames_of(filled), np.concatenate(made))
+    succeed(swifti2v("upscale", path, "-o", again, "--like", filled))
+    assert_same_frames(filled, again)

@@ -1,9 +1,11 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,6 +80,52 @@ def test_pieces_join_to_one_clip(tmp_path: Path, name: str, ten_bit: bool) -> No
     np.testing.assert_allclose(times, np.arange(13) / 23.976, atol=0.001)  # Matroska ticks
     assert psnr(read_clip(tmp_path / name).frames, frames) > 30  # crossed fine colour ramps
     assert read_metadata(tmp_path / name) == NOTE
+
+
+def top_boxes(path: Path) -> list[bytes]:
+    data, position, kinds = path.read_bytes(), 0, []
+    while position < len(data):
+        size, kind = struct.unpack_from(">I4s", data, position)
+        kinds.append(kind)
+        position += size
+    return kinds
+
+
+def duration_of(path: Path, box: bytes) -> float:
+    """Seconds that an MP4's header states (ISO/IEC 14496-12, sections 8.2.2 and 8.4.2)."""
+    data = path.read_bytes()
+    ticks, duration = struct.unpack_from(">II", data, data.index(box) + 4 + 4 + 8)
+    return duration / ticks
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h265.mp4", "av1.mp4", "h264.mkv", "ffv1.mkv"])
+def test_a_finished_file_states_its_length_and_can_be_sought_in(tmp_path: Path, name: str) -> None:
+    frames, path = moving(13), tmp_path / name
+    writer = VideoWriter(path, **SIZE, fps=8, metadata=NOTE, codec=cast(Any, name.split(".")[0]))
+    with writer:
+        for piece in np.split(frames, [1, 5]):
+            writer.write(piece)
+        wait_for(writer, 13)
+        grown = read_clip(path).frames
+    np.testing.assert_array_equal(read_clip(path).frames, grown)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert container.duration == pytest.approx(13 / 8 * 1e6, abs=1e3)
+        assert stream.average_rate == 8
+        assert len(stream.index_entries) >= 3  # a key frame each
+        container.seek(5 * 125_000)
+        assert next(container.decode(stream)).time == pytest.approx(5 / 8)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    if path.suffix == ".mp4":
+        assert top_boxes(path) == [b"ftyp", b"moov", b"free", b"mdat"]
+        assert duration_of(path, b"mvhd") == pytest.approx(13 / 8, abs=1e-3)
+        assert duration_of(path, b"mdhd") == 13 / 8
+        assert (b"hvc1" in path.read_bytes()) == (name == "h265.mp4")
+
+
+def wait_for(writer: VideoWriter, num_frames: int) -> None:
+    while writer.num_frames_written < num_frames:
+        time.sleep(0.01)
 
 
 def test_same_frames_give_the_same_file(tmp_path: Path) -> None:
@@ -201,6 +249,13 @@ for kind, name in ((VideoWriter, "full.mp4"), (PngSequenceWriter, "full")):
     except MediaError as error:
         print(error, flush=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+with VideoWriter(f"{folder}/unindexed.mp4", height=64, width=96) as writer:
+    writer.write(noise)
+    while writer.num_frames_written < 4:
+        time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    writer.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 with VideoWriter(f"{folder}/killed.mp4", height=64, width=96, metadata={"comment": note}) as writer:
     writer.write(noise)
     writer.write(noise)
@@ -243,6 +298,13 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_written(interrupted: Interr
     assert sorted(path.name for path in (folder / "full").iterdir()) == [
         f"0000{index}.png" for index in range(4)
     ]
+
+
+def test_a_full_disk_costs_a_whole_clip_its_index_alone(interrupted: Interrupted) -> None:
+    folder, done = interrupted
+    assert "unindexed.mp4 is whole, but has no index for players to seek by" in done.stderr
+    assert len(read_clip(folder / "unindexed.mp4").frames) == 4
+    assert not list(folder.glob("*.writing*"))
 
 
 def test_what_cannot_be_written_is_refused_up_front(tmp_path: Path) -> None:
