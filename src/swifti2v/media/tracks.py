@@ -122,10 +122,13 @@ def find_track(path: Path, background: Color | None) -> Track:
 def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...]) -> Track:
     if is_cut_off(path):
         raise MediaError(f"clip {path} is cut off before its end; export or copy it again")
-    index, num_tracks = _choose(path)
     with open_container(path) as container, explained(path):
+        tracks = _video_tracks(container)
+        index = tracks[0].index if len(tracks) == 1 else _first_that_moves(path)
         stream = container.streams[index]
         assert isinstance(stream, VideoStream)
+        if stream.codec_context is None:  # whatever the type stubs say
+            raise UnusableClipError("has an unknown codec; export it as an MP4 (H.264)")
         first, shown = _scan(container, stream, background)
         timing = _time(shown, stream)
         _require_possible(timing, len(shown))
@@ -138,29 +141,30 @@ def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...])
             num_frames=timing.num_frames,
             is_resampled=not timing.is_even,
             codec=stream.codec.canonical_name,
-            notes=tuple(_notes(timing, first, pixel_aspect, num_tracks, index)),
+            notes=tuple(_notes(timing, first, pixel_aspect, len(tracks), index)),
         )
     return Track(index, timing, pixel_aspect, info)
 
 
-def _choose(path: Path) -> tuple[int, int]:
-    """The first track that moves, or else the first one; and how many there are."""
-    with open_container(path) as container, explained(path):
-        videos = container.streams.video
-        tracks = [stream for stream in videos if not stream.disposition & _NO_VIDEO]
-        if not tracks:
-            kind = "only a cover picture" if videos else "no video stream"
-            raise UnusableClipError(f"has {kind}; give a video, not a sound file")
+def _video_tracks(container: InputContainer) -> list[VideoStream]:
+    videos = container.streams.video
+    tracks = [stream for stream in videos if not stream.disposition & _NO_VIDEO]
+    if not tracks:
+        kind = "only a cover picture" if videos else "no video stream"
+        raise UnusableClipError(f"has {kind}; give a video, not a sound file")
+    return tracks
+
+
+def _first_that_moves(path: Path) -> int:
+    """The track that has a second frame first, or else the first one."""
+    with open_container(path) as container:
+        tracks = _video_tracks(container)
         num_packets = dict.fromkeys((stream.index for stream in tracks), 0)
-        index = tracks[0].index
-        for packet in container.demux(*tracks) if len(tracks) > 1 else ():
+        for packet in container.demux(*tracks):
             num_packets[packet.stream.index] += packet.size > 0
             if num_packets[packet.stream.index] > 1:
-                index = packet.stream.index
-                break
-        if container.streams[index].codec_context is None:  # whatever the type stubs say
-            raise UnusableClipError("has an unknown codec; export it as an MP4 (H.264)")
-        return index, len(tracks)
+                return packet.stream.index
+        return tracks[0].index
 
 
 @contextmanager
