@@ -59,7 +59,8 @@ def test_refine_resumes(model, photo, tmp_path):
 @pytest.mark.parametrize(
     ("num_frames", "width", "flags", "named"),
     [
-        (1, 16, (), "1 frame(s)"),
+        (1, 16, (), "1 frame(s), at least 5 are needed"),
+        (3, 16, (), "3 frame(s), at least 5 are needed"),
         (13, 32, ("--height", SIZE, "--width", SIZE), "the aspects differ"),
         (13, 18, (), "nearest are 64 and 80; the motion clip is 18x16: crop it"),
         (9, 16, ("--num-frames", 13), "fewer than the 13"),

@@ -297,3 +297,13 @@ def test_the_codec_is_named_by_its_format(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", height=HEIGHT, width=WIDTH, codec="av1") as writer:
         writer.write(counting(5))
     assert probe_clip(tmp_path / "a.mp4").codec == "av1"
+
+
+def test_a_file_without_frames_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(path, "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream: Any = container.add_stream("libx264", rate=16)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        container.start_encoding()
+    with pytest.raises(MediaError, match=r"a\.mp4 holds no frame that decodes"):
+        probe_clip(path)

@@ -211,7 +211,10 @@ def _read_clip(path: Path, config: "GenerationConfig") -> "npt.NDArray[np.uint8]
 
     from swifti2v.media import fit_image, iter_frames, probe_clip
 
-    fps = MAX_FPS if probe_clip(path).fps > MAX_FPS else None
+    info = probe_clip(path)
+    for note in info.notes:
+        typer.echo(f"note: {path}: {note}", err=True)
+    fps = MAX_FPS if info.fps > MAX_FPS else None
     # One more than is needed, so that a clip that is too short is refused.
     frames = iter_frames(path, fps, max_frames=config.num_frames + 1, min_frames=config.num_frames)
     fitted = [

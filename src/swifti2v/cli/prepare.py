@@ -310,6 +310,11 @@ def _fit_inputs(
 
 
 def _require_length(path: Path, num_frames: int) -> None:
+    if num_frames <= TIME.time:
+        raise ShapeError(
+            f"clip {path} gives {num_frames} frame(s), at least {TIME.time + 1} are needed; "
+            "give a longer clip"
+        )
     try:
         PixelShape(num_frames, 1, 1).require_fit(TIME)
     except ShapeError as error:

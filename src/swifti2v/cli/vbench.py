@@ -230,6 +230,7 @@ def lite(
             read_suite,
             select_entries,
         )
+        from swifti2v.media import probe_clip
         from swifti2v.storage import write_whole
 
         names = choose_dimensions(dimension, LITE)
@@ -243,6 +244,9 @@ def lite(
             LiteVideo(video=video, path=path, photo=photos[video.entry.image_name])
             for video, path in found
         ]
+        for item in items:
+            for note in probe_clip(item.path).notes:
+                typer.echo(f"note: {item.path}: {note}", err=True)
         results: dict[str, LiteResult] = {}
         for name in names:
             measure = load_measure(name, weights, target)
