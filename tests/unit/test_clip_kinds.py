@@ -8,7 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swifti2v.errors import MediaError
@@ -129,6 +129,7 @@ def test_a_varying_rate_keeps_its_time(tmp_path: Path) -> None:
     start=st.integers(-(10**6), 10**6),
     has_claim=st.booleans(),
 )
+@settings(deadline=None)
 def test_rounded_times_give_the_rate_they_come_from(
     rate: Fraction, tick: Fraction, num_frames: int, start: int, has_claim: bool
 ) -> None:
@@ -146,6 +147,7 @@ def test_rounded_times_give_the_rate_they_come_from(
     steps=st.lists(st.integers(1, 400), min_size=1, max_size=60),
     fps=st.sampled_from([1.0, 12.5, 16.0, 30000 / 1001, 60.0]),
 )
+@settings(deadline=None)
 def test_time_is_kept_whatever_the_steps(steps: list[int], fps: float) -> None:
     ticks = list(accumulate(steps, initial=0))
     timing = plan_timing(ticks, MS, [], steps[-1])

@@ -102,7 +102,9 @@ class ClipOptions:
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to avoid; used where guidance is above 1.")
     ] = None
-    fps: Annotated[int | None, typer.Option(help="Frames a second of the video.")] = None
+    fps: Annotated[
+        int | None, typer.Option(help="Frames a second of the video; a clip is resampled to them.")
+    ] = None
     fit: Annotated[
         Fit | None, typer.Option(help="How a photo of another aspect is fitted (default crop).")
     ] = None
@@ -246,7 +248,7 @@ class RefineOptions(ClipOptions):
 
     command: ClassVar[Command] = "refine"
 
-    motion: Annotated[Path, typer.Argument(help="Low-resolution clip; every frame is used.")]
+    motion: Annotated[Path, typer.Argument(help="Low-resolution clip; all of it is used.")]
     image: Annotated[
         Path, typer.Option(help="The photo: what the clip's first frame shows, in full detail.")
     ]

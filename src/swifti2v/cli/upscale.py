@@ -32,7 +32,7 @@ class UpscaleOptions(ClipOptions):
 
     command: ClassVar[Command] = "upscale"
 
-    video: Annotated[Path, typer.Argument(help="Clip to make larger; every frame is used.")]
+    video: Annotated[Path, typer.Argument(help="Clip to make larger; all of it is used.")]
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="What the clip shows (default nothing).")
     ] = None

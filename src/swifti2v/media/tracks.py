@@ -118,7 +118,7 @@ def find_track(path: Path, background: Color | None) -> Track:
     return _look_through(path, background, stamp)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2**15)
 def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...]) -> Track:
     if is_cut_off(path):
         raise MediaError(f"clip {path} is cut off before its end; export or copy it again")
