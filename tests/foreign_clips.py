@@ -121,7 +121,10 @@ def save_behind_still(path: Path, num_frames: int) -> Path:
 
 def save_recording(path: Path, times: Sequence[int]) -> Path:
     """As a browser records: no length, no rate, times in milliseconds."""
-    live = {"options": {"deadline": "realtime", "cpu-used": "8"}, "mux": {"live": "1"}}
+    live: dict[str, Any] = {
+        "options": {"deadline": "realtime", "cpu-used": "8"},
+        "mux": {"live": "1"},
+    }
     save(path, len(times), rate=1000, codec="libvpx", times=times, tick=Fraction(1, 1000), **live)
     data = path.read_bytes()
     start = data.find(b"\x23\xe3\x83")  # the rate it states, made into an element that says nothing

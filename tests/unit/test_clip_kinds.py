@@ -173,6 +173,13 @@ def test_no_rate_is_believed_that_the_times_contradict() -> None:
     assert plan_timing([5], MS, []).rate == 25
 
 
+def test_two_clips_in_a_row_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.mpg", 60, codec="mpeg2video", rate=25)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(MediaError, match=r"a\.mpg has times that start again midway"):
+        probe_clip(path)
+
+
 def test_a_frame_that_stands_for_hours_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mkv", 6, times=[0, 40, 80, 120, 160, 8 * 3600_000], tick=MS)
     with pytest.raises(MediaError, match=r"a\.mkv shows a frame for 28800 s, which cannot be"):

@@ -95,7 +95,7 @@ def duration_of(path: Path, box: bytes) -> float:
     """Seconds that an MP4's header states (ISO/IEC 14496-12, sections 8.2.2 and 8.4.2)."""
     data = path.read_bytes()
     ticks, duration = struct.unpack_from(">II", data, data.index(box) + 4 + 4 + 8)
-    return duration / ticks
+    return float(duration / ticks)
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h265.mp4", "av1.mp4", "h264.mkv", "ffv1.mkv"])

@@ -1,5 +1,6 @@
 """Video files opened, and looked through once: which track, how many frames, at which times."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ MIN_RATE = Fraction(1, 1000)
 """Frames a second; slower clips have times that cannot be right."""
 MAX_REPEATED = 100_000
 """Frames that repeating may give; more come from times that cannot be right."""
+MAX_STEP_BACK = 1
+"""Seconds between a packet and the next; more is a second clip behind the first one."""
 
 Decode = Callable[["Packet[VideoStream]"], Sequence[VideoFrame]]
 
@@ -188,11 +191,16 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator["Pack
     """All packets of a track, the last one empty to flush a decoder.
 
     Raises:
-        UnusableClipError: One is damaged.
+        UnusableClipError: One is damaged, or times start again.
     """
+    latest = -math.inf
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise UnusableClipError("is cut off or damaged; export or copy it again")
+        if packet.dts is not None:
+            if (latest - packet.dts) * float(stream.time_base or 0) > MAX_STEP_BACK:
+                raise UnusableClipError("has times that start again midway; export it as one clip")
+            latest = packet.dts
         yield packet
 
 
@@ -250,7 +258,7 @@ def _scan(
     if decodes:
         return first, frames
     # What is earlier needs frames that were cut off: no decoder shows it.
-    start = -(2**63) if first.pts is None else first.pts
+    start = -math.inf if first.pts is None else first.pts
     return first, [one for one in packets if one.time is None or one.time >= start]
 
 

@@ -23,7 +23,7 @@ from swifti2v.training.stage1_sources import Stage1Latents
 from swifti2v.training.stage2_sources import Stage2Latents
 from swifti2v.training.tensor_cache import Entry, TensorCache
 
-CODE = 1
+CODE = 2
 """Raised when the same clip and VAE give something else than before."""
 Window = tuple[int, ...]
 """Latent frames of an entry; none means all."""
