@@ -55,7 +55,8 @@ def to_pixels(
         background: To put behind what is see-through; None refuses it.
 
     Raises:
-        UnusableClipError: The frame is HDR, see-through or turned by no quarter, or its pixels cannot be.
+        UnusableClipError: The frame is HDR, see-through or turned by no quarter, or its pixels
+            cannot be.
     """
     require_sdr(frame.color_trc)
     width, height = square_size(frame, pixel_aspect)
@@ -97,8 +98,8 @@ def _fill(pixels: NDArray[np.uint8], background: Color | None) -> NDArray[np.uin
         return color
     if background is None:
         raise UnusableClipError(
-            "is partly see-through; export it without transparency, or give --background where "
-            "there is one"
+            "is partly see-through; export it without transparency, or name a colour with "
+            "--background where the command has it"
         )
     behind = np.array(background, np.uint32)
     alpha = alpha.astype(np.uint32)

@@ -108,7 +108,7 @@ def _even(rate: Fraction, num_frames: int, steps: NDArray[np.float64], jitter: f
 def _fit_constant(
     times: NDArray[np.float64], tick: float, measured: Fraction, claims: Sequence[Fraction]
 ) -> _Constant | None:
-    """The rate that times were rounded from: the first claim that they agree with, or their mean."""
+    """The rate that times were rounded from: the first claim they agree with, or their mean."""
     for tolerance in (tick, max(tick, SAME_SECONDS)):
         most = min(tolerance, 0.25 / float(measured)) + 1e-9
         for rate in (*claims, measured):

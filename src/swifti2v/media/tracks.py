@@ -287,7 +287,8 @@ def _require_possible(timing: Timing, num_shown: int) -> None:
     num_repeated = 0 if timing.is_even else timing.num_frames - num_shown
     if timing.rate < MIN_RATE or num_repeated > max(MAX_REPEATED, 10 * num_shown):
         raise UnusableClipError(
-            f"shows a frame for {timing.longest:.0f} s, which cannot be; export it at a constant rate"
+            f"shows a frame for {timing.longest:.0f} s, which cannot be; export it at a constant "
+            "rate"
         )
 
 
@@ -301,8 +302,8 @@ def _notes(
         )
     if timing.jitter:
         yield (
-            f"its frames come unevenly: up to {1000 * timing.jitter:.0f} ms early or late; they are "
-            f"shown evenly at {float(timing.rate):g} fps"
+            f"its frames come unevenly: up to {1000 * timing.jitter:.0f} ms early or late; they "
+            f"are shown evenly at {float(timing.rate):g} fps"
         )
     width, height = square_size(first, pixel_aspect)
     if (width, height) != (first.width, first.height):
