@@ -8,7 +8,24 @@ Source:
     JEDEC Standard 100B.01, terms for the capacity of semiconductor storage.
 """
 
+from swifti2v.errors import ConfigError
+
 MB, GB = 2**20, 2**30
+
+
+def parse_gigabytes(text: str) -> float:
+    """Bytes of a number of GB.
+
+    Raises:
+        ConfigError: It is not a number above 0.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise ConfigError(f"--memory {text!r} is neither 'auto' nor a number of GB above 0")
+    return number * GB
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from swifti2v.models.frame_codec import fetch_history, store_history
-from swifti2v.planning.counting import META, Count, count, extrapolate
+from swifti2v.planning.costs import Count, extrapolate
+from swifti2v.planning.counting import META, count
 
 few = settings(max_examples=20, deadline=None)
 sizes = st.integers(1, 9)

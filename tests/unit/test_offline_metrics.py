@@ -59,11 +59,13 @@ def test_similarity_is_that_of_torchmetrics(height, width):
         return torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
 
     expected = image.structural_similarity_index_measure(tensor(a), tensor(b), data_range=1.0)
+    assert isinstance(expected, torch.Tensor)
     # Sums in another order, float32.
     assert float(ssim(a[None], b[None])) == pytest.approx(float(expected), abs=2e-5)
     expected = image.multiscale_structural_similarity_index_measure(
         tensor(a), tensor(b), data_range=1.0, normalize="relu"
     )
+    assert isinstance(expected, torch.Tensor)
     assert float(ms_ssim(a[None], b[None])) == pytest.approx(float(expected), abs=2e-5)
 
 

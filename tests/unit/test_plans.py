@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError
 from swifti2v.evaluation.speed.published import PUBLISHED, count_published, predict, published_rates
-from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device, free_bytes, measure
+from swifti2v.models.tiles import count_tiles
+from swifti2v.planning.costs import STAGES
+from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device
+from swifti2v.planning.measurement import free_bytes, measure
 from swifti2v.planning.models import Models
 from swifti2v.planning.plans import MIN_TILE, PLACEMENTS, Wish, make_plan, propose_tiles
-from swifti2v.planning.work import STAGES, ClipCounter
+from swifti2v.planning.work import ClipCounter
 from swifti2v.units import GB, MB
 
 RTX4090 = DEVICES["rtx4090"]
@@ -143,15 +146,18 @@ def test_each_placement_takes_less_memory_and_more_time_than_the_one_before():
 
 
 def test_tiles_get_smaller_and_more():
-    counter = paper()
-    sides = propose_tiles(counter)
+    cells = paper().cells
+    sides = propose_tiles(cells)
+
+    def grid(side: int) -> list[int]:
+        return [count_tiles(length, side) for length in cells]
 
     assert sides == sorted(sides, reverse=True)
-    numbers = [math.prod(counter.grid(side)) for side in sides]
+    numbers = [math.prod(grid(side)) for side in sides]
     assert numbers == sorted(set(numbers))
     assert numbers[0] == 2
     for side in sides:  # no smaller tile makes the same division
-        assert side == MIN_TILE or counter.grid(side - 1) != counter.grid(side)
+        assert side == MIN_TILE or grid(side - 1) != grid(side)
 
 
 def test_a_plan_as_plain_values():

@@ -9,10 +9,11 @@ import torch
 from swifti2v.config import GenerationConfig, SamplingConfig, parse_config
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.planning.costs import STAGES, ClipWork
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import Tiling, count_decoder
-from swifti2v.planning.work import STAGES, ClipCounter, ClipWork
+from swifti2v.planning.work import ClipCounter
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 TEXT, CLIP = 512, 257

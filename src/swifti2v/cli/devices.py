@@ -45,6 +45,13 @@ def choose_device(name: str | None) -> "torch.device":
     return find_device(name) or best
 
 
+def has_gpu() -> bool:
+    """Whether there is a GPU that PyTorch can use."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def find_dtype(asked: str | None, device: "torch.device | None") -> str | None:
     """A number type by name; ``auto`` is resolved, and None stays None.
 

@@ -11,13 +11,12 @@ from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
-from swifti2v.errors import ConfigError
-from swifti2v.models.placement import Placement
-from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision, free_bytes, memory_bytes
-from swifti2v.planning.models import Models, speed_of
+from swifti2v.models.roles import Placement
+from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision
+from swifti2v.planning.measurement import free_bytes, memory_bytes
 from swifti2v.planning.plans import Plan, Wish, make_plan
-from swifti2v.planning.work import ClipCounter
-from swifti2v.units import GB, format_bytes
+from swifti2v.planning.stored import find_costs
+from swifti2v.units import parse_gigabytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +54,7 @@ def place_run(
     if options.memory is None:
         return Placed(placement=placement or "resident", settings=settings, note=None)
     device = choose_device(options.device)
-    budget = parse_memory(options.memory, device)
+    budget = free_bytes(device) if options.memory == "auto" else parse_gigabytes(options.memory)
     given: dict[str, Any] = to_dict(like.config) if like else {}
     for asked in (*(asked for _, asked in options.changes()), dict(stored.get("config", {}))):
         given = merge(given, asked)
@@ -92,32 +91,15 @@ def plan_run(
     """
     usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
     known = next((name for name in PRECISIONS if name == precision), usual)
-    models = Models(settings.model, getattr(torch, known), speed_of(settings.config))
-    counter = ClipCounter(models, settings.config, with_stage1=settings.command == "generate")
+    with_stage1 = settings.command == "generate"
+    costs = find_costs(settings.model, settings.config, known, with_stage1=with_stage1)
     typical = replace(
         DEVICES["rtx4090"],
         name=device.type,
         memory_bytes=memory_bytes(device),
         is_cpu=device.type == "cpu",
     )
-    return make_plan(counter, typical, known, budget, wish)
-
-
-def parse_memory(text: str, device: torch.device) -> float:
-    """Bytes of ``--memory``: a number of GB, or ``auto`` for what is free on a device now.
-
-    Raises:
-        ConfigError: It is neither ``auto`` nor a number above 0.
-    """
-    if text == "auto":
-        return free_bytes(device)
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < float("inf"):
-        raise ConfigError(f"--memory {text!r} is neither 'auto' nor a number of GB above 0")
-    return number * GB
+    return make_plan(costs, typical, known, budget, wish)
 
 
 def suggest_plan(settings: RunSettings, placement: Placement) -> str:

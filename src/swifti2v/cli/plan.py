@@ -87,32 +87,42 @@ def _make(
     asked: Precision | None,
     memory: str | None,
 ) -> "Plan":
-    import torch
-
-    from swifti2v.cli.memory import parse_memory
+    from swifti2v.cli.devices import has_gpu
     from swifti2v.config import GenerationConfig, merge, parse_config
     from swifti2v.models.sources import find_model
-    from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device
-    from swifti2v.planning.models import Models, speed_of
+    from swifti2v.planning.devices import PRECISIONS, find_device
     from swifti2v.planning.plans import make_plan
-    from swifti2v.planning.work import ClipCounter
+    from swifti2v.planning.stored import find_costs
 
-    is_cpu = device_name == "cpu" or (device_name == "auto" and not torch.cuda.is_available())
+    is_cpu = device_name == "cpu" or (device_name == "auto" and not has_gpu())
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
     precision = next(name for name in PRECISIONS if name == (asked or usual))
-    budget = None
-    if memory is not None and (memory != "auto" or device_name not in DEVICES):
-        budget = parse_memory(memory, torch.device("cpu" if is_cpu else "cuda"))
     device = find_device(device_name, precision)
     settings = find_model(model)[0].settings
     config = parse_config(GenerationConfig, merge(settings, given), "settings")
-    models = Models(model, getattr(torch, precision), speed_of(config))
-    return make_plan(ClipCounter(models, config), device, precision, budget)
+    budget = _read_budget(memory, device_name, is_cpu=is_cpu)
+    return make_plan(find_costs(model, config, precision), device, precision, budget)
+
+
+def _read_budget(memory: str | None, device_name: str, *, is_cpu: bool) -> float | None:
+    """Bytes that may be used; None for all that the device has."""
+    from swifti2v.planning.devices import DEVICES
+    from swifti2v.units import parse_gigabytes
+
+    if memory is None or (memory == "auto" and device_name in DEVICES):
+        return None
+    if memory != "auto":
+        return parse_gigabytes(memory)
+    import torch
+
+    from swifti2v.planning.measurement import free_bytes
+
+    return free_bytes(torch.device("cpu" if is_cpu else "cuda"))
 
 
 def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
     """A plan for people: what and where, then every option by stage, then the choice."""
-    from swifti2v.planning.work import STAGES
+    from swifti2v.planning.costs import STAGES
     from swifti2v.units import GB, format_bytes
 
     size = ", ".join(f"{k} {v}" for k, v in given.items() if not isinstance(v, dict))

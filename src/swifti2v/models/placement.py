@@ -1,7 +1,7 @@
 """Where components live: all on the device, or in host memory and on the device while used."""
 
 import gc
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from accelerate import init_empty_weights
@@ -15,11 +15,9 @@ from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
 from swifti2v.models.pinning import pin_weights
+from swifti2v.models.roles import RELEASED, Placement
 
-Placement = Literal["resident", "streamed", "offloaded"]
 HOST = torch.device("cpu")
-RELEASED = ("text_encoder", "image_encoder", "stage1_transformer", "stage1_vae")
-"""Roles that a run needs no more once the motion reference is there."""
 
 
 def require_placement(plan: str) -> None:

@@ -6,11 +6,12 @@ would give there. Nothing is blended.
 
 from collections.abc import Sequence
 from itertools import pairwise, product
-from typing import NamedTuple, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from swifti2v.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Layer(Protocol):
@@ -87,7 +88,7 @@ def _plan_side(
     return sides
 
 
-def crop_output(output: Tensor, layer: Layer, tile: Tile, index: int) -> Tensor:
+def crop_output(output: "Tensor", layer: Layer, tile: Tile, index: int) -> "Tensor":
     """Of a tile's output of layer ``index``, what the layers behind it need; a view."""
     places = []
     for windows in (tile.rows, tile.columns):

@@ -29,7 +29,6 @@ from swifti2v.models.loading import (
     save_components,
 )
 from swifti2v.models.placement import (
-    Placement,
     collect_memory,
     loading_device,
     place,
@@ -37,6 +36,7 @@ from swifti2v.models.placement import (
     require_loaded,
     require_placement,
 )
+from swifti2v.models.roles import Placement
 from swifti2v.models.sources import LoraSource
 from swifti2v.models.speed import accelerate, require_prepared
 from swifti2v.models.vae import StreamingDecoder

@@ -11,84 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from swifti2v.planning.costs import Count
+
 aten = torch.ops.aten
 Kind = Literal["linear", "attention", "convolution"]
 KINDS: tuple[Kind, ...] = ("linear", "attention", "convolution")
 META = torch.device("meta")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Count:
-    """What a computation costs; two FLOP a multiply-add."""
-
-    linear: float = 0
-    """FLOP of matrix products, those of attention left out."""
-    attention: float = 0
-    """FLOP of scaled dot-product attention, as one kernel."""
-    convolution: float = 0
-    """FLOP of convolutions."""
-    kernel_bytes: float = 0
-    """Inputs, weights and outputs of those three, once for each call: the least traffic."""
-    other_bytes: float = 0
-    """Inputs and outputs of all other operations, one kernel each, as eager execution moves them."""
-    peak_bytes: float = 0
-    """Most memory that what was made within the computation held at one time; weights left out."""
-    kept_bytes: float = 0
-    """Of it, what was still held at the end."""
-    transfer_bytes: float = 0
-    """Copied between host and device."""
-
-    @property
-    def flops(self) -> float:
-        """All arithmetic that is counted: elementwise operations are not."""
-        return self.linear + self.attention + self.convolution
-
-    @property
-    def eager_bytes(self) -> float:
-        """All memory traffic of eager execution."""
-        return self.kernel_bytes + self.other_bytes
-
-    def __add__(self, other: "Count") -> "Count":
-        """One computation after the other; what the first kept is not added to the second's peak."""
-        return self._combine(other, lambda a, b: a + b, max)
-
-    def __sub__(self, other: "Count") -> "Count":
-        """The part of the work that ``other`` does not do; memory is this computation's."""
-        return self._combine(other, lambda a, b: a - b, lambda a, _: a)
-
-    def __mul__(self, times: float) -> "Count":
-        """The same work ``times`` times, one after the other."""
-        return self._combine(self, lambda a, _: a * times, lambda a, _: a)
-
-    def _combine(
-        self,
-        other: "Count",
-        work: Callable[[float, float], float],
-        memory: Callable[[float, float], float],
-    ) -> "Count":
-        return Count(
-            linear=work(self.linear, other.linear),
-            attention=work(self.attention, other.attention),
-            convolution=work(self.convolution, other.convolution),
-            kernel_bytes=work(self.kernel_bytes, other.kernel_bytes),
-            other_bytes=work(self.other_bytes, other.other_bytes),
-            transfer_bytes=work(self.transfer_bytes, other.transfer_bytes),
-            peak_bytes=memory(self.peak_bytes, other.peak_bytes),
-            kept_bytes=memory(self.kept_bytes, other.kept_bytes),
-        )
-
-
-def extrapolate(first: Count, second: Count, times: float) -> Count:
-    """Cost of ``first`` and ``times`` more of what ``second`` has in addition, memory included.
-
-    Exact where each further layer does the same, as a stack of equal blocks.
-    """
-    names = Count.__slots__
-    values = {
-        name: getattr(first, name) + times * (getattr(second, name) - getattr(first, name))
-        for name in names
-    }
-    return Count(**values)
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The models of a run without their weights: what they hold, and what one forward pass costs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from swifti2v.models.placement import can_stream, streamed_groups
 from swifti2v.models.quantization import quantize
 from swifti2v.models.residual import keep_residual
 from swifti2v.models.sources import ModelIndex, find_model
-from swifti2v.planning.counting import META, Count, count, extrapolate
+from swifti2v.planning.costs import Count, Weights, extrapolate
+from swifti2v.planning.counting import META, count
 
 LAYERS = {
     "text_encoder": "num_layers",
@@ -36,22 +36,6 @@ def speed_of(config: GenerationConfig) -> dict[str, SpeedConfig]:
         "stage1_transformer": config.stage1.speed,
         "stage2_transformer": config.stage2.speed,
     }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """Memory of a component's weights."""
-
-    num_bytes: float
-    """Of all of them."""
-    stays: bool
-    """Whether they are on the device in every placement."""
-    streamed_bytes: float
-    """Most of them that come to the device at one time when streamed: one block computes, one is
-    fetched. 0 if they stay there."""
-    pinned_bytes: float
-    """Host memory they take when streamed, see ``swifti2v.models.pinning``. 0 if they stay on the
-    device."""
 
 
 class Models:

@@ -7,9 +7,10 @@ from math import ceil
 from typing import Any, Literal
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.placement import RELEASED, Placement
+from swifti2v.models.roles import RELEASED, Placement
+from swifti2v.models.tiles import count_tiles
+from swifti2v.planning.costs import STAGES, ClipCosts, ClipWork, Stage, StageWork
 from swifti2v.planning.devices import Device, Precision
-from swifti2v.planning.work import STAGES, ClipCounter, ClipWork, Stage, StageWork
 from swifti2v.units import GB, format_bytes
 
 CONTEXT_BYTES = 0.5 * GB
@@ -145,7 +146,7 @@ class Wish:
 
 
 def make_plan(
-    counter: ClipCounter,
+    costs: ClipCosts,
     device: Device,
     precision: Precision,
     budget_bytes: float | None = None,
@@ -156,7 +157,7 @@ def make_plan(
     VAE tiles are tried from large to small, until one fits: smaller ones cost more work.
 
     Args:
-        counter: Of the clip.
+        costs: Of the clip.
         device: What computes.
         precision: Of the weights.
         budget_bytes: Device memory that may be used; None, or more than the device has, for all
@@ -174,19 +175,19 @@ def make_plan(
     if precision not in device.rates:
         known = ", ".join(device.rates)
         raise ConfigError(f"the rates of {device.name} are not known in {precision}; use {known}")
-    linear = set(counter.models.linear.values())
+    linear = set(costs.linear.values())
     if "float8" in linear and "float8" not in device.rates and len(device.rates) > 1:
         raise ConfigError(f"{device.name} has no 8-bit floating point; use int8 or plain layers")
     placements = PLACEMENTS if wish.placement is None else (wish.placement,)
     if device.is_cpu and wish.placement is None:
         placements = ("resident",)
-    tiles = [wish.vae_tile] if wish.is_tile_given else [None, *propose_tiles(counter)]
+    tiles = [wish.vae_tile] if wish.is_tile_given else [None, *propose_tiles(costs.cells)]
     options: list[Option] = []
     works: dict[int, ClipWork] = {}
     for tile, placement in product(tiles, placements):
         if tile != tiles[0] and any(_fits(option, budget) for option in options):
             break
-        work = counter.count(tile, offloads_history=placement == "offloaded")
+        work = costs.count(tile, offloads_history=placement == "offloaded")
         options.append(estimate(work, device, precision, placement))
         works[id(options[-1])] = work
     fitting = [option for option in options if _fits(option, budget)]
@@ -197,7 +198,7 @@ def make_plan(
         options.append(_estimate_8bit(works[id(options[0])], device, precision))
     work = works[id(shown)]
     return Plan(
-        model=counter.models.name,
+        model=costs.name,
         device=device.name,
         precision=precision,
         budget_bytes=budget,
@@ -210,11 +211,16 @@ def make_plan(
     )
 
 
-def propose_tiles(counter: ClipCounter) -> list[int]:
-    """Sides of VAE tiles worth trying, from large to small: the smallest of each division."""
+def propose_tiles(cells: tuple[int, int]) -> list[int]:
+    """Sides of VAE tiles worth trying, from large to small: the smallest of each division.
+
+    Args:
+        cells: Height and width of Stage II's latents.
+    """
     grids: dict[tuple[int, int], int] = {}
-    for side in range(MIN_TILE, max(counter.large[2:])):
-        grids.setdefault(counter.grid(side), side)
+    for side in range(MIN_TILE, max(cells)):
+        rows, columns = (count_tiles(length, side) for length in cells)
+        grids.setdefault((rows, columns), side)
     return [*grids.values()][::-1]
 
 

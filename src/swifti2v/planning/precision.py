@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from swifti2v.planning.devices import Device, Precision, measure
+from swifti2v.planning.devices import Device, Precision
+from swifti2v.planning.measurement import measure
 from swifti2v.storage import write_whole
 
 GAIN = 1.25

@@ -8,7 +8,8 @@ import torch
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.pinning import power_of_two
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
-from swifti2v.planning.counting import META, Count, Meter
+from swifti2v.planning.costs import Count
+from swifti2v.planning.counting import META, Meter
 
 STEADY = 3
 """Latent frames after which each further one costs a causal VAE the same (it is so after two)."""

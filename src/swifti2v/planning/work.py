@@ -4,10 +4,10 @@ Equal layers and equal latent frames are counted once and multiplied, which is e
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,53 +15,17 @@ from torch import Tensor
 
 from swifti2v.config import AttentionConfig, GenerationConfig
 from swifti2v.media import video_to_frames
-from swifti2v.models.tiles import count_tiles
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.pipelines.transition import HybridReference
-from swifti2v.planning.counting import META, Count, count, extrapolate
-from swifti2v.planning.models import Models, Weights
+from swifti2v.planning.costs import ClipWork, Count, Stage, StageWork, extrapolate
+from swifti2v.planning.counting import META, count
+from swifti2v.planning.models import Models
 from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
 from swifti2v.sampling import plan_sigmas
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import LatentShape, PixelShape
-
-Stage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageWork:
-    """One stage of a clip."""
-
-    count: Count
-    """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
-    passes: dict[str, int]
-    """How often it runs each component from its first weight to its last."""
-    is_float8: bool = False
-    """Whether its matrix products are of 8-bit floating point numbers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipWork:
-    """A whole clip, independent of any machine."""
-
-    stages: dict[Stage, StageWork]
-    weights: dict[str, Weights]
-    """By component."""
-    vae_tile: int | None
-    """Longest side of Stage II's VAE tiles in latent cells."""
-    offloads_history: bool
-    """Whether the causal history waits in host memory."""
-    host_bytes: float
-    """Clips and latents in host memory, and the history if it waits there."""
-
-    @property
-    def flops(self) -> dict[str, float]:
-        """By stage, and ``total``."""
-        by_stage: dict[str, float] = {name: self.stages[name].count.flops for name in STAGES}
-        return {**by_stage, "total": sum(by_stage.values())}
 
 
 class ClipCounter:
@@ -142,10 +106,20 @@ class ClipCounter:
             host_bytes=waiting + clip_bytes * (1 / config.stage1.downscale**2 + 1),
         )
 
-    def grid(self, vae_tile: int | None) -> tuple[int, int]:
-        """Rows and columns of tiles of at most that side."""
-        rows, columns = (count_tiles(side, vae_tile) for side in self.large[2:])
-        return rows, columns
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.models.name
+
+    @property
+    def linear(self) -> Mapping[str, str]:
+        """Kind of the linear layers by component."""
+        return self.models.linear
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of Stage II's latents."""
+        return self.large[2:]
 
     @property
     def _piece_sizes(self) -> list[int]:
@@ -268,7 +242,7 @@ class ClipCounter:
         time = vae.config["scale_factor_temporal"]
         small = np.zeros((time + 1, config.height // low, config.width // low, 3), np.uint8)
         photo = torch.empty(1, 3, 1, config.height, config.width, device=META)
-        enlarge = count(
+        enlarge = _count_again(
             lambda: HybridReference(small, photo, vae, config.stage2.upsampling).pixels(1)
         )
         encode = encoder.count
@@ -306,8 +280,13 @@ def _empty(shape: LatentShape, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _count_frames(run: Callable[[int], object], num_frames: int) -> Count:
     """Cost of ``run`` for a number of latent frames, from two small numbers of them."""
-    count(partial(run, 1))  # constants that are made once belong to no clip
     if num_frames <= STEADY + 1:
-        return count(partial(run, num_frames))
-    first, second = (count(partial(run, number)) for number in (STEADY, STEADY + 1))
+        return _count_again(partial(run, num_frames))
+    first, second = (_count_again(partial(run, number)) for number in (STEADY, STEADY + 1))
     return extrapolate(first, second, num_frames - STEADY)
+
+
+def _count_again(run: Callable[[], object]) -> Count:
+    """Cost of ``run`` after it ran before: constants that are made once belong to no clip."""
+    count(run)
+    return count(run)

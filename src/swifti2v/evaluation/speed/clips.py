@@ -16,16 +16,19 @@ from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
 from swifti2v.media import Frames
 from swifti2v.models.loading import STAGES, Components
-from swifti2v.models.placement import Placement, loading_device, place
+from swifti2v.models.placement import loading_device, place
+from swifti2v.models.roles import Placement
 from swifti2v.models.sources import find_model
 from swifti2v.models.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.planning.devices import PRECISIONS, find_device, free_bytes
+from swifti2v.planning.costs import ClipWork
+from swifti2v.planning.devices import PRECISIONS, find_device
+from swifti2v.planning.measurement import free_bytes
 from swifti2v.planning.models import Models, speed_of
 from swifti2v.planning.plans import Option, Wish, make_plan
-from swifti2v.planning.work import ClipCounter, ClipWork
+from swifti2v.planning.work import ClipCounter
 
 ROLES = (
     "text_encoder",

@@ -13,7 +13,8 @@ from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.architectures import KNOWN, Architecture
 from swifti2v.models.speed import attention_order
-from swifti2v.planning.counting import META, count, extrapolate
+from swifti2v.planning.costs import extrapolate
+from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import cast_weights
 from swifti2v.shapes import LatentShape
 

@@ -15,7 +15,7 @@ from swifti2v.models.architectures import Architecture, find_architecture
 from swifti2v.models.loading import float32_parts, load_component
 from swifti2v.models.sources import find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.planning.devices import free_bytes
+from swifti2v.planning.measurement import free_bytes
 from swifti2v.units import format_bytes
 
 STD = 0.02

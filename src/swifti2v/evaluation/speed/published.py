@@ -11,7 +11,8 @@ from swifti2v.evaluation.speed.models import Subject
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing
 from swifti2v.models.architectures import WAN21_I2V_14B, Architecture
-from swifti2v.planning.counting import META, Count, count, extrapolate
+from swifti2v.planning.costs import Count, extrapolate
+from swifti2v.planning.counting import META, count
 from swifti2v.planning.devices import DEVICES, HOPPER_FLASH, Rates
 from swifti2v.planning.models import cast_weights
 

@@ -1,0 +1,55 @@
+"""Counts the shipped models again: python runs/plan_counts.py, some minutes on one core.
+
+Writes src/swifti2v/planning/counts.json: what plans of the presets at their own size need, down to
+the smallest card that holds them.
+"""
+
+import json
+from dataclasses import asdict
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.errors import ConfigError
+from swifti2v.models.sources import find_model
+from swifti2v.planning.costs import ClipCosts, ClipWork
+from swifti2v.planning.devices import DEVICES
+from swifti2v.planning.plans import make_plan
+from swifti2v.planning.stored import STORED, count_live, fingerprint
+
+MODELS = ("nano", "paper", "vibe")
+SMALLEST = 8e9
+"""Bytes of device memory."""
+
+
+def main() -> None:
+    """Write the file."""
+    stored: dict[str, object] = {}
+    for name in MODELS:
+        index, root = find_model(name)
+        config = parse_config(GenerationConfig, index.settings, name)
+        key = fingerprint(index, root, config, "bfloat16")
+        if key is None:
+            raise ConfigError(f"the costs of {name} depend on files that are not there")
+        costs = count_live(name, config, "bfloat16")
+        stored[key] = {
+            "model": name,
+            "cells": list(costs.cells),
+            "works": [asdict(work) for work in _works(costs)],
+        }
+    lines = ",\n".join(
+        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
+        for key, value in stored.items()
+    )
+    STORED.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+def _works(costs: ClipCosts) -> list[ClipWork]:
+    """What a plan for the smallest card asks for."""
+    plan = make_plan(costs, DEVICES["rtx4090"], "bfloat16", SMALLEST)
+    asked = {(option.vae_tile, option.placement == "offloaded") for option in plan.options}
+    return [
+        costs.count(tile, offloads_history=offloads) for tile, offloads in sorted(asked, key=str)
+    ]
+
+
+if __name__ == "__main__":
+    main()

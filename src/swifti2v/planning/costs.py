@@ -1,0 +1,150 @@
+"""What a clip costs, as numbers: without PyTorch, so that a plan can be made in no time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+Stage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """What a computation costs; two FLOP a multiply-add."""
+
+    linear: float = 0
+    """FLOP of matrix products, those of attention left out."""
+    attention: float = 0
+    """FLOP of scaled dot-product attention, as one kernel."""
+    convolution: float = 0
+    """FLOP of convolutions."""
+    kernel_bytes: float = 0
+    """Inputs, weights and outputs of those three, once for each call: the least traffic."""
+    other_bytes: float = 0
+    """Inputs and outputs of all other operations, one kernel each, as eager execution moves them."""
+    peak_bytes: float = 0
+    """Most memory that what was made within the computation held at one time; weights left out."""
+    kept_bytes: float = 0
+    """Of it, what was still held at the end."""
+    transfer_bytes: float = 0
+    """Copied between host and device."""
+
+    @property
+    def flops(self) -> float:
+        """All arithmetic that is counted: elementwise operations are not."""
+        return self.linear + self.attention + self.convolution
+
+    @property
+    def eager_bytes(self) -> float:
+        """All memory traffic of eager execution."""
+        return self.kernel_bytes + self.other_bytes
+
+    def __add__(self, other: "Count") -> "Count":
+        """One computation after the other; what the first kept is not added to the second's peak."""
+        return self._combine(other, lambda a, b: a + b, max)
+
+    def __sub__(self, other: "Count") -> "Count":
+        """The part of the work that ``other`` does not do; memory is this computation's."""
+        return self._combine(other, lambda a, b: a - b, lambda a, _: a)
+
+    def __mul__(self, times: float) -> "Count":
+        """The same work ``times`` times, one after the other."""
+        return self._combine(self, lambda a, _: a * times, lambda a, _: a)
+
+    def _combine(
+        self,
+        other: "Count",
+        work: Callable[[float, float], float],
+        memory: Callable[[float, float], float],
+    ) -> "Count":
+        return Count(
+            linear=work(self.linear, other.linear),
+            attention=work(self.attention, other.attention),
+            convolution=work(self.convolution, other.convolution),
+            kernel_bytes=work(self.kernel_bytes, other.kernel_bytes),
+            other_bytes=work(self.other_bytes, other.other_bytes),
+            transfer_bytes=work(self.transfer_bytes, other.transfer_bytes),
+            peak_bytes=memory(self.peak_bytes, other.peak_bytes),
+            kept_bytes=memory(self.kept_bytes, other.kept_bytes),
+        )
+
+
+def extrapolate(first: Count, second: Count, times: float) -> Count:
+    """Cost of ``first`` and ``times`` more of what ``second`` has in addition, memory included.
+
+    Exact where each further layer does the same, as a stack of equal blocks.
+    """
+    names = Count.__slots__
+    values = {
+        name: getattr(first, name) + times * (getattr(second, name) - getattr(first, name))
+        for name in names
+    }
+    return Count(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Memory of a component's weights."""
+
+    num_bytes: float
+    """Of all of them."""
+    stays: bool
+    """Whether they are on the device in every placement."""
+    streamed_bytes: float
+    """Most of them that come to the device at one time when streamed: one block computes, one is
+    fetched. 0 if they stay there."""
+    pinned_bytes: float
+    """Host memory they take when streamed, see ``swifti2v.models.pinning``. 0 if they stay on the
+    device."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageWork:
+    """One stage of a clip."""
+
+    count: Count
+    """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
+    passes: dict[str, int]
+    """How often it runs each component from its first weight to its last."""
+    is_float8: bool = False
+    """Whether its matrix products are of 8-bit floating point numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipWork:
+    """A whole clip, independent of any machine."""
+
+    stages: dict[Stage, StageWork]
+    weights: dict[str, Weights]
+    """By component."""
+    vae_tile: int | None
+    """Longest side of Stage II's VAE tiles in latent cells."""
+    offloads_history: bool
+    """Whether the causal history waits in host memory."""
+    host_bytes: float
+    """Clips and latents in host memory, and the history if it waits there."""
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """By stage, and ``total``."""
+        by_stage: dict[str, float] = {name: self.stages[name].count.flops for name in STAGES}
+        return {**by_stage, "total": sum(by_stage.values())}
+
+
+class ClipCosts(Protocol):
+    """What a plan asks about a clip."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+
+    @property
+    def linear(self) -> Mapping[str, str]:
+        """Kind of the linear layers by component, see ``SpeedConfig``."""
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """Height and width of Stage II's latents."""
+
+    def count(self, vae_tile: int | None = None, *, offloads_history: bool = False) -> ClipWork:
+        """Work of the clip, see ``swifti2v.planning.work.ClipCounter``."""
