@@ -56,7 +56,7 @@ def _examine_cpu() -> dict[str, Any]:
 
     import torch
 
-    from swifti2v.planning.devices import free_bytes, memory_bytes
+    from swifti2v.planning.measurement import free_bytes, memory_bytes
 
     cpu = torch.device("cpu")
     return {
@@ -70,7 +70,7 @@ def _examine_cpu() -> dict[str, Any]:
 def _examine_gpus() -> dict[str, Any]:
     import torch
 
-    from swifti2v.planning.devices import free_bytes, memory_bytes
+    from swifti2v.planning.measurement import free_bytes, memory_bytes
 
     devices = []
     for index in range(torch.cuda.device_count()):

@@ -1,6 +1,7 @@
 """LoRAs that a command line names."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,12 +39,15 @@ class LoraArgument(NamedTuple):
         )
 
 
-def parse_lora(text: str, default: "Stage" = "stage1") -> LoraArgument:
+def parse_lora(
+    text: str, default: "Stage" = "stage1", find: Callable[[Path], Path] = Path
+) -> LoraArgument:
     """Read ``[stage1=|stage2=]PATH[:STRENGTH][:partial]``.
 
     Args:
         text: Of the command line.
         default: The stage if it is not said.
+        find: Where a path is that is not in the current folder.
 
     Raises:
         InputError: It is none, or there is no such file.
@@ -54,7 +58,7 @@ def parse_lora(text: str, default: "Stage" = "stage1") -> LoraArgument:
     name, strength = _split_strength(rest.removesuffix(PARTIAL))
     if not name or not math.isfinite(strength):
         raise InputError(f"LoRA {text!r} is not {LORA_FORM}, as lora.safetensors:0.8")
-    path = Path(name)
+    path = find(Path(name))
     if not path.exists():
         raise InputError(f"LoRA {path} does not exist; check the path")
     return LoraArgument(stage, path, strength, rest.endswith(PARTIAL))

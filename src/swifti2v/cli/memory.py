@@ -16,7 +16,7 @@ from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision
 from swifti2v.planning.measurement import free_bytes, memory_bytes
 from swifti2v.planning.plans import Plan, Wish, make_plan
 from swifti2v.planning.stored import find_costs
-from swifti2v.units import parse_gigabytes
+from swifti2v.units import format_bytes, parse_gigabytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

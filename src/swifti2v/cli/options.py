@@ -248,10 +248,20 @@ class RefineOptions(ClipOptions):
 
     command: ClassVar[Command] = "refine"
 
-    motion: Annotated[Path, typer.Argument(help="Low-resolution clip; all of it is used.")]
+    motion: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Low-resolution clip; every frame is used. Needed without --like.",
+            show_default=False,
+        ),
+    ] = None
     image: Annotated[
-        Path, typer.Option(help="The photo: what the clip's first frame shows, in full detail.")
-    ]
+        Path | None,
+        typer.Option(
+            help="The photo: what the clip's first frame shows, in full detail. Needed without "
+            "--like."
+        ),
+    ] = None
 
 
 Options = TypeVar("Options", bound="DataclassInstance")

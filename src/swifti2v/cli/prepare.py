@@ -1,6 +1,6 @@
 """From options to a run that is known to fit, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +12,9 @@ from PIL import Image
 
 from swifti2v import __version__
 from swifti2v.cli.clip_rate import plan_rate
-from swifti2v.cli.devices import cache_dir, find_device, find_dtype
+from swifti2v.cli.devices import cache_dir, choose_device, find_device, find_dtype
 from swifti2v.cli.flags import COMMAND_LINE, naming_flags
+from swifti2v.cli.input_files import InputFiles
 from swifti2v.cli.loras import parse_lora
 from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
@@ -27,18 +28,22 @@ from swifti2v.cli.settings import (
     Stage,
     format_color,
     hash_file,
+    hash_model,
     parse_color,
     read_settings,
 )
 from swifti2v.cli.sizes import choose_size
+from swifti2v.cli.weights import find_missing_weights
 from swifti2v.cli.work_dir import WorkDir
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError, InputError, ShapeError
 from swifti2v.media import Frames, fit_image, load_image, probe_clip, read_clip
+from swifti2v.models.availability import RemoteFiles, download_commands, require_obtainable
 from swifti2v.models.loading import STAGES
-from swifti2v.models.placement import Placement
+from swifti2v.models.roles import Placement
 from swifti2v.models.sources import LoraSource, find_model
 from swifti2v.models.text import PromptCache, doubt_prompt, require_text, tokenize_prompts
+from swifti2v.pipelines.outline import outline_pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.sampling import SAMPLING_VERSION
@@ -80,17 +85,27 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         SwiftI2VError: Anything else that cannot work; nothing was written.
     """
     is_upscale = options.command == "upscale"
+    files = InputFiles(options.like, options.work_dir if options.resume else None)
+    if options.resume and options.config is not None:
+        options = replace(options, config=files.settings_file(options.config))
+    like = _read_like(options, image_path, motion_path)
+    work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
+    stored = work_dir.stored_plan if work_dir else {}
+    if options.command != "generate":
+        motion_path = _find_input(
+            motion_path, files, like.motion if like else None, stored.get("motion")
+        )
     if is_upscale:
         image_path = motion_path
-    like = _read_like(options, image_path)
-    if image_path is None:
-        assert like is not None  # _read_like refuses
-        image_path = Path(like.image.path)
+    else:
+        image_path = _find_input(
+            image_path, files, like.image if like else None, stored.get("image")
+        )
+    assert image_path is not None  # _read_like refuses
     with naming_flags():
         require_writable_outputs(options, like, [image_path, motion_path])
     for flag, path in options.weights():
         require_utf8(path, flag)
-    work_dir = WorkDir(options.work_dir, resume=options.resume) if options.work_dir else None
     background = options.background
     if background is None and like is not None:
         background = like.background
@@ -98,7 +113,7 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     background = None if color is None else format_color(color)
     photo = None if is_upscale else load_image(image_path, background=color)
     settings = replace(
-        _resolve_settings(options, like, image_path, work_dir), background=background
+        _resolve_settings(options, like, image_path, stored, files), background=background
     )
     prompts = [settings.prompt, settings.config.negative_prompt]
     require_text(prompts)
@@ -106,20 +121,26 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     clip_notes: list[str] = []
     if motion_path is not None:
         motion, settings, clip_notes = _read_motion(motion_path, options, like, settings)
-    stored = work_dir.stored_plan if work_dir else {}
     settings, size_notes = choose_size(options, like, stored, settings, _size_of(photo, motion))
+    missing = find_missing_weights(settings.model, with_stage1=motion_path is None)
+    if not options.dry_run:
+        require_obtainable(settings.model, missing)
     placed = place_run(options, like, settings, stored)
     settings = placed.settings
-    pipe = _load_pipeline(options, like, settings, placed.placement)
+    if options.dry_run and missing:
+        pipe = _outline_pipeline(options, like, settings)
+    else:
+        pipe = _load_pipeline(options, like, settings, placed.placement)
     if options.preview_decoder is not None:
         pipe.load_preview_decoder(options.preview_decoder)
     _require_fit(pipe, settings, motion)
-    tokenize_prompts(
-        pipe.components.tokenizer,
-        prompts,
-        pipe.components.max_text_length,
-        truncate=settings.truncate_prompt,
-    )
+    if pipe.components.tokenizer is not None:  # of an outline
+        tokenize_prompts(
+            pipe.components.tokenizer,
+            prompts,
+            pipe.components.max_text_length,
+            truncate=settings.truncate_prompt,
+        )
     settings = replace(
         settings,
         device=pipe.components.device.type,
@@ -132,6 +153,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     notes += pipe.components.describe_loras()
     if motion is None and (doubt := doubt_prompt(pipe.components.text_encoder, settings.prompt)):
         notes.append(doubt)
+    if options.dry_run and missing:
+        notes.append(_describe_missing(missing))
     if settings.preview_decoder is not None:
         notes.append(f"a preview: decoded with {options.preview_decoder}, not with the model's VAE")
     elif like and like.preview_decoder is not None:
@@ -156,11 +179,15 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     )
 
 
-def _read_like(options: ClipOptions, image_path: Path | None) -> RunSettings | None:
+def _read_like(
+    options: ClipOptions, image_path: Path | None, motion_path: Path | None
+) -> RunSettings | None:
     if options.resume and options.work_dir is None:
         raise typer.BadParameter("--resume needs --work-dir", param_hint="--resume")
     if options.like is None:
-        if image_path is None:
+        if motion_path is None and options.command != "generate":
+            raise typer.BadParameter("give a clip, or --like", param_hint="CLIP")
+        if image_path is None and options.command != "upscale":
             raise typer.BadParameter("give a photo, or --like", param_hint="IMAGE")
         if options.prompt is None and options.command != "upscale":
             raise typer.BadParameter("give a prompt, or --like", param_hint="--prompt")
@@ -170,20 +197,30 @@ def _read_like(options: ClipOptions, image_path: Path | None) -> RunSettings | N
         raise InputError(
             f"{options.like} was made by 'swifti2v {like.command}'; repeat it with that command"
         )
-    if image_path is None:
-        _require_same_file(Path(like.image.path), like.image.sha256, "give the photo as IMAGE")
     return like
 
 
-def _require_same_file(path: Path, sha256: str, remedy: str) -> None:
-    if not path.exists():
-        raise InputError(f"{path} is not there any more; {remedy}")
-    if hash_file(path) != sha256:
-        raise InputError(f"{path} has changed since the video was made; {remedy}")
+def _find_input(
+    given: Path | None,
+    files: InputFiles,
+    recorded: FileRecord | None,
+    stored: Mapping[str, str] | None,
+) -> Path | None:
+    """The photo or the clip: as given, or that of the run to repeat or to continue."""
+    if given is not None:
+        known = [recorded.sha256] if recorded else []
+        return files.named(given, [*known, *([stored["sha256"]] if stored else [])])
+    if recorded is None:
+        return None
+    return files.recorded(recorded.path, recorded.sha256, "give it on the command line")
 
 
 def _resolve_settings(
-    options: ClipOptions, like: RunSettings | None, image_path: Path, work_dir: WorkDir | None
+    options: ClipOptions,
+    like: RunSettings | None,
+    image_path: Path,
+    stored: Mapping[str, Any],
+    files: InputFiles,
 ) -> RunSettings:
     """All settings but background; device and dtype are known when the model is there."""
     changes: dict[str, Any] = to_dict(like.config) if like else {}
@@ -191,7 +228,7 @@ def _resolve_settings(
         with naming_flags() if source == COMMAND_LINE else nullcontext():
             parse_config(GenerationConfig, asked, source)
         changes = merge(changes, asked)
-    name = options.model if options.model is not None else (like.model if like else "nano")
+    name = _find_model_name(options.model, like, stored, files)
     index, _ = find_model(name)
     defaults: Mapping[str, Any] = index.settings
     if options.command == "upscale":
@@ -204,13 +241,14 @@ def _resolve_settings(
         sampling_version=SAMPLING_VERSION,
         command=options.command,
         model=name,
+        model_sha256=hash_model(Path(name)),
         prompt=prompt,
-        seed=_find_seed(options.seed, like, work_dir),
+        seed=_find_seed(options.seed, like, stored),
         image=FileRecord.of(image_path),
         motion=None,
         fit=options.fit.value if options.fit else (like.fit if like else "crop"),
         background=None,
-        loras=_find_loras(options, like),
+        loras=_find_loras(options, like, stored, files),
         truncate_prompt=options.truncate_prompt or bool(like and like.truncate_prompt),
         device="",
         dtype="",
@@ -220,22 +258,37 @@ def _resolve_settings(
     )
 
 
-def _find_seed(asked: int | None, like: RunSettings | None, work_dir: WorkDir | None) -> int:
+def _find_seed(asked: int | None, like: RunSettings | None, stored: Mapping[str, Any]) -> int:
     """The seed asked for, of the run to continue or of the video to repeat, else a random one."""
     require_seed(asked)
-    stored: int | None = work_dir.stored_plan.get("seed") if work_dir else None
     if asked is not None and asked != RANDOM:
         return asked
-    if stored is not None:
-        return stored
+    if "seed" in stored:
+        return int(stored["seed"])
     return like.seed if like is not None and asked is None else draw_seed()
 
 
-def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRecord, ...]:
+def _find_model_name(
+    given: str | None, like: RunSettings | None, stored: Mapping[str, Any], files: InputFiles
+) -> str:
+    """The model: a preset or a directory of the user's may lie beside the video or the work dir."""
+    name = given if given is not None else (like.model if like else "nano")
+    known = like.model_sha256 if like and given is None else stored.get("model_sha256")
+    if known is None or (given is not None and Path(given).exists()):
+        return name
+    return str(files.recorded(name, known, "give it with --model", hash_model))
+
+
+def _find_loras(
+    options: ClipOptions, like: RunSettings | None, stored: Mapping[str, Any], files: InputFiles
+) -> tuple[LoraRecord, ...]:
     if options.lora is None or not options.lora:
-        for lora in like.loras if like else ():
-            _require_same_file(Path(lora.path), lora.sha256, "give it with --lora")
-        return like.loras if like else ()
+        return tuple(
+            replace(lora, path=str(files.recorded(lora.path, lora.sha256, "give it with --lora")))
+            for lora in (like.loras if like else ())
+        )
+    known = [lora.sha256 for lora in like.loras] if like else []
+    known += [lora["sha256"] for lora in stored.get("loras", ())]
     default: Stage = "stage2" if options.command == "upscale" else "stage1"
     return tuple(
         LoraRecord(
@@ -245,7 +298,10 @@ def _find_loras(options: ClipOptions, like: RunSettings | None) -> tuple[LoraRec
             sha256=hash_file(lora.path),
             allow_partial=lora.allow_partial,
         )
-        for lora in (parse_lora(text, default) for text in options.lora)
+        for lora in (
+            parse_lora(text, default, lambda path: files.named(path, known))
+            for text in options.lora
+        )
     )
 
 
@@ -335,17 +391,43 @@ def _require_fit(pipe: SwiftI2VPipeline, settings: RunSettings, motion: Frames |
         raise
 
 
+def _describe_missing(missing: Sequence[RemoteFiles]) -> str:
+    repos = ", ".join(dict.fromkeys(files.repo_id for files in missing))
+    return (
+        f"weights of {repos} are not on this machine, so sizes and settings were checked, the "
+        f"prompt's length and LoRAs were not; get them with: {'; '.join(download_commands(missing))}"
+    )
+
+
+def _find_types(
+    options: ClipOptions, like: RunSettings | None
+) -> tuple[torch.device | None, torch.dtype | None]:
+    """Device and number type as far as they are named."""
+    device = find_device(options.device)
+    asked = options.dtype.value if options.dtype else (like.dtype if like else None)
+    dtype = find_dtype(asked, device)
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    return device, DTYPES[dtype] if dtype else None
+
+
+def _outline_pipeline(
+    options: ClipOptions, like: RunSettings | None, settings: RunSettings
+) -> SwiftI2VPipeline:
+    """The model without its weights, which are not on this machine."""
+    device, dtype = _find_types(options, like)
+    device = device or choose_device(None)
+    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return outline_pipeline(settings.model, settings.config, dtype or usual, device)
+
+
 def _load_pipeline(
     options: ClipOptions,
     like: RunSettings | None,
     settings: RunSettings,
     placement: Placement,
 ) -> SwiftI2VPipeline:
-    device = find_device(options.device)
-    asked = options.dtype.value if options.dtype else (like.dtype if like else None)
-    dtype = find_dtype(asked, device)
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    device, dtype = _find_types(options, like)
     loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
     for lora in settings.loras:
         loras[lora.stage].append(
@@ -354,7 +436,7 @@ def _load_pipeline(
     typer.echo(f"loading {settings.model}", err=True)
     pipe = SwiftI2VPipeline.from_pretrained(
         settings.model,
-        torch_dtype=DTYPES[dtype] if dtype else None,
+        torch_dtype=dtype,
         device=device,
         placement=placement,
         loras=loras,

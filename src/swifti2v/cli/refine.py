@@ -2,12 +2,14 @@
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import RefineOptions, takes_options
+from swifti2v.cli.weights import require_weights
 
 
 @takes_options(RefineOptions)
 def refine(options: RefineOptions) -> None:
     """Bring a low-resolution clip to full size with the detail of a photo (Stage II alone)."""
     with exit_codes(debug=options.debug):
+        require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 
         run_command(options, options.image, options.motion)

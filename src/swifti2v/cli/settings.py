@@ -16,6 +16,7 @@ from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
+from swifti2v.models.sources import INDEX_NAME
 from swifti2v.storage import encode_text
 
 Stage = Literal["stage1", "stage2"]
@@ -108,6 +109,8 @@ class RunSettings:
     """How the frames were compressed."""
     config: GenerationConfig
     """All other settings."""
+    model_sha256: str | None = None
+    """Of the preset or the index, where the model is a file or a folder of the user's."""
     preview_decoder: FileRecord | None = None
     """Light decoder that the frames come from, if not from the model's VAE."""
 
@@ -118,6 +121,8 @@ class RunSettings:
         for record in (plan["image"], plan["motion"], *plan["loras"]):
             if record is not None:
                 del record["path"]
+        if self.model_sha256 is not None:
+            del plan["model"]
         return plan
 
     def to_json(self) -> str:
@@ -156,6 +161,12 @@ def hash_file(path: Path) -> str:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def hash_model(path: Path) -> str | None:
+    """SHA-256 of the preset or the index of a model of the user's; None for any other name."""
+    file = path / INDEX_NAME if path.is_dir() else path
+    return hash_file(file) if file.is_file() else None
 
 
 def parse_color(text: str) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import typer
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.options import ClipOptions, Command, Fit, takes_options
+from swifti2v.cli.weights import require_weights
 
 
 class Attention(StrEnum):
@@ -32,7 +33,13 @@ class UpscaleOptions(ClipOptions):
 
     command: ClassVar[Command] = "upscale"
 
-    video: Annotated[Path, typer.Argument(help="Clip to make larger; all of it is used.")]
+    video: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Clip to make larger; every frame is used. Needed without --like.",
+            show_default=False,
+        ),
+    ] = None
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="What the clip shows (default nothing).")
     ] = None
@@ -88,6 +95,7 @@ def upscale(options: UpscaleOptions) -> None:
                 "without windows there are no segments; leave one of the two out",
                 param_hint="--segment-size",
             )
+        require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 
         run_command(options, None, options.video)
