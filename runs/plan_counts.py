@@ -5,6 +5,7 @@ the smallest card that holds them.
 """
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
 from swifti2v.config import GenerationConfig, parse_config
@@ -22,24 +23,22 @@ SMALLEST = 8e9
 
 def main() -> None:
     """Write the file."""
-    stored: dict[str, object] = {}
-    for name in MODELS:
-        index, root = find_model(name)
-        config = parse_config(GenerationConfig, index.settings, name)
-        key = fingerprint(index, root, config, "bfloat16")
-        if key is None:
-            raise ConfigError(f"the costs of {name} depend on files that are not there")
-        costs = count_live(name, config, "bfloat16")
-        stored[key] = {
-            "model": name,
-            "cells": list(costs.cells),
-            "works": [asdict(work) for work in _works(costs)],
-        }
-    lines = ",\n".join(
-        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
-        for key, value in stored.items()
-    )
-    STORED.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    with ProcessPoolExecutor() as pool:
+        entries = ",\n".join(pool.map(count_model, MODELS))
+    STORED.write_text("{\n" + entries + "\n}\n", encoding="utf-8")
+
+
+def count_model(name: str) -> str:
+    """A model's entry in the file."""
+    index, root = find_model(name)
+    config = parse_config(GenerationConfig, index.settings, name)
+    key = fingerprint(index, root, config, "bfloat16")
+    if key is None:
+        raise ConfigError(f"the costs of {name} depend on files that are not there")
+    costs = count_live(name, config, "bfloat16")
+    works = [asdict(work) for work in _works(costs)]
+    value = {"model": name, "cells": list(costs.cells), "works": works}
+    return f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
 
 
 def _works(costs: ClipCosts) -> list[ClipWork]:

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import Result
 
 from tests.command_line import error_line, save_photo, succeed, swifti2v
 from tests.hub import make_hub
@@ -20,15 +22,9 @@ def no_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run(*more):
-    photo = save_photo_once()
+def run(*more: object) -> Result:
+    photo = save_photo(Path("photo.png"), 64, 36)
     return swifti2v("generate", photo, "-p", "fog", "-o", "out.mp4", "--seed", 1, *more)
-
-
-def save_photo_once():
-    from pathlib import Path
-
-    return save_photo(Path("photo.png"), 64, 36)
 
 
 @pytest.mark.parametrize("model", ["paper", "vibe"])

@@ -86,7 +86,7 @@ def test_what_is_not_stored_is_counted():
     assert isinstance(find_costs("nano", other, "bfloat16"), ClipCounter)
 
 
-def test_a_copy_of_a_preset_with_weights_costs_the_same(tmp_path: Path):
+def test_a_copy_of_a_preset_with_weights_costs_the_same(tmp_path: Path) -> None:
     values = yaml.safe_load((PACKAGE / "presets/paper.yaml").read_text())
     values["components"]["stage2_transformer"]["weights"] = "trained/transformer"
     values["settings"]["fps"] = 24
@@ -103,7 +103,7 @@ def test_a_copy_of_a_preset_with_weights_costs_the_same(tmp_path: Path):
 
 def test_sizes_of_a_local_model_count_and_files_that_must_be_read_have_no_fingerprint(
     tmp_path: Path,
-):
+) -> None:
     index, root = find_model("nano")
     key = fingerprint(index, root, settings("nano"), "bfloat16")
     for role in index.components:
