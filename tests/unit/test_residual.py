@@ -11,7 +11,7 @@ from swifti2v.errors import ConfigError
 from swifti2v.models.attention import use_attention
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.speed import CACHE_VARIABLE, prepare_speed, require_prepared
-from swifti2v.planning.counting import Count
+from swifti2v.planning.costs import Count
 from swifti2v.planning.models import Models
 from tests.tiny import tiny_components
 from tests.unit.test_speed import (
