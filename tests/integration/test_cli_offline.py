@@ -23,7 +23,7 @@ def no_network(tmp_path, monkeypatch):
 
 
 def run(*more: object) -> Result:
-    photo = save_photo(Path("photo.png"), 64, 36)
+    photo = save_photo(Path("photo.png"), 80, 44)
     return swifti2v("generate", photo, "-p", "fog", "-o", "out.mp4", "--seed", 1, *more)
 
 

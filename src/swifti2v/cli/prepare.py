@@ -85,6 +85,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         SwiftI2VError: Anything else that cannot work; nothing was written.
     """
     is_upscale = options.command == "upscale"
+    for flag, path in options.weights():
+        require_utf8(path, flag)
     files = InputFiles(options.like, options.work_dir if options.resume else None)
     if options.resume and options.config is not None:
         options = replace(options, config=files.settings_file(options.config))
@@ -104,8 +106,6 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
     assert image_path is not None  # _read_like refuses
     with naming_flags():
         require_writable_outputs(options, like, [image_path, motion_path])
-    for flag, path in options.weights():
-        require_utf8(path, flag)
     background = options.background
     if background is None and like is not None:
         background = like.background
