@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.draws import Draw
 from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
 from swifti2v.training.optimizers import OptimizerConfig
@@ -117,6 +118,30 @@ class NumbersTask:
         return {"bias": float(bias), "output": float(output)}
 
 
+class WindowsTask(NumbersTask):
+    """A small Stage II transformer: noise levels, rotary tables and modulation reach every block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model: Any = SegmentTransformer3DModel(
+            patch_size=(1, 1, 1), in_channels=4, out_channels=4, rope_max_seq_len=32,
+            num_attention_heads=2, attention_head_dim=24, text_dim=8, freq_dim=32, ffn_dim=64,
+            num_layers=2,
+        )  # fmt: skip
+        for name, value in self.model.named_parameters():
+            if "norm" in name:  # as trained ones are: no values that bfloat16 holds
+                value.data += 0.3 * torch.rand_like(value)
+
+    def loss(self, batch: NumbersBatch, draw: Draw) -> Tensor:
+        clean = batch.inputs[:, :4, None, None, None].expand(-1, -1, 3, 4, 4)
+        noise = draw.noise_like(clean)
+        sigma = draw.uniforms()[:, None].expand(-1, 3)
+        level = sigma[:, None, :, None, None]
+        output = self.model(clean + level * noise, sigma, torch.ones(len(sigma), 2, 8))
+        return cast(Tensor, (output - noise).square().flatten(1).mean(dim=1))
+
+
 class NoisyNumbersTask(NumbersTask):
     """The same with noise levels, which change nothing here."""
 
@@ -179,7 +204,8 @@ def assert_same(trainer: Trainer, other: Trainer) -> None:
 
 def run_in_subprocess(*command: object, code: int = 0) -> str:
     """What it prints, on stderr where it is to fail with ``code``."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = [str(ROOT / "src"), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr

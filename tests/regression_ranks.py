@@ -8,7 +8,7 @@ import torch
 from swifti2v.errors import InputError, NumericalError
 from swifti2v.training.draws import Draw
 from swifti2v.training.ranks import join_ranks
-from tests.regression import NoisyNumbersTask, NumbersBatch, NumbersTask, make_trainer
+from tests.regression import NoisyNumbersTask, NumbersBatch, NumbersTask, WindowsTask, make_trainer
 
 
 class UnreadableTask(NumbersTask):
@@ -34,7 +34,10 @@ def train(directory: Path) -> None:
         )
         make_trainer(directory / "micro", ranks=ranks, num_micro_batches=2).run(max_steps=6)
         make_trainer(directory / "continued", ranks=ranks).run(resume=True, max_steps=6)
-        make_trainer(directory / "bfloat16", ranks=ranks, precision="bfloat16").run(max_steps=6)
+        windows = make_trainer(
+            directory / "windows", WindowsTask(), ranks=ranks, precision="bfloat16"
+        )
+        windows.run(max_steps=6)
         bad = make_trainer(directory / "bad", NumbersTask(bad_step=3), ranks=ranks)
         try:
             bad.run()

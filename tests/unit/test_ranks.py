@@ -14,6 +14,7 @@ from tests.regression import (
     ROOT,
     Network,
     NoisyNumbersTask,
+    WindowsTask,
     losses,
     make_trainer,
     read_lines,
@@ -55,12 +56,24 @@ class TestTwoRanks:
         alone = losses(two_ranks / "alone")[:6]
         for run in (name, f"{name}/micro", f"{name}/continued"):
             assert losses(two_ranks / run) == pytest.approx(alone, rel=1e-5)
-        assert losses(two_ranks / name / "bfloat16") == pytest.approx(alone, rel=0.03)
         norms = [
             [line["grad_norm"] for line in read_lines(two_ranks / run)[:6]]
             for run in (name, "alone")
         ]
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+    def test_losses_in_bfloat16_are_those_of_one(self, two_ranks, name, tmp_path):
+        """Of one that divides a step as two do: every piece's gradient is rounded to bfloat16.
+
+        Rounding inputs to bfloat16, as FSDP does by default, changes the first loss by 0.2%.
+        """
+        make_trainer(tmp_path, WindowsTask(), precision="bfloat16", num_micro_batches=2).run(
+            max_steps=6
+        )
+        own, alone = losses(two_ranks / name / "windows"), losses(tmp_path)
+        assert own[0] == pytest.approx(alone[0], rel=1e-6)
+        # Shards sum the norm in another order, and bfloat16 makes more of the last bit.
+        assert own == pytest.approx(alone, rel=5e-4)
 
     def test_a_checkpoint_of_two_continues_on_one(self, two_ranks, name, tmp_path):
         copy = shutil.copytree(two_ranks / name, tmp_path / name)
@@ -102,7 +115,7 @@ def test_a_launcher_of_ranks_that_do_not_divide_is_refused(monkeypatch):
 
 def test_a_process_alone_keeps_its_weights_whole():
     model = Network()
-    divide_model(model, ALONE, compute_dtype=torch.bfloat16)
+    divide_model(model, ALONE)
     assert {(type(v), v.dtype) for v in model.parameters()} == {(torch.nn.Parameter, torch.float32)}
     assert ALONE.is_first
     assert ALONE.mean(torch.tensor(3.0)) == 3

@@ -111,6 +111,30 @@ def test_every_weight_takes_part_in_training(base, inputs):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_no_gradient_is_a_sum_whose_order_depends_on_threads(base, inputs):
+    """On a CPU ``table[index]`` adds up its gradient with as many threads as there are."""
+
+    class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.names: set[str] = set()
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.names.add(func.name().partition(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    model = SegmentTransformer3DModel.from_base(base).train()
+    both = torch.cat([inputs["latents"], inputs["reference"]], dim=1)
+    with Operations() as operations:
+        model(both, inputs["sigma"], inputs["text"], num_given=1).square().mean().backward()
+    adding = {f"aten::{name}" for name in ("index_put", "index_put_", "_index_put_impl_",
+                                           "index_add", "index_add_", "scatter_add")}  # fmt: skip
+    assert operations.names & adding == set()
+    assert "aten::embedding_dense_backward" in operations.names
+
+
 def test_checkpointing_gives_the_same_gradients(base, inputs):
     both = torch.cat([inputs["latents"], inputs["reference"]], dim=1)
     gradients = []

@@ -50,6 +50,12 @@ class RunOptions:
     ] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue in the output dir.")] = False
+    allow_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed-data", help="Continue although the data is not what it was begun on."
+        ),
+    ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -113,6 +119,7 @@ def nano(options: NanoOptions) -> None:
                 options.data,
                 device=choose_device(options.device),
                 resume=options.resume,
+                allows_changed_data=options.allow_changed_data,
                 on_step=display,
             )
         typer.echo(str(model_dir.resolve()))
@@ -189,6 +196,7 @@ def _train(name: str, options: TrainOptions) -> None:
                 directory=directory,
                 ranks=ranks,
                 resume=options.resume,
+                allows_changed_data=options.allow_changed_data,
                 max_steps=options.max_steps,
                 trackers=open_trackers(settings.run.trackers, directory, values)
                 if ranks.is_first

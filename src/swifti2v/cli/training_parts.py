@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swifti2v.training.data_record import require_same_clips
 from swifti2v.training.fine_tuning import FineTuning, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.nano_config import TextEncoderConfig
 from swifti2v.training.plan import (
@@ -32,7 +33,9 @@ class Part(NamedTuple):
 
 def fine_tune(config: Stage1FineTuning | Stage2FineTuning, session: Session) -> Path:
     """Train a stage of a model that is there."""
-    return FineTuning(config, session.directory, session.ranks).run(
+    tuning = FineTuning(config, session.directory, session.ranks)
+    require_same_clips(tuning.clips, session)
+    return tuning.run(
         resume=session.resume,
         max_steps=session.max_steps,
         trackers=session.trackers,

@@ -11,6 +11,7 @@ from diffusers.models.transformers.transformer_wan import (
     WanTransformerBlock,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import Rotary, attend_from
@@ -47,7 +48,7 @@ class SegmentTransformerBlock(WanTransformerBlock):
             ``[B, L', D]``, the tokens of the other frames.
         """
         table = self.scale_shift_table.float() + modulation.float()  # [U, 6, D]
-        shift, scale, *rest = table[index].unsqueeze(3).unbind(2)  # [B, N, 1, D] each
+        shift, scale, *rest = _take(table, index).unsqueeze(3).unbind(2)  # [B, N, 1, D] each
         gate, ffn_shift, ffn_scale, ffn_gate = (level[:, num_given:] for level in rest)
         hidden = _modulate(self.norm1, tokens, shift, scale).type_as(text)
         first = tokens.shape[1] // index.shape[1] * num_given
@@ -197,7 +198,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
                 tokens = block(tokens, text, modulation, index, rotary, left_out)
 
         table = self.scale_shift_table.float() + embedding.float().unsqueeze(1)  # [U, 2, D]
-        shift, scale = table[index[:, num_given:]].unsqueeze(3).unbind(2)  # [B, N', 1, D] each
+        levels = _take(table, index[:, num_given:])
+        shift, scale = levels.unsqueeze(3).unbind(2)  # [B, N', 1, D] each
         tokens = _modulate(self.norm_out, tokens, shift, scale).type_as(text)
         values = self.proj_out(tokens)
         sizes = (frames - num_given, rows, columns, patch_rows, patch_columns)
@@ -264,6 +266,14 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]
 
         return spread(rope.freqs_cos), spread(rope.freqs_sin)
+
+
+def _take(table: Tensor, index: Tensor) -> Tensor:
+    """Rows ``[B, N, k, D]`` of a table ``[U, k, D]``.
+
+    The gradient of ``table[index]`` is a sum whose order depends on the threads.
+    """
+    return F.embedding(index, table.flatten(1)).unflatten(2, table.shape[1:])
 
 
 def _modulate(norm: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.ablation_clips import TestClip, cut_test_clips, cut_test_motions
 from swifti2v.training.ablation_costs import CostMeter, render_costs
 from swifti2v.training.ablations import AblationConfig, Ablations
-from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
+from swifti2v.training.data import Material, find_material, read_material
+from swifti2v.training.data_record import describe_files, read_record, require_same_data
 from swifti2v.training.nano_config import RedrawConfig
 from swifti2v.training.nano_stage2 import redraw_motions
 from swifti2v.training.run_directory import begin_run_directory, require_run_directory
@@ -47,11 +48,17 @@ def make_ablation_table(
         The table's path; it holds what is done, by all shards.
 
     Raises:
-        InputError: The data cannot be used.
+        InputError: The data cannot be used, or has changed since the table was begun.
         ConfigError: ``output_dir`` was begun with other settings.
     """
     require_run_directory(output_dir, to_dict(config), resume=True)
     begin_run_directory(output_dir, to_dict(config))
+    require_same_data(
+        output_dir,
+        describe_files(find_material(data_dir), data_dir, read_record(output_dir)),
+        is_begun=(output_dir / "redrawn_test.npz").is_file(),
+        remedy="restore it, or choose another --output-dir: runs on other data are not comparable",
+    )
     pipe = SwiftI2VPipeline.from_pretrained(config.model, device="cpu")
     material, held_out = read_split(data_dir, config.held_out, pipe)
     redrawn: list[TransitionClip] = []
@@ -82,8 +89,7 @@ def read_split(
     data_dir: Path, held_out: Sequence[str], pipe: SwiftI2VPipeline
 ) -> tuple[Material, Material]:
     """Material to train on and material to test on, of the model's own size and rate."""
-    suffixes = CLIP_SUFFIXES | PHOTO_SUFFIXES
-    names = {path.stem for path in data_dir.rglob("*") if path.suffix.lower() in suffixes}
+    names = {path.stem for path in find_material(data_dir)}
     settings = pipe.config
 
     def read(left_out: Sequence[str]) -> Material:

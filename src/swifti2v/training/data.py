@@ -90,14 +90,7 @@ def read_material(
         InputError: The folder is missing, holds no clip, or a held-out name is not in it.
         MediaError: A file cannot be read.
     """
-    if not directory.is_dir():
-        raise InputError(
-            f"data folder {directory} does not exist; name a folder of clips and photos"
-        )
-    found = sorted(path for path in directory.rglob("*") if path.is_file())
-    if unknown := sorted(set(held_out) - {path.stem for path in found}):
-        raise InputError(f"held-out {', '.join(unknown)} not found in {directory}; check held_out")
-    paths = [path for path in found if path.stem not in held_out]
+    paths = find_material(directory, held_out)
     clip_paths = [path for path in paths if path.suffix.lower() in CLIP_SUFFIXES]
     photo_paths = [path for path in paths if path.suffix.lower() in PHOTO_SUFFIXES]
     if not clip_paths:
@@ -119,6 +112,23 @@ def read_material(
         clips.append(np.stack(fitted))
         logger.info("%s: %d frames", path.name, len(clips[-1]))
     return _with_stills(clips, pictures, len(photo_paths))
+
+
+def find_material(directory: Path, held_out: Collection[str] = ()) -> list[Path]:
+    """Clips and photos below a folder that are trained on.
+
+    Raises:
+        InputError: The folder is missing, or a held-out name is not in it.
+    """
+    if not directory.is_dir():
+        raise InputError(
+            f"data folder {directory} does not exist; name a folder of clips and photos"
+        )
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    if unknown := sorted(set(held_out) - {path.stem for path in found}):
+        raise InputError(f"held-out {', '.join(unknown)} not found in {directory}; check held_out")
+    kinds = CLIP_SUFFIXES | PHOTO_SUFFIXES
+    return [p for p in found if p.stem not in held_out and p.suffix.lower() in kinds]
 
 
 def make_procedural_material(

@@ -17,7 +17,13 @@ from swifti2v.models.loading import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.training.data import Material, make_procedural_material, read_material
+from swifti2v.training.data import (
+    Material,
+    find_material,
+    make_procedural_material,
+    read_material,
+)
+from swifti2v.training.data_record import describe_files, read_record, require_same_data
 from swifti2v.training.motion_phases import initialize_stage1
 from swifti2v.training.nano_assembly import assemble
 from swifti2v.training.nano_budget import Part
@@ -244,6 +250,7 @@ def train_nano(
     *,
     device: str | torch.device = "cpu",
     resume: bool = False,
+    allows_changed_data: bool = False,
     on_step: OnPartStep | None = None,
 ) -> Path:
     """Train every part and put them together.
@@ -254,6 +261,7 @@ def train_nano(
         data_dir: Folder of clips and photos; None trains on procedural material.
         device: Where to train.
         resume: Continue what is in ``output_dir``.
+        allows_changed_data: Continue although ``data_dir`` has changed.
         on_step: Called after each step; raising in it stops, and ``resume`` continues.
 
     Returns:
@@ -269,6 +277,13 @@ def train_nano(
     require_run_directory(output_dir, settings, resume=resume)
     material = prepare_material(config, data_dir)
     begin_run_directory(output_dir, settings)
+    found = () if data_dir is None else find_material(data_dir, config.held_out)
+    require_same_data(
+        output_dir,
+        describe_files(found, data_dir or output_dir, read_record(output_dir)),
+        is_begun=any(output_dir.glob("training/*/checkpoints/latest")),
+        allows_changes=allows_changed_data,
+    )
     return NanoTraining(config, output_dir, material, torch.device(device), on_step).run()
 
 

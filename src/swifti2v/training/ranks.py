@@ -102,18 +102,19 @@ def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def divide_model(model: nn.Module, ranks: Ranks, *, compute_dtype: torch.dtype | None) -> None:
+def divide_model(model: nn.Module, ranks: Ranks) -> None:
     """Divide a model's weights over the ranks, in place; a single process keeps them whole.
+
+    Weights and inputs keep their dtype, as ``compute_in`` decides what is computed in bfloat16: a
+    policy of FSDP would round norms, modulation tables, noise levels and rotary tables, too.
 
     Args:
         model: On the ranks' device; its transformer blocks are divided one by one.
         ranks: Of this training.
-        compute_dtype: Of the weights while they are used; None keeps theirs.
     """
     if ranks.mesh is None:
         return
-    # Gradients are added up in float32 whatever the weights compute in.
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     shard: Any = fully_shard
     names = set(getattr(model, "_repeated_blocks", None) or ())
     for module in list(model.modules()):

@@ -37,6 +37,7 @@ from swifti2v.models.lora_export import save_lora
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
+from swifti2v.training.data_record import require_same_clips
 from swifti2v.training.degradations import degrade_latents
 from swifti2v.training.fine_tuning import ClipsPhase, find_clips
 from swifti2v.training.image_sources import ManifestImages, require_image_bucket
@@ -171,6 +172,7 @@ def _train_one(
     """Train a LoRA as far as it is asked for; write it unless it is an unfinished first one."""
     ranks, directory = session.ranks, session.directory / recipe
     clips = find_clips(relay.phases, config.num_procedural_images, config.run, directory, ranks)
+    require_same_clips(clips, replace(session, directory=directory))
     parts, settings = _load(config, relay, ranks.device)
     transformer = parts.stage2_transformer
     base_hash = hash_base(transformer)

@@ -20,8 +20,8 @@ FREE_SETTINGS = frozenset(
         "trackers",
     }
 )
-"""Of ``RunConfig``: they do not change what is trained beyond the order of sums, so a run may go on
-with others, on other machines."""
+"""Of ``RunConfig``: they change the order of sums and the rounding of parts of a gradient, no more,
+so a run may go on with others, on other machines."""
 
 
 def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: bool) -> None:

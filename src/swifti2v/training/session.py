@@ -25,6 +25,8 @@ class Session:
     """Who takes part."""
     resume: bool = False
     """Continue the directory's latest checkpoint; begin where there is none."""
+    allows_changed_data: bool = False
+    """Continue although the data is not what the run was begun on."""
     max_steps: int | None = None
     """Stop earlier, after so many steps in all."""
     trackers: Sequence[Tracker] = ()

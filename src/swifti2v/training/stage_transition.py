@@ -295,14 +295,10 @@ def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, 
 
 
 def describe_sample(sample: Sample) -> dict[str, Any]:
-    """What decides one sample besides its run and its id, as plain values.
-
-    The source counts by its size, which can be told without reading it.
-    """
-    media = sample.media
+    """What decides one sample besides its run and its id, as plain values."""
     return {
         "prompt": sample.prompt,
-        "source_bytes": media.path.stat().st_size if isinstance(media, MediaFile) else None,
+        "source_sha256": sample.media.fingerprint(),
         "source_start": sample.start,
         "source_end": sample.end,
     }

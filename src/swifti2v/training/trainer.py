@@ -2,8 +2,8 @@
 
 A run directory holds ``config.yaml``, ``metrics.jsonl`` (one object a step), ``checkpoints/`` and
 what validations wrote. All draws depend on the seed and the step alone (``training.draws``), so a
-stopped run goes on as if it had not been stopped, and the number of ranks changes it by no more
-than the order of sums.
+stopped run goes on as if it had not been stopped. The number of ranks and of micro-batches changes
+the order of sums, and in bfloat16 how many parts of a gradient are rounded before they are added.
 """
 
 import logging
@@ -101,10 +101,9 @@ class Trainer:
                     f"{type(self.model).__name__} has no gradient checkpointing; turn it off"
                 )
             enable()
-        dtype = DTYPES[config.precision]
         if config.compiles:
             self.model.compile(dynamic=False)
-        divide_model(self.model, ranks, compute_dtype=None if dtype == torch.float32 else dtype)
+        divide_model(self.model, ranks)
         self.average = MovingAverage(self.model, config.ema_decay)
         self.optimizer = self._build_optimizer()
         self._meter = WorkMeter(self.model)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 from torch import nn
 
 from swifti2v.errors import ConfigError
+from swifti2v.training.data_record import require_same_clips
 from swifti2v.training.fine_tuning import ClipsPhase, find_clips
 from swifti2v.training.run_config import RunConfig
 from swifti2v.training.session import Session, save_trained, train_task
@@ -72,6 +73,7 @@ def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
     clips = find_clips(
         config.phases, config.num_procedural_clips, config.run, session.directory, session.ranks
     )
+    require_same_clips(clips, session)
     task = VaeTask(vae, clips, config.crop, config.objective)
     train_task(task, config.run, config.phases, session)
     return save_trained(AutoencoderKLWan, vae, "vae", session)
