@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.failures import Interruption
@@ -27,6 +28,7 @@ from swifti2v.training.transition_store import TransitionStore
 from tests.command_line import copy_model, error_line, save_lora, succeed
 from tests.tiny import NUM_FRAMES, SIZE
 
+CONFIGS = Path(__file__).parents[2] / "src" / "swifti2v" / "configs"
 NAMES = ("a", "b", "c", "d")
 
 
@@ -90,7 +92,7 @@ def test_it_writes_a_training_manifest_and_counts_what_it_refuses(whole):
         "gone.mkv": "file not found",
     }
     assert "refused broken.mp4: cannot be read" in result.stderr
-    assert report["manifest"] == str(output / "manifest-1-of-1.jsonl")
+    assert report["manifest"] == str(output / "manifest.jsonl")
     manifest = read_manifest(report["manifest"])
     assert manifest.rejects == ()
     assert [(s.prompt, s.weight) for s in manifest.samples] == [(f"clip {n}", 2) for n in NAMES]
@@ -184,13 +186,13 @@ def test_shards_together_are_the_whole(model, data, whole, tmp_path):
     assert sum(report["num_made"] for report in reports) == 4
     assert all(report["num_made"] for report in reports)
     assert sum(len(report["rejects"]) for report in reports) == 3
+    assert [report["manifest"] for report in reports] == [None, str(tmp_path / "manifest.jsonl")]
     parts, one = contents(tmp_path), contents(output)
-    lines = [
-        line for shard in (1, 2) for line in parts.pop(f"manifest-{shard}-of-2.jsonl").splitlines()
-    ]
+    both = b"".join(parts.pop(f"manifest-{shard}-of-2.jsonl") for shard in (1, 2))
+    assert parts["manifest.jsonl"] == both
     rows, expected = (
-        [json.loads(line) for line in text]
-        for text in (lines, one.pop("manifest-1-of-1.jsonl").splitlines())
+        [json.loads(line) for line in made.pop("manifest.jsonl").splitlines()]
+        for made in (parts, one)
     )
     for row in (*rows, *expected):
         row["video"] = Path(row["video"]).name  # relative to another folder
@@ -205,7 +207,40 @@ def test_an_empty_shard_is_no_error(model, data, tmp_path):
     empty = next(s for n, s in enumerate(shards, 1) if not any(is_in_shard(i, n, 40) for i in ids))
     result = succeed(run(model, data, tmp_path, "--shard", empty))
     assert "no clip of the manifest belongs to this part" in result.stdout
-    assert contents(tmp_path) == {}
+    # It counts as there, so that the others' rows are put together.
+    assert contents(tmp_path) == {f"manifest-{empty.replace('/', '-of-')}.jsonl": b""}
+
+
+def test_the_models_own_loras_can_be_left_out(model, data, whole, tmp_path):
+    """As a preset names them: with them the record has other weights, without the base's."""
+    output, _ = whole
+    lora = save_lora(tmp_path / "lora.safetensors")
+    own = copy_model(model, tmp_path / "model")
+    path = own / "model_index.json"
+    index = json.loads(path.read_text())
+    index["components"]["stage1_transformer"]["loras"] = [{"path": str(lora)}]
+    path.write_text(json.dumps(index))
+
+    def weights(*more: str) -> str:
+        made = succeed(run(own, data, tmp_path / "out", "--dry-run", "--json", *more))
+        return str(json.loads(made.stdout)["weights"]["stage1_transformer"])
+
+    base = json.loads((output / "clips" / "b.mkv.json").read_text())["parameters"]["weights"]
+    assert weights("--without-loras") == base["stage1_transformer"]
+    assert weights() != base["stage1_transformer"]
+
+
+def test_the_2k_curriculum_reads_what_the_command_in_its_file_writes(whole):
+    text = (CONFIGS / "stage2_2k.yaml").read_text()
+    (command,) = (line for line in text.splitlines() if "swifti2v data transition" in line)
+    words = command.removeprefix("#").split()
+    assert words[words.index("--model") + 1] == yaml.safe_load(text)["model"]
+    manifests = yaml.safe_load(text)["phases"][1]["data"]["manifests"]
+    real, made = manifests
+    assert (words[3], words[words.index("--root") + 1]) == (real["path"], real["root"])
+    (manifest,) = whole[0].glob("*.jsonl")
+    written = Path(words[words.index("--output-dir") + 1], manifest.name)
+    assert made["path"] == str(written)
 
 
 def test_killed_and_run_again_it_makes_what_one_run_makes(model, data, whole, tmp_path):
@@ -232,7 +267,7 @@ def test_killed_and_run_again_it_makes_what_one_run_makes(model, data, whole, tm
     assert (report["num_kept"], report["num_made"]) == (num_kept, 4 - num_kept)
     resumed, one = contents(tmp_path), contents(output)
     for made in (resumed, one):
-        made.pop("manifest-1-of-1.jsonl")  # its paths start from another folder
+        made.pop("manifest.jsonl")  # its paths start from another folder
     assert resumed == one
 
 

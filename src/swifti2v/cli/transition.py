@@ -23,6 +23,7 @@ from swifti2v.errors import InputError
 if TYPE_CHECKING:
     from swifti2v.models.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+    from swifti2v.training.transition_store import TransitionStore
 
 LEAST_GAIN = 1.0
 """dB over a still first frame below which the motion counts as lost."""
@@ -37,7 +38,8 @@ class TransitionOptions:
         typer.Argument(help="CSV, JSONL, Parquet, folder or saved HF dataset that lists clips."),
     ]
     output_dir: Annotated[
-        Path, typer.Option(help="Gets clips/ and manifest-I-of-N.jsonl, a training manifest.")
+        Path,
+        typer.Option(help="Gets clips/ and manifest.jsonl, a training manifest of all parts."),
     ]
     root: Annotated[
         Path | None, typer.Option(help="Folder with the clips; the manifest's if not given.")
@@ -50,6 +52,13 @@ class TransitionOptions:
         list[str] | None,
         typer.Option(metavar=LORA_FORM, help=f"Merged into Stage I; {LORA_HELP}"),
     ] = None
+    without_loras: Annotated[
+        bool,
+        typer.Option(
+            "--without-loras",
+            help="Leave out the LoRAs of the model itself; give more steps with --set then.",
+        ),
+    ] = False
     sigma: Annotated[
         str, typer.Option(metavar="LOW:HIGH", help="Range of the noise level, within (0, 1].")
     ] = "0.2:0.6"
@@ -100,7 +109,8 @@ def transition(options: TransitionOptions) -> None:
     The new clips keep the true motion but look as Stage I's do. What is finished when it is stopped
     is kept: run the same command again to continue. Clips that cannot be used are counted and named;
     it is an error if none can. Which part a clip belongs to depends on its id alone, so all parts
-    together make what one run would.
+    together make what one run would: each leaves its rows in manifest-I-of-N.jsonl, and the one that
+    finds those of all writes manifest.jsonl.
     """
     interruption = Interruption()
     with exit_codes(debug=options.debug), interruption.catch():
@@ -129,7 +139,11 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     pipe = _load(options, generation, loras)
     for line in pipe.components.describe_loras():
         typer.echo(f"note: {line}", err=True)
-    model = {"name": options.model, "loras": [asdict(item) for item in loras]}
+    model = {
+        "name": options.model,
+        "without_loras": options.without_loras,
+        "loras": [asdict(item) for item in loras],
+    }
     with naming_flags():
         job = Job(pipe, config, store, model)
     finished = job.find_finished(listed.samples)
@@ -139,30 +153,28 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
         typer.echo(json.dumps(plan) if options.as_json else text)
         return None
     outcome = job.run(listed, finished, interruption)
-    return _finish(outcome, options.output_dir / f"manifest-{index}-of-{num_shards}.jsonl")
+    return _finish(outcome, store, index, num_shards)
 
 
-def _finish(outcome: Outcome, path: Path) -> dict[str, Any]:
+def _finish(
+    outcome: Outcome, store: "TransitionStore", index: int, num_shards: int
+) -> dict[str, Any]:
     """Write the manifest and give the account of the run.
 
     Raises:
         InputError: There were clips, and none could be used.
     """
-    from swifti2v.storage import write_whole
-
     for reject in outcome.rejects:
         typer.echo(f"refused {reject.id}: {reject.reason}", err=True)
-    if outcome.rows:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in outcome.rows]
-        write_whole(path, "".join(lines))
-    elif outcome.rejects:
+    manifest = store.write_rows(outcome.rows, index, num_shards)
+    if outcome.rejects and not outcome.rows:
         raise InputError(
             f"no sample was made: all {len(outcome.rejects)} clips were refused, the first for: "
             f"{outcome.rejects[0].reason}"
         )
     records, num_made = outcome.records, outcome.num_made
     return {
-        "manifest": str(path.resolve()) if records else None,
+        "manifest": None if manifest is None else str(manifest.resolve()),
         "num_made": num_made,
         "num_kept": len(records) - num_made,
         "rejects": [asdict(reject) for reject in outcome.rejects],
@@ -173,11 +185,11 @@ def _finish(outcome: Outcome, path: Path) -> dict[str, Any]:
 
 
 def _to_lines(report: dict[str, Any]) -> list[str]:
-    if report["manifest"] is None:
-        return ["no clip of the manifest belongs to this part; nothing was written"]
+    if report["psnr"] is None:
+        return ["no clip of the manifest belongs to this part"]
     causes = Counter(reject["reason"].partition(": ")[0] for reject in report["rejects"])
     return [
-        report["manifest"],
+        report["manifest"] or "manifest.jsonl is written when the other parts are there",
         f"{report['num_made']} samples made, {report['num_kept']} kept, {len(report['rejects'])} "
         f"refused, {report['seconds']:.1f} s",
         *(f"refused, {cause}: {count}" for cause, count in causes.most_common()),
@@ -187,7 +199,7 @@ def _to_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _warn_of_lost_motion(report: dict[str, Any]) -> None:
-    if report["manifest"] is not None and report["psnr"] < report["still_psnr"] + LEAST_GAIN:
+    if report["psnr"] is not None and report["psnr"] < report["still_psnr"] + LEAST_GAIN:
         typer.echo(
             "note: Stage I did not keep the motion: its clips are hardly nearer to the true ones "
             "than their still first frames; choose a lower --sigma or another model",
@@ -236,4 +248,5 @@ def _load(
         placement=options.placement.value,
         loras={"stage1": loras},
         speed={stage: getattr(generation, stage).speed for stage in STAGES},
+        merges_own_loras=not options.without_loras,
     )

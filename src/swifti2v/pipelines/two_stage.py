@@ -106,6 +106,7 @@ class SwiftI2VPipeline:
         loras: Mapping[str, Sequence[LoraSource]] | None = None,
         stages: Sequence[Stage] = STAGES,
         speed: Mapping[Stage, SpeedConfig] | None = None,
+        merges_own_loras: bool = True,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
 
@@ -121,6 +122,7 @@ class SwiftI2VPipeline:
             stages: Stages that will run; the weights of another one are not loaded. ``refine`` and
                 ``upscale`` need ``"stage2"`` alone.
             speed: How the transformers compute, by stage; by default as the model's settings say.
+            merges_own_loras: False leaves out the LoRAs that the model names itself.
 
         Raises:
             LoadingError: Something is missing, damaged or does not match its configuration.
@@ -130,7 +132,9 @@ class SwiftI2VPipeline:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
         start = loading_device(target, placement)
-        components, settings = load_components(name, dtype, start, loras, stages=stages)
+        components, settings = load_components(
+            name, dtype, start, loras, stages=stages, merges_own_loras=merges_own_loras
+        )
         given: Any = {stage: {"speed": to_dict(own)} for stage, own in (speed or {}).items()}
         config = parse_config(GenerationConfig, merge(settings, given), str(name))
         accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +19,8 @@ from swifti2v.training.stage_transition import TransitionSample
 
 logger = logging.getLogger(__name__)
 
+MANIFEST_NAME = "manifest.jsonl"
+"""Of the samples of all parts."""
 CLIPS_DIR = "clips"
 """Folder of the samples, below the output directory."""
 MAX_STEM = 120
@@ -125,6 +127,39 @@ class TransitionStore:
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_whole(clip.with_suffix(".json"), text)
         return record
+
+    def write_rows(
+        self, rows: Sequence[Mapping[str, Any]], index: int, num_shards: int
+    ) -> Path | None:
+        """Write the rows of a part, and the training manifest once the rows of all parts are there.
+
+        Args:
+            rows: Of the part's samples; there may be none.
+            index: Of the part, from 1.
+            num_shards: Parts; the manifest of one part is written at once.
+
+        Returns:
+            The manifest, or None if rows of other parts are missing or no part has any.
+
+        Raises:
+            MediaError: Nothing can be written.
+        """
+        parts = [
+            self.directory / f"manifest-{number}-of-{num_shards}.jsonl"
+            for number in range(1, num_shards + 1)
+        ]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if num_shards > 1:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            write_whole(parts[index - 1], text)
+            if not all(part.is_file() for part in parts):
+                return None
+            text = "".join(part.read_text(encoding="utf-8") for part in parts)
+        if not text:
+            return None
+        manifest = self.directory / MANIFEST_NAME
+        write_whole(manifest, text)
+        return manifest
 
 
 def file_stem(sample_id: str) -> str:
