@@ -40,6 +40,17 @@ SMALL = (
     "--device", "cpu",
 )  # fmt: skip
 
+TINY_VAE = (
+    "vae={base_dim: 8, z_dim: 4, dim_mult: [1, 1, 1], num_res_blocks: 1, patch_size: 2, "
+    "in_channels: 12, out_channels: 12, temperal_downsample: [true, true], "
+    "scale_factor_spatial: 8}"
+)
+OF_PART = {
+    "stage1": (),
+    "stage2": ("--set", "crop=32"),
+    "vae": ("--set", "crop=32", "--set", TINY_VAE),
+}
+
 
 def train(part: str, output: Path, *more: object) -> Any:
     config = CONFIGS / f"nano_{part}.yaml"
@@ -110,6 +121,54 @@ def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):
     assert "none.jsonl does not exist" in error_line(refused)
 
 
+def write_clips(folder: Path, *prompts: str) -> Path:
+    """A manifest of clips of 17 frames of 64x64."""
+    folder.mkdir(exist_ok=True)
+    manifest, rows = folder / "clips.jsonl", []
+    for number, prompt in enumerate(prompts):
+        if not (folder / f"{number}.mkv").exists():
+            save_clip(folder / f"{number}.mkv", 17, 64, 64)
+        rows.append(json.dumps({"video": f"{number}.mkv", "prompt": prompt}) + "\n")
+    manifest.write_text("".join(rows))
+    return manifest
+
+
+def phases_of(manifest: Path, steps: int = 2) -> str:
+    return (
+        f"phases=[{{steps: {steps}, data: {{manifests: [{{path: {manifest}}}], "
+        "rules: {buckets: [[17, 64, 64]], fps: 8}}}]"
+    )
+
+
+@pytest.mark.parametrize("part", ["stage1", "stage2", "vae"])
+def test_a_training_on_other_clips_is_not_continued(tmp_path, part):
+    manifest = write_clips(tmp_path / "data", "one", "two", "three")
+    run = ("--set", phases_of(manifest), *OF_PART[part], "--device", "cpu")
+    run += ("--set", "run.batch_size=1", "--set", "run.validation_steps=null")
+    succeed(train(part, tmp_path / "out", *run, "--max-steps", 1))
+    write_clips(tmp_path / "data", "one", "other")
+    refused = error_line(train(part, tmp_path / "out", *run, "--resume"))
+    changes = "1 sample gone (2.mkv); 1 sample with another caption (1.mkv)"
+    assert f"out has changed since it was begun: {changes}; restore it" in refused
+    assert len(read_metrics(tmp_path / "out")) == 1
+    allowed = succeed(train(part, tmp_path / "out", *run, "--resume", "--allow-changed-data"))
+    assert f"continuing on changed data: {changes}" in allowed.stderr
+    assert len(read_metrics(tmp_path / "out")) == 2
+
+
+def test_a_training_from_a_cache_is_not_continued_on_other_clips(tmp_path):
+    manifest = write_clips(tmp_path / "data", "one", "two")
+    run = ("--set", phases_of(manifest), *SMALL[2:])
+    cache = ("--config", CONFIGS / "nano_stage2.yaml", "--output-dir", tmp_path / "cache", *run)
+    succeed(swifti2v("data", "cache", *cache))
+    own = (*run, "--set", f"cache.directory={tmp_path / 'cache'}")
+    succeed(train("stage2", tmp_path / "out", *own, "--max-steps", 1))
+    write_clips(tmp_path / "data", "one", "other")
+    succeed(swifti2v("data", "cache", *cache))  # which adds the new caption
+    refused = error_line(train("stage2", tmp_path / "out", *own, "--resume"))
+    assert "1 sample with another caption (1.mkv)" in refused
+
+
 def test_two_processes_train_as_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "error:FSDP2-wrapped")  # users should not see them
     for count, name in ((1, "one"), (2, "two")):
@@ -147,12 +206,9 @@ def test_a_lora_of_stage1_is_written_and_used(tmp_path):
 
 
 def test_a_vae_and_a_text_encoder_are_trained(tmp_path):
-    tiny = "vae={base_dim: 8, z_dim: 4, dim_mult: [1, 1, 1], num_res_blocks: 1, patch_size: 2, "
-    tiny += "in_channels: 12, out_channels: 12, temperal_downsample: [true, true], "
-    tiny += "scale_factor_spatial: 8}"
     phases = "phases=[{steps: 2, data: {rules: {buckets: [[5, 64, 64]]}}}]"
     succeed(
-        train("vae", tmp_path / "vae", "--set", tiny, "--set", phases, "--set", "crop=32",
+        train("vae", tmp_path / "vae", "--set", TINY_VAE, "--set", phases, "--set", "crop=32",
               "--set", "run.precision=float32", "--set", "run.validation_steps=2")
     )  # fmt: skip
     assert (tmp_path / "vae" / "vae" / "config.json").exists()

@@ -15,7 +15,15 @@ from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_base import BASE_HASH, RECIPE, RELAY1, RELAY2, hash_base
 from swifti2v.models.sources import LoraSource
 from tests import hub as wan
-from tests.command_line import copy_model, error_line, frames_of, save_clip, succeed, swifti2v
+from tests.command_line import (
+    copy_model,
+    error_line,
+    frames_of,
+    save_clip,
+    save_lora,
+    succeed,
+    swifti2v,
+)
 from tests.tiny import tiny_pipeline
 from tests.training_clips import save_picture
 
@@ -100,6 +108,44 @@ def test_the_second_lora_goes_on_the_base_and_not_on_the_first(model, whole):
     parts, _ = load_components(model, torch.float32, CPU, {"stage2": [source]}, stages=("stage2",))
     for name, weight in parts.stage2_transformer.state_dict().items():
         assert torch.equal(weight, base.state_dict()[name])
+
+
+def test_the_second_lora_is_trained_with_the_attention_that_it_is_given(model, tmp_path):
+    losses = []
+    for kind in ("gclf", "full"):
+        attention = {"kind": kind, "window": [2, 2]}
+        config = settings(model, first=None, second=relay(128, 1, attention=attention))
+        succeed(train(tmp_path / kind, config))
+        losses += read_losses(tmp_path / kind)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_relay_is_trained_without_the_models_own_loras(model, tmp_path):
+    own = copy_model(model, tmp_path / "model")
+    index = json.loads((own / "model_index.json").read_text())
+    lora = str(save_lora(tmp_path / "lora.safetensors"))
+    index["components"]["stage2_transformer"]["loras"] = [{"path": lora}]
+    (own / "model_index.json").write_text(json.dumps(index))
+    succeed(train(tmp_path / "out", settings(own, second=None), "--max-steps", 4))
+    base = load_components(model, torch.float32, CPU, stages=("stage2",))[0].stage2_transformer
+    metadata = read_metadata(tmp_path / "out" / "relay1.safetensors")
+    assert metadata[BASE_HASH] == hash_base(base)
+
+
+def test_a_relay_on_other_images_is_not_continued(model, tmp_path):
+    images = tmp_path / "images"
+    for name in "ab":
+        save_picture(images / f"{name}.png", 64, 64)
+        (images / f"{name}.txt").write_text(f"picture {name}")
+    config = settings(model, first=None)
+    config["second"]["phases"][0]["data"]["manifests"] = [{"path": str(images)}]
+    output = tmp_path / "out"
+    succeed(train(output, config, "--max-steps", 1))
+    (images / "b.txt").write_text("another")
+    refused = error_line(train(output, config, "--resume"))
+    assert "relay2 has changed since it was begun: 1 sample with another caption (b" in refused
+    result = succeed(train(output, config, "--resume", "--allow-changed-data"))
+    assert "continuing on changed data: 1 sample with another caption (b" in result.stderr
 
 
 def test_each_relay_runs_by_itself(model, whole, tmp_path):

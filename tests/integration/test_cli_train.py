@@ -73,6 +73,13 @@ def test_it_trains_on_a_folder(config, tmp_path):
     output = tmp_path / "out"
     succeed(train(config, output, "--steps", 1, "--device", "cpu", "--data", data, *fps))
     assert (output / "model" / "model_index.json").exists()
+    again = ("--steps", 1, "--device", "cpu", "--data", data, *fps, "--resume")
+    (data / "photo.png").rename(data / "other.png")
+    changes = "1 sample gone (photo.png); 1 sample new (other.png)"
+    assert f"has changed since it was begun: {changes}" in error_line(train(config, output, *again))
+    allowed = succeed(train(config, output, *again, "--allow-changed-data"))
+    assert f"continuing on changed data: {changes}" in allowed.stderr
+    succeed(train(config, output, *again))
     (data / "clip.mkv").unlink()
     save_clip(data / "clip.mkv", 6, 64, 64)
     short = train(config, tmp_path / "short", "--steps", 1, "--data", data, *fps)

@@ -290,5 +290,8 @@ def test_shards_make_the_table_of_one_process(
     assert sorted(done) == sorted((arm["name"], seed) for arm in arms for seed in (0, 1))
     for part in ("clips", "motions", "Stage I", "Cost of a clip"):
         assert f"**{part}**" in whole
+    (data / "photo.png").unlink()
+    with pytest.raises(InputError, match=r"1 sample gone \(photo.png\); restore it, or choose"):
+        make_ablation_table(table, tmp_path / "parts", data)
     with pytest.raises(ConfigError, match="other settings of latent_frames"):
         make_ablation_table(replace(table, latent_frames=60), tmp_path / "parts", data)

@@ -41,10 +41,10 @@ PHASES = (
 )
 
 
-def make_transformer(channels: int = 384) -> SegmentTransformer3DModel:
+def make_transformer(channels: int = 384, **size: int) -> SegmentTransformer3DModel:
     torch.manual_seed(0)
     model: SegmentTransformer3DModel = SegmentTransformer3DModel(
-        in_channels=2 * channels, out_channels=channels, **TRANSFORMER
+        in_channels=2 * channels, out_channels=channels, **{**TRANSFORMER, **size}
     )
     return model
 
@@ -167,6 +167,29 @@ def test_the_loss_is_the_segments_flow_loss(parameterization, limit):
     assert loss.shape == (3,)
     torch.testing.assert_close(loss, expected)
     assert loss.requires_grad
+
+
+def test_a_resumed_training_is_bitwise_equal_at_nanos_width(tmp_path):
+    """There the modulation of a step has so many values that several threads add it up."""
+
+    def make() -> Stage2Task:
+        task = make_task(Stage2Objective(windows=WindowConfig(segment_sizes=(4,))))
+        task.model = make_transformer(
+            num_attention_heads=6, attention_head_dim=64, ffn_dim=1536, freq_dim=64
+        )
+        return task
+
+    num_threads, run = torch.get_num_threads(), dict[str, Any](batch_size=4, ema_decay=0.9)
+    torch.set_num_threads(2)
+    try:
+        straight = make_trainer(tmp_path / "straight", make(), PHASES, **run)
+        straight.run()
+        make_trainer(tmp_path / "stopped", make(), PHASES, **run).run(max_steps=3)
+        continued = make_trainer(tmp_path / "stopped", make(), PHASES, **run)
+        continued.run(resume=True)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert_same(continued, straight)
 
 
 def test_noise_levels_are_spread_over_the_whole_step():

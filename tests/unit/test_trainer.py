@@ -143,6 +143,23 @@ def test_checkpoints_do_not_change_the_training(tmp_path):
     assert_same(trainers[2], trainers[0])
 
 
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_gradients_are_clipped_and_reported_unclipped(tmp_path, max_norm):
+    phases = (PhaseConfig(steps=3, optimizer=replace(OPTIMIZER, max_grad_norm=max_norm)),)
+    trainer = make_trainer(tmp_path, phases=phases, num_micro_batches=2)
+    norms = []
+
+    def measure(*_: object) -> None:
+        gradients = [value.grad.flatten() for value in trainer.model.parameters()]
+        norms.append(float(torch.cat(gradients).norm()))
+
+    trainer.optimizer.register_step_pre_hook(measure)
+    trainer.run()
+    before = [line["grad_norm"] for line in read_lines(tmp_path)]
+    assert min(before) > 0.01
+    assert norms == pytest.approx([min(norm, max_norm) for norm in before], rel=1e-3)
+
+
 @pytest.mark.parametrize("settings", [{"num_micro_batches": 2}, {"num_micro_batches": 8}])
 def test_accumulation_equals_one_batch(tmp_path, settings):
     make_trainer(tmp_path / "one").run()

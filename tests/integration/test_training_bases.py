@@ -1,0 +1,65 @@
+"""What a training starts from where a model names LoRAs of its own: Stage II with them, LoRAs without."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from swifti2v.models.loading import load_components
+from swifti2v.models.lora_base import hash_base
+from swifti2v.training.buckets import BucketRules
+from swifti2v.training.fine_tuning import ClipsPhase, FineTuning, Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.lora import AdapterConfig
+from swifti2v.training.manifest_clips import DataConfig
+from tests.command_line import copy_model, save_lora
+from tests.regression import ALONE
+
+CPU = torch.device("cpu")
+DATA = DataConfig(rules=BucketRules(buckets=((5, 32, 32),)))
+COMMON: Any = {"phases": (ClipsPhase(steps=1, data=DATA),), "num_procedural_clips": 1}
+
+
+@pytest.fixture(scope="module")
+def distilled(model, tmp_path_factory) -> Path:
+    """A model whose stages both have a LoRA of their own, as few-step models do."""
+    folder = tmp_path_factory.mktemp("distilled")
+    path = copy_model(model, folder / "model")
+    lora = save_lora(folder / "lora.safetensors")
+    index = json.loads((path / "model_index.json").read_text())
+    for stage in ("stage1", "stage2"):
+        index["components"][f"{stage}_transformer"]["loras"] = [{"path": str(lora)}]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+def weights(model: Path, stage: str) -> dict[str, Tensor]:
+    parts = load_components(model, torch.float32, CPU)[0]
+    return dict(getattr(parts, f"{stage}_transformer").state_dict())
+
+
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)])
+def test_stage1_is_trained_on_the_base_without_its_own_loras(model, distilled, tmp_path, adapter):
+    config = Stage1FineTuning(model=str(distilled), adapter=adapter, **COMMON)
+    tuning = FineTuning(config, tmp_path, ALONE)
+    base, with_lora = weights(model, "stage1"), weights(distilled, "stage1")
+    assert any(not torch.equal(base[name], with_lora[name]) for name in base)
+    own = {
+        name.replace(".base_layer", ""): value
+        for name, value in tuning.transformer.state_dict().items()
+        if "lora_" not in name
+    }
+    assert own.keys() == base.keys()
+    assert all(torch.equal(own[name], base[name]) for name in base)
+    if adapter is not None:
+        plain = load_components(model, torch.float32, CPU)[0].stage1_transformer
+        assert tuning.base_hash == hash_base(plain)
+
+
+def test_stage2_is_trained_with_its_own_loras(model, distilled, tmp_path):
+    tuning = FineTuning(Stage2FineTuning(model=str(distilled), **COMMON), tmp_path, ALONE)
+    own = tuning.transformer.state_dict()
+    assert all(torch.equal(own[n], v) for n, v in weights(distilled, "stage2").items())
+    assert any(not torch.equal(own[n], v) for n, v in weights(model, "stage2").items())
