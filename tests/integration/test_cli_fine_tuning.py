@@ -67,6 +67,22 @@ def test_every_shipped_configuration_loads(path):
     parse_config(KINDS[path.stem], read_yaml(path), str(path))
 
 
+COMMANDS = {
+    path.stem: line.partition("swifti2v ")[2].split()
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    for line in path.read_text().splitlines()
+    if line.startswith("# Command: ") and "swifti2v train " in line
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_in_a_configuration_plans_that_configuration(name):
+    result = succeed(swifti2v(*COMMANDS[name], "--dry-run"))
+    printed = parse_config(KINDS[name], yaml.safe_load(result.stdout), "what was printed")
+    path = CONFIGS / f"{name}.yaml"
+    assert printed == parse_config(KINDS[name], read_yaml(path), str(path))
+
+
 def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     whole = succeed(train("stage2", tmp_path / "whole", *SMALL))
     assert whole.stdout.strip() == str(tmp_path / "whole" / "transformer")

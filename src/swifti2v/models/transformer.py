@@ -273,7 +273,8 @@ def _take(table: Tensor, index: Tensor) -> Tensor:
 
     The gradient of ``table[index]`` is a sum whose order depends on the threads.
     """
-    return F.embedding(index, table.flatten(1)).unflatten(2, table.shape[1:])
+    rows: Tensor = torch.unflatten(F.embedding(index, table.flatten(1)), 2, table.shape[1:])
+    return rows
 
 
 def _modulate(norm: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
