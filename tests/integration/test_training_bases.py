@@ -23,7 +23,7 @@ COMMON: Any = {"phases": (ClipsPhase(steps=1, data=DATA),), "num_procedural_clip
 
 
 @pytest.fixture(scope="module")
-def distilled(model, tmp_path_factory) -> Path:
+def distilled(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose stages both have a LoRA of their own, as few-step models do."""
     folder = tmp_path_factory.mktemp("distilled")
     path = copy_model(model, folder / "model")

@@ -20,7 +20,8 @@ def compute_in(precision: str, device: torch.device) -> Iterator[None]:
     dtype = DTYPES[precision]
     with (
         warnings.catch_warnings(),
-        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        # Without its cache, which would hold a copy of all weights until the block ends.
+        torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False),
     ):
         # RMSNorm keeps its weights in float32; that it is not fused is known.
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
