@@ -120,6 +120,20 @@ def test_the_second_lora_is_trained_with_the_attention_that_it_is_given(model, t
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("changes", "of_relay"),
+    [
+        ({"generation": {"stage2": {"sampling": {"parameterization": "reference_residual"}}}}, {}),
+        ({}, {"crop": 32}),
+    ],
+)
+def test_settings_of_a_relay_reach_its_loss(model, tmp_path, changes, of_relay):
+    succeed(train(tmp_path / "plain", settings(model, first=relay(64, 1), second=None)))
+    config = settings(model, first=relay(64, 1, **of_relay), second=None, **changes)
+    succeed(train(tmp_path / "changed", config))
+    assert read_losses(tmp_path / "plain") != read_losses(tmp_path / "changed")
+
+
 def test_a_relay_is_trained_without_the_models_own_loras(model, tmp_path):
     own = copy_model(model, tmp_path / "model")
     index = json.loads((own / "model_index.json").read_text())

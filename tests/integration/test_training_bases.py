@@ -14,6 +14,7 @@ from swifti2v.training.buckets import BucketRules
 from swifti2v.training.fine_tuning import ClipsPhase, FineTuning, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.lora import AdapterConfig
 from swifti2v.training.manifest_clips import DataConfig
+from swifti2v.training.validation import ValidationConfig
 from tests.command_line import copy_model, save_lora
 from tests.regression import ALONE
 
@@ -63,3 +64,25 @@ def test_stage2_is_trained_with_its_own_loras(model, distilled, tmp_path):
     own = tuning.transformer.state_dict()
     assert all(torch.equal(own[n], v) for n, v in weights(distilled, "stage2").items())
     assert any(not torch.equal(own[n], v) for n, v in weights(model, "stage2").items())
+
+
+def test_settings_of_generation_reach_the_samples(model, tmp_path):
+    changes = {"stage1": {"downscale": 2}, "stage2": {"reference_start": "motion"}}
+    config = Stage2FineTuning(model=str(model), generation=changes, **COMMON)
+    task: Any = FineTuning(config, tmp_path, ALONE).task
+    (source,) = task.sources
+    assert (source.downscale, source.starts_with_photo) == (2, False)
+    assert task.stage2.reference_start == "motion"
+
+
+def test_validation_takes_its_own_seed_and_clips(model, tmp_path):
+    measured = []
+    for name, (seed, num_clips) in {"a": (0, 1), "b": (0, 1), "c": (1, 1), "d": (0, 2)}.items():
+        own = ValidationConfig(seed=seed, num_clips=num_clips)
+        settings = {**COMMON, "num_procedural_clips": 2, "validation": own}
+        tuning = FineTuning(Stage2FineTuning(model=str(model), **settings), tmp_path, ALONE)
+        (tmp_path / name).mkdir()
+        measured.append(tuning.task.validate(tmp_path / name)["psnr"])
+        assert len(list((tmp_path / name).glob("clip-*.mp4"))) == num_clips
+    assert measured[0] == measured[1]
+    assert measured[0] not in measured[2:]

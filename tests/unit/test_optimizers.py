@@ -312,3 +312,24 @@ def test_bad_settings_are_named(values):
     (name,) = values
     with pytest.raises(ConfigError, match=name):
         OptimizerConfig(**values)
+
+
+def test_adamw_takes_every_setting():
+    config = OptimizerConfig(learning_rate=0.1, betas=(0.5, 0.6), eps=0.1, weight_decay=0.3)
+    models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    models[1].load_state_dict(models[0].state_dict())
+    groups = [
+        {"params": [models[1].weight], "weight_decay": 0.3},
+        {"params": [models[1].bias], "weight_decay": 0.0},
+    ]
+    optimizers = [
+        build_optimizer(models[0].named_parameters(), config),
+        torch.optim.AdamW(groups, lr=0.1, betas=(0.5, 0.6), eps=0.1),
+    ]
+    for _ in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            model(torch.arange(6.0).reshape(2, 3)).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(*(model.weight for model in models))
+    torch.testing.assert_close(*(model.bias for model in models))

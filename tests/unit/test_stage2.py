@@ -192,6 +192,15 @@ def test_a_resumed_training_is_bitwise_equal_at_nanos_width(tmp_path):
     assert_same(continued, straight)
 
 
+def test_the_loss_is_taken_on_the_window_where_asked():
+    windows = WindowConfig(segment_sizes=(2,))
+    losses = []
+    for frames in ("target", "window"):
+        task = make_task(Stage2Objective(windows=windows, loss_on=frames))
+        losses.append(task.loss(*load_later_segment(task)))
+    assert not torch.isclose(*losses).any()
+
+
 def test_noise_levels_are_spread_over_the_whole_step():
     noise = NoiseLevelConfig(distribution="inference", num_inference_steps=4)
     task = make_task(Stage2Objective(noise=noise))

@@ -20,6 +20,7 @@ from tests.regression import (
     TWO_PHASES,
     NumbersBatch,
     NumbersTask,
+    WindowsTask,
     assert_same,
     losses,
     make_trainer,
@@ -369,6 +370,13 @@ class SteepTask(NumbersTask):
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     with pytest.raises(NumericalError, match="norm of the gradient is"):
         make_trainer(tmp_path, SteepTask()).run()
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_gradient_checkpointing_is_turned_on_where_asked(tmp_path, is_on):
+    task = WindowsTask()
+    make_trainer(tmp_path, task, gradient_checkpointing=is_on)
+    assert task.model.is_gradient_checkpointing == is_on
 
 
 def test_gradient_checkpointing_needs_a_model_that_has_it(tmp_path):
