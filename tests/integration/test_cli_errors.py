@@ -116,9 +116,10 @@ def test_a_bad_photo_is_one_error_before_the_model_is_loaded(tmp_path, kind):
     photo = bad_image(tmp_path / "bad.png", kind)
     before = sorted(tmp_path.rglob("*"))
 
-    run = generate(Path("no-such-model"), photo, tmp_path / "out.mp4", "--work-dir", tmp_path / "w")
+    run = generate(Path("nano"), photo, tmp_path / "out.mp4", "--work-dir", tmp_path / "w")
 
     assert "bad.png" in error_line(run)
+    assert "loading" not in run.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -210,7 +211,7 @@ def test_wrong_usage_exits_with_2(arguments):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    run = generate(Path("none"), tmp_path / "none.png", tmp_path / "out.mp4", "--debug")
+    run = generate(Path("nano"), tmp_path / "none.png", tmp_path / "out.mp4", "--debug")
 
     assert run.exit_code == 1
     assert type(run.exception).__name__ == "MediaError"
