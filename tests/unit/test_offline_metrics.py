@@ -5,6 +5,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,7 +59,7 @@ def test_similarity_is_that_of_torchmetrics(height, width):
     def tensor(frame: Frames) -> torch.Tensor:
         return torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255
 
-    expected = image.structural_similarity_index_measure(tensor(a), tensor(b), data_range=1.0)
+    expected: Any = image.structural_similarity_index_measure(tensor(a), tensor(b), data_range=1.0)
     assert isinstance(expected, torch.Tensor)
     # Sums in another order, float32.
     assert float(ssim(a[None], b[None])) == pytest.approx(float(expected), abs=2e-5)
