@@ -28,10 +28,11 @@ from swifti2v.evaluation.metrics.fidelity import (
     psnr,
     ssim,
 )
-from swifti2v.evaluation.metrics.flow import motion_residual, optical_flow, visible, warp
+from swifti2v.evaluation.metrics.flow import motion_residual
 from swifti2v.evaluation.metrics.frames import luma, to_unit_range
 from swifti2v.evaluation.metrics.seam import latent_start_residuals, seam_score
 from swifti2v.evaluation.metrics.temporal import flicker, warping_error
+from swifti2v.media.flow import optical_flow, visible, warp
 
 Frames: TypeAlias = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from swifti2v.errors import ShapeError
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.drift import drift
 from swifti2v.evaluation.metrics.fidelity import first_frame_ssim, ms_ssim, psnr, ssim
-from swifti2v.evaluation.metrics.flow import chain, optical_flow, shrink
+from swifti2v.evaluation.metrics.flow import shrink
 from swifti2v.evaluation.metrics.noise import noise_sigma, temporal_noise
 from swifti2v.evaluation.metrics.seam import latent_start_residuals, seam_score
 from swifti2v.evaluation.metrics.series import mean, mean_psnr, slope
@@ -31,6 +31,7 @@ from swifti2v.evaluation.metrics.temporal import (
     warping_error,
 )
 from swifti2v.evaluation.metrics.time_fidelity import fidelity_over_time
+from swifti2v.media.flow import chain, optical_flow
 from tests.evaluation_clips import (
     Frames,
     blurred,

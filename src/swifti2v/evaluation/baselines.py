@@ -1,14 +1,18 @@
 """What can be had without a model: clips that every result has to beat."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
-from swifti2v.evaluation.metrics.flow import Flow, optical_flow, warp
+from swifti2v.media import frames_to_video, video_to_frames
+from swifti2v.media.flow import Flow, optical_flow, warp
+from swifti2v.pipelines.transition import ReferenceFrames
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -77,6 +81,23 @@ def warp_detail_baseline(low_res_frames: Uint8, photo: Uint8) -> Uint8:
     detail = photo.astype(np.float32) - next(_enlarge(low_res_frames[:1], *photo.shape[:2]))
     frames = (_round(frame + warp(detail, flow)) for frame, flow in pairs)
     return _collect(frames, len(low_res_frames), photo)
+
+
+def carried_baseline(low_res_frames: Uint8, photo: Uint8) -> Uint8:
+    """The reference that Stage II is given with ``reference_detail`` carried, as a clip.
+
+    As ``warp_detail_baseline``, but the detail is the moved photo's, and it is added only where the
+    motion can be trusted. Arguments, result and errors as in ``flow_warp_baseline``.
+    """
+    _require_photo(low_res_frames, photo)
+    config = Stage2Config(reference_detail="carried")
+    full = frames_to_video(photo[None])
+    with closing(ReferenceFrames(low_res_frames, full, config)) as reference:
+        frames = (
+            video_to_frames(reference.read(index, index + 1))[0]
+            for index in range(1, len(low_res_frames))
+        )
+        return _collect(frames, len(low_res_frames), photo)
 
 
 def _enlarge(frames: Uint8, height: int, width: int) -> Iterator[Uint8]:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from swifti2v.errors import MediaError, ShapeError
-from swifti2v.evaluation.metrics.flow import MIN_SIDE
 from swifti2v.media import fit_image, iter_frames, load_image, probe_clip
+from swifti2v.media.flow import MIN_SIDE
 from swifti2v.media.images import Fit
 
 TIME_FACTOR = 4

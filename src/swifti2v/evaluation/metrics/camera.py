@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from swifti2v.errors import ShapeError
-from swifti2v.evaluation.metrics.flow import MIN_SIDE, optical_flow
 from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, to_uint8
+from swifti2v.media.flow import MIN_SIDE, optical_flow
 
 CameraLabel: TypeAlias = Literal[
     "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "static"

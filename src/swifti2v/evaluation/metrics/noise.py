@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ShapeError
-from swifti2v.evaluation.metrics.flow import optical_flow, shrink
+from swifti2v.evaluation.metrics.flow import shrink
 from swifti2v.evaluation.metrics.frames import (
     FramePieces,
     Frames,
@@ -17,6 +17,7 @@ from swifti2v.evaluation.metrics.frames import (
     luma,
     to_unit_range,
 )
+from swifti2v.media.flow import optical_flow
 
 WAVELET = np.array([1 - 3**0.5, 3**0.5 - 3, 3 + 3**0.5, -1 - 3**0.5]) / 2**2.5
 """High-pass of Daubechies' wavelet with two vanishing moments."""

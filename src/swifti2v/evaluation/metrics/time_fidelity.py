@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ShapeError
-from swifti2v.evaluation.metrics.flow import chain, optical_flow, shrink, visible, warp
+from swifti2v.evaluation.metrics.flow import shrink
 from swifti2v.evaluation.metrics.frames import FramePieces, Frames, iterate_frames
+from swifti2v.media.flow import chain, optical_flow, visible, warp
 
 MIN_VISIBLE = 0.01
 """Below this part of the frame there is too little of the photo left to judge."""

@@ -1,0 +1,178 @@
+"""Dense optical flow between two frames, and looking up values along it."""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from swifti2v.errors import ShapeError
+from swifti2v.media.resize import Frames
+
+Flow: TypeAlias = npt.NDArray[np.float32]
+"""``[H, W, 2]``: displacement to the right and down, in pixels."""
+Image: TypeAlias = npt.NDArray[Any]
+
+MIN_SIDE = 16
+"""DIS needs a pyramid level that holds its 8-pixel patches with room to move."""
+Preset: TypeAlias = Literal["fast", "medium", "fine"]
+
+
+SHIFT_SIDE = 160
+"""Longer side of the frames that ``find_shift`` compares."""
+LEAST_CORRELATION = 0.6
+"""Correlation of the place that it takes."""
+CORRELATION_GAIN = 0.1
+"""And how much more that must be than at rest."""
+
+
+class Search(NamedTuple):
+    """How flow is searched."""
+
+    preset: int
+    """OpenCV's."""
+    finest_scale: int
+    """How often the frames are halved for the finest level of the search."""
+    smoothness: float
+    """Weight of smooth flow in the refinement (OpenCV's alpha)."""
+
+
+PRESETS: dict[Preset, Search] = {
+    "fast": Search(cv2.DISOPTICAL_FLOW_PRESET_FAST, 2, 20.0),
+    "medium": Search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, 1, 20.0),
+    "fine": Search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, 0, 40.0),
+}
+
+
+def optical_flow(
+    first: Frames,
+    second: Frames,
+    preset: Preset = "medium",
+    start: Flow | None = None,
+) -> Flow:
+    """Dense inverse-search flow from one frame to another.
+
+    Args:
+        first: ``[H, W, 3]`` uint8; sides of at least 16 pixels.
+        second: The same size.
+        preset: ``fast`` finds flow at a quarter of the size, ``medium`` at half and
+            about five times slower, ``fine`` at the full size and smoother.
+        start: ``[H, W, 2]``, a guess that is refined and not changed; None starts from rest.
+
+    Returns:
+        ``[H, W, 2]`` float32, right and down in pixels: what is at ``x`` in ``first`` is at
+        ``x + flow(x)`` in ``second``, so ``warp(second, flow)`` looks like ``first``.
+
+    Raises:
+        ShapeError: The frames differ in size or are too small.
+
+    Source:
+        Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016 (OpenCV).
+    """
+    if first.shape != second.shape or first.ndim != 3 or first.shape[-1] != 3:
+        raise ShapeError(
+            f"flow needs two frames [H, W, 3] of one size, got {tuple(first.shape)} "
+            f"and {tuple(second.shape)}"
+        )
+    if min(first.shape[:2]) < MIN_SIDE:
+        raise ShapeError(f"a side of {tuple(first.shape)} is below {MIN_SIDE} pixels: enlarge it")
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second)]
+    guess = np.zeros((*grey[0].shape, 2), np.float32) if start is None else start.copy()
+    how = PRESETS[preset]
+    search = cv2.DISOpticalFlow.create(how.preset)
+    search.setFinestScale(how.finest_scale)
+    search.setVariationalRefinementAlpha(how.smoothness)
+    flow = search.calc(grey[0], grey[1], guess)
+    return flow.astype(np.float32, copy=False)
+
+
+def find_shift(first: Frames, second: Frames) -> tuple[float, float]:
+    """Where the middle of a frame is found in another one: a start for ``optical_flow``.
+
+    From rest that finds motion of up to a fifth of the frame; this reaches a third of it.
+
+    Args:
+        first: ``[H, W, 3]`` uint8; its middle ninth is looked for.
+        second: The same size.
+
+    Returns:
+        Right and down in pixels, as a flow; (0, 0) where no place is clearly better than rest.
+    """
+    height, width = first.shape[:2]
+    scale = min(1.0, SHIFT_SIDE / max(height, width))
+    size = max(3, round(width * scale)), max(3, round(height * scale))
+    a, b = (
+        cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        for frame in (first, second)
+    )
+    left, top = size[0] // 3, size[1] // 3
+    middle = a[top : 2 * top, left : 2 * left]
+    scores = cv2.matchTemplate(b, middle, cv2.TM_CCOEFF_NORMED)
+    _, best, _, (x, y) = cv2.minMaxLoc(scores)
+    if best < LEAST_CORRELATION or best < scores[top, left] + CORRELATION_GAIN:
+        return 0.0, 0.0
+    return (x - left) / scale, (y - top) / scale
+
+
+def warp(image: Image, flow: Flow) -> Image:
+    """Look up every pixel of an image where the flow points to (backward warping).
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, K]`` with K of at most 4, uint8 or float32.
+        flow: ``[H, W, 2]``, right and down in pixels.
+
+    Returns:
+        The same shape and type: ``image(x + flow(x))``, Lanczos over 8 x 8 pixels, mirrored
+        at the edges. A float32 image may overshoot its range at sharp edges.
+
+    Raises:
+        ShapeError: The sizes differ.
+    """
+    height, width = flow.shape[:2]
+    if image.shape[:2] != (height, width):
+        raise ShapeError(f"image {image.shape[:2]} and flow {(height, width)} differ in size")
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    return cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def chain(first: Flow, second: Flow) -> Flow:
+    """Flow from A to C, of the flow from A to B and the flow from B to C, all ``[H, W, 2]``."""
+    chained: Flow = first + _where_it_lands(first, second)
+    return chained
+
+
+def _where_it_lands(flow: Flow, values: Flow) -> Flow:
+    """``values`` at the ends of ``flow``; beyond the edges those at the edge."""
+    height, width = flow.shape[:2]
+    x = flow[..., 0] + np.arange(width, dtype=np.float32)
+    y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    landed = cv2.remap(values, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return landed.astype(np.float32, copy=False)
+
+
+def cycle_error(forward: Flow, backward: Flow) -> npt.NDArray[np.float32]:
+    """Squared distance in pixels, ``[H, W]``, between a pixel and where both flows take it."""
+    landed = _where_it_lands(forward, backward)
+    error: npt.NDArray[np.float32] = ((forward + landed) ** 2).sum(-1)
+    return error
+
+
+def visible(forward: Flow, backward: Flow) -> npt.NDArray[np.bool_]:
+    """Where a forward flow and the backward flow it lands on cancel: no occlusion.
+
+    Returns:
+        ``[H, W]``: ``|f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5``, and the target is in the frame.
+
+    Source:
+        Sundaram et al., "Dense point trajectories", ECCV 2010, equation 5.
+    """
+    landed = _where_it_lands(forward, backward)
+    lengths = (forward**2).sum(-1) + (landed**2).sum(-1)
+    cancels = cycle_error(forward, backward) < 0.01 * lengths + 0.5
+    height, width = forward.shape[:2]
+    x = forward[..., 0] + np.arange(width, dtype=np.float32)
+    y = forward[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    result: npt.NDArray[np.bool_] = cancels & inside
+    return result
