@@ -140,6 +140,9 @@ class Stage2Config:
     """Every window begins with the first frame; or it is seen only while it is the context."""
     reference_start: Literal["photo", "motion"] = "photo"
     """First frame of the reference: the photo in full, or the motion reference's own."""
+    reference_detail: Literal["none", "carried"] = "none"
+    """Fine detail of the reference's other frames: none; or the photo's, moved along the motion of
+    the motion reference where that can be trusted."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Which tokens attend to each other."""
     temporal_positions: Literal["renumbered", "absolute"] = "renumbered"
@@ -161,8 +164,21 @@ class Stage2Config:
         if self.segment_size is not None:
             _require("stage2.segment_size", self.segment_size, low=1)
         _require("stage2.context_size", self.context_size, low=0)
+        if self.reference_detail == "carried":
+            self._require_photo()
         if self.vae_tile is not None:
             _require("stage2.vae_tile", self.vae_tile, low=8)
+
+    def _require_photo(self) -> None:
+        for name, value, wanted in (
+            ("reference_start", self.reference_start, "photo"),
+            ("anchor", self.anchor, "given"),
+        ):
+            if value != wanted:
+                raise ConfigError(
+                    f"stage2.reference_detail is carried and stage2.{name} is {value}: there is no "
+                    "photo whose detail could be carried; set stage2.reference_detail=none"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -171,7 +171,7 @@ def test_a_reference_without_the_photo_keeps_the_photo_as_anchor(pipe, image):
     vae, photo = pipe.components.stage2_vae, image_to_tensor(image)
     motion = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
     plain = HybridReference(motion, photo, vae)
-    other = HybridReference(motion, photo, vae, starts_with_photo=False)
+    other = HybridReference(motion, photo, vae, Stage2Config(reference_start="motion"))
     whole = resize_video(frames_to_video(motion), SIZE, SIZE, "lanczos")
     assert torch.equal(other.latents((0, 1, 2)), StreamingEncoder(vae).encode(whole))
     assert torch.equal(other.anchor(), plain.anchor())

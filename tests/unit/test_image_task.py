@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from swifti2v.config import AttentionConfig, GenerationConfig, merge, parse_config
+from swifti2v.config import (
+    AttentionConfig,
+    GenerationConfig,
+    Stage2Config,
+    merge,
+    parse_config,
+)
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -76,7 +82,7 @@ def test_flow_is_that_of_a_clip_of_one_frame(in_channels: int, error_of: Any) ->
     latents = encode_clips(task.vae, batch.video)
     assert latents.shape == (2, 384, 1, 8, 8)
     beside = (
-        encode_clips(task.vae, degrade(batch.video, 4, starts_with_photo=False))
+        encode_clips(task.vae, degrade(batch.video, 4, Stage2Config(reference_start="motion")))
         if in_channels == 768
         else None
     )
@@ -100,7 +106,7 @@ def test_hfato_starts_without_detail_and_asks_for_it(
     task, batch = make_task(objective, parameterization=parameterization), make_batch()
     loss = task.loss(batch, DRAW)
     latents = encode_clips(task.vae, batch.video)
-    beside = encode_clips(task.vae, degrade(batch.video, 4, starts_with_photo=False))
+    beside = encode_clips(task.vae, degrade(batch.video, 4, Stage2Config(reference_start="motion")))
     start = beside if degradation is None else degrade_latents(latents, degradation)
     sigma, noise = task.draw_sigma(DRAW), DRAW.noise_like(latents)
     level = sigma[:, None, None, None, None]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from swifti2v.config import Stage2Config
 from swifti2v.models.causal_conv import History
 from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.models.placement import is_streamed, place
@@ -75,13 +76,15 @@ def test_the_offloaded_placement_makes_the_same_frames():
     assert not resident.components.offloads_history
 
 
-@pytest.mark.parametrize("tile", [None, 4])
+@pytest.mark.parametrize("tile", [None, 8])
 def test_a_reference_encoded_in_larger_pieces_is_the_same(tile):
     rng = np.random.default_rng(0)
-    clip = rng.integers(0, 256, (17, 8, 14, 3), dtype=np.uint8)
-    photo = torch.rand(1, 3, 1, 32, 56) * 2 - 1
+    clip = rng.integers(0, 256, (17, 16, 28, 3), dtype=np.uint8)
+    photo = torch.rand(1, 3, 1, 64, 112) * 2 - 1
     kept, moved = (
-        HybridReference(clip, photo, tiny_vae(), tile=tile, offloads_history=offloads)
+        HybridReference(
+            clip, photo, tiny_vae(), Stage2Config(vae_tile=tile), offloads_history=offloads
+        )
         for offloads in (False, True)
     )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.errors import ConfigError
 from swifti2v.evaluation.speed.published import PUBLISHED, count_published, predict, published_rates
 from swifti2v.models.tiles import count_tiles
@@ -16,7 +16,15 @@ from swifti2v.planning.costs import STAGES
 from swifti2v.planning.devices import DEVICES, PRECISIONS, find_device
 from swifti2v.planning.measurement import free_bytes, measure
 from swifti2v.planning.models import Models
-from swifti2v.planning.plans import MIN_TILE, PLACEMENTS, Wish, make_plan, propose_tiles
+from swifti2v.planning.plans import (
+    MIN_TILE,
+    PLACEMENTS,
+    SEARCH_THREADS,
+    Wish,
+    estimate,
+    make_plan,
+    propose_tiles,
+)
 from swifti2v.planning.work import ClipCounter
 from swifti2v.units import GB, MB
 
@@ -28,6 +36,13 @@ few = settings(max_examples=40, deadline=None)
 def paper() -> ClipCounter:
     models = Models("paper", torch.bfloat16)
     return ClipCounter(models, parse_config(GenerationConfig, models.index.settings, "paper"))
+
+
+@cache
+def paper_carried() -> ClipCounter:
+    models, changes = Models("paper", torch.bfloat16), {"stage2": {"reference_detail": "carried"}}
+    config = parse_config(GenerationConfig, merge(models.index.settings, changes), "paper")
+    return ClipCounter(models, config)
 
 
 @cache
@@ -83,6 +98,28 @@ def test_the_2k_system_is_resident_on_an_h200():
     assert 21.1 < chosen.seconds["total"] < 111  # floor of the hardware, and the paper's time
     assert plan.flops["total"] == pytest.approx(16.146e15, rel=1e-3)
     assert plan.disk_bytes == pytest.approx(57.2e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["rtx4090", "h100", "h200"])
+def test_carrying_the_photos_detail_takes_less_than_a_tenth_of_the_time(name):
+    device = DEVICES[name]
+    plain, carried = (
+        make_plan(counter(), device, "bfloat16").require_fit() for counter in (paper, paper_carried)
+    )
+    added = {stage: carried.seconds[stage] - plain.seconds[stage] for stage in STAGES}
+    assert 0.2 < added.pop("reference") < 0.1 * plain.seconds["total"]
+    assert not any(added.values())
+
+
+def test_a_search_that_takes_longer_than_the_model_is_waited_for():
+    work = paper_carried().count()
+    option, slow = (
+        estimate(own, DEVICES["h200"], "bfloat16", "resident").seconds
+        for own in (work, replace(work, search_seconds=1000 * SEARCH_THREADS))
+    )
+    hidden = option["stage2"] + option["decode"]
+    own = option["reference"] - work.search_seconds / SEARCH_THREADS / work.num_segments
+    assert slow["reference"] == pytest.approx(1000 + own - hidden)
 
 
 def test_a_public_measurement_is_predicted():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.segments import Segment, plan_segments
@@ -43,6 +44,7 @@ MATERIAL = Material(
     pictures=(np.full((90, 100, 3), 200, np.uint8), np.full((200, 300, 3), 210, np.uint8)),
 )
 TRANSITION = (transition_clip(50), transition_clip(51, 20))
+BLIND = Stage2Config(reference_start="motion")
 
 
 def source(mix: MixConfig = CLIPS, **changes: Any) -> MaterialSource:
@@ -112,15 +114,13 @@ def test_a_window_without_the_anchor_is_cut_with_the_photo_in_front():
 @pytest.mark.parametrize("mix", [MixConfig(), MixConfig(clips=0, transition=1)])
 def test_a_reference_without_the_photo_starts_as_small_as_it_goes_on(mix):
     segment = plan_segments(5)[0]
-    own, other = (
-        source(mix, starts_with_photo=photo).load(draw(), segment, 5) for photo in (True, False)
-    )
+    own, other = (source(mix, stage2=stage2).load(draw(), segment, 5) for stage2 in (None, BLIND))
     assert torch.equal(own.video, other.video)
     assert torch.equal(own.reference[:, :, 1:], other.reference[:, :, 1:])
     assert torch.equal(own.reference[:, :, 0], own.video[:, :, 0])
     assert not torch.equal(other.reference[:, :, 0], own.video[:, :, 0])
     if mix.clips:
-        expected = degrade(other.video, LOW, starts_with_photo=False)
+        expected = degrade(other.video, LOW, BLIND)
         assert torch.equal(other.reference, expected)
 
 

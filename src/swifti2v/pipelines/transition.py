@@ -1,17 +1,96 @@
 """From Stage I to Stage II: the hybrid reference, built and encoded a piece at a time."""
 
-from typing import Any, Literal
+from contextlib import closing
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingEncoder
+from swifti2v.pipelines.carrying import GivenMotion, MotionSearch, find_detail
 
-Upsampling = Literal["lanczos", "bicubic", "bilinear"]
+
+class ReferenceFrames:
+    """Frames of the hybrid reference: the motion reference enlarged, with the photo in front.
+
+    With ``reference_detail`` carried, every other frame has the photo's detail where the motion
+    reference moved it. A frame depends on itself, on frame 0 and on the photo alone, so it does not
+    matter which frames were read before it.
+
+    Args:
+        motion_reference: ``[T, h, w, 3]`` uint8, Stage I's output or the user's own clip.
+        photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
+        config: Its ``upsampling``, ``reference_start`` and ``reference_detail`` are read.
+        displacement: ``[T, 2, h, w]`` from every frame to frame 0, right and down in pixels of the
+            motion reference, for detail that is carried; None searches it.
+
+    Raises:
+        ShapeError: The clip's aspect is not the photo's, or the displacement is of another clip.
+        NumericalError: The displacement is not finite.
+    """
+
+    def __init__(
+        self,
+        motion_reference: Frames,
+        photo: Tensor,
+        config: Stage2Config,
+        displacement: Tensor | None = None,
+    ) -> None:
+        num_frames, low_height, low_width, _ = motion_reference.shape
+        height, width = photo.shape[-2:]
+        if low_height * width != low_width * height:
+            raise ShapeError(
+                f"the motion reference is {low_width}x{low_height}, the output {width}x{height}: "
+                "the aspects differ; crop the clip or choose an output size of its aspect"
+            )
+        self.motion_reference, self.photo = motion_reference, photo
+        self.upsampling = config.upsampling
+        self.starts_with_photo = config.reference_start == "photo"
+        self._find_motion: MotionSearch | GivenMotion | None = None
+        if config.reference_detail == "carried":
+            self._find_motion = (
+                MotionSearch(motion_reference)
+                if displacement is None
+                else GivenMotion(displacement, num_frames, (low_height, low_width))
+            )
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Frames ``[1, 3, stop - start, H, W]`` from ``start`` on; not clamped."""
+        if self.starts_with_photo and (start, stop) == (0, 1):
+            return self.photo
+        photo, device = self.photo, self.photo.device
+        small = frames_to_video(self.motion_reference[start:stop]).to(device)
+        video = resize_video(small, *photo.shape[-2:], self.upsampling)
+        for place, index in enumerate(range(start, stop)):
+            if index == 0 and self.starts_with_photo:
+                video[:, :, :1] = photo
+            elif self._find_motion is not None:
+                motion = self._find_motion(index).to(device)
+                frame = small[:, :, place : place + 1]
+                video[:, :, place : place + 1] += find_detail(frame, photo, motion, self.upsampling)
+        return video
+
+    def close(self) -> None:
+        """End the search for motion; nothing can be read afterwards."""
+        if self._find_motion is not None:
+            self._find_motion.close()
+
+
+def make_reference(
+    motion_reference: Frames, photo: Tensor, config: Stage2Config | None = None
+) -> Tensor:
+    """All frames of a hybrid reference at once, for short clips: see ``ReferenceFrames``.
+
+    Returns:
+        ``[1, 3, T, H, W]``, not clamped.
+    """
+    with closing(ReferenceFrames(motion_reference, photo, config or Stage2Config())) as frames:
+        return frames.read(0, len(motion_reference))
 
 
 class HybridReference:
@@ -21,16 +100,16 @@ class HybridReference:
     frame that a later segment can still need are dropped with ``forget_before``.
 
     Args:
-        motion_reference: ``[T, h, w, 3]`` uint8, Stage I's output or the user's own clip.
-        photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
+        motion_reference: See ``ReferenceFrames``; T is ``time * k + 1``.
+        photo: See ``ReferenceFrames``.
         vae: Stage II's VAE.
-        upsampling: Resize kernel.
-        tile: Longest side of a spatial VAE tile in latent cells, or none.
+        config: See ``ReferenceFrames``; its ``vae_tile`` is read as well.
         offloads_history: See ``StreamingEncoder``.
-        starts_with_photo: Without, its first frame is the motion reference's own, enlarged.
+        displacement: See ``ReferenceFrames``.
 
     Raises:
-        ShapeError: T is not ``time * k + 1`` or the clip's aspect is not the photo's.
+        ShapeError: The motion reference or the displacement does not fit.
+        NumericalError: The displacement is not finite.
 
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.1 (pixel-space transition).
@@ -41,25 +120,15 @@ class HybridReference:
         motion_reference: Frames,
         photo: Tensor,
         vae: AutoencoderKLWan | BlockCodec,
-        upsampling: Upsampling = "lanczos",
-        tile: int | None = None,
-        offloads_history: bool = False,
+        config: Stage2Config | None = None,
         *,
-        starts_with_photo: bool = True,
+        offloads_history: bool = False,
+        displacement: Tensor | None = None,
     ) -> None:
-        _, low_height, low_width, _ = motion_reference.shape
-        height, width = photo.shape[-2:]
-        if low_height * width != low_width * height:
-            raise ShapeError(
-                f"the motion reference is {low_width}x{low_height}, the output {width}x{height}: "
-                "the aspects differ; crop the clip or choose an output size of its aspect"
-            )
-        self.motion_reference = motion_reference
-        self.photo = photo
-        self.upsampling = upsampling
-        self.starts_with_photo = starts_with_photo
-        self._vae, self._tile = vae, tile
-        self._encoder = StreamingEncoder(vae, tile=tile, offloads_history=offloads_history)
+        config = config or Stage2Config()
+        self.frames = ReferenceFrames(motion_reference, photo, config, displacement)
+        self._vae, self._tile = vae, config.vae_tile
+        self._encoder = StreamingEncoder(vae, tile=self._tile, offloads_history=offloads_history)
         self._offloads_history = offloads_history
         self._time = int(vae.config["scale_factor_temporal"])
         self._latents: dict[int, Tensor] = {}
@@ -68,7 +137,7 @@ class HybridReference:
     @property
     def num_latent_frames(self) -> int:
         """F of the whole clip."""
-        return (len(self.motion_reference) - 1) // self._time + 1
+        return (len(self.frames.motion_reference) - 1) // self._time + 1
 
     def latents(self, frames: tuple[int, ...]) -> Tensor:
         """Reference latents ``[1, C, len(frames), h, w]`` of the frames asked for.
@@ -85,9 +154,9 @@ class HybridReference:
 
     def anchor(self) -> Tensor:
         """Latents ``[1, C, 1, h, w]`` of the photo alone."""
-        if self.starts_with_photo:
+        if self.frames.starts_with_photo:
             return self.latents((0,))  # z_x equals frame 0 of z_ref
-        return StreamingEncoder(self._vae, tile=self._tile).encode(self.photo)
+        return StreamingEncoder(self._vae, tile=self._tile).encode(self.frames.photo)
 
     def forget_before(self, frame: int) -> None:
         """Drop latents of frames below ``frame``, but never the anchor's."""
@@ -96,19 +165,19 @@ class HybridReference:
 
     def pixels(self, latent_frame: int) -> Tensor:
         """Frames ``[1, 3, t, H, W]`` of the hybrid reference that one latent frame holds."""
-        if latent_frame == 0 and self.starts_with_photo:
-            return self.photo
         start = max(0, (latent_frame - 1) * self._time + 1)
         stop = latent_frame * self._time + 1
-        piece = self.motion_reference[start:stop]
-        if len(piece) < stop - start:
+        num_frames = len(self.frames.motion_reference)
+        if stop > num_frames:
             raise ShapeError(
                 f"latent frame {latent_frame} is past the end of a motion reference of "
-                f"{len(self.motion_reference)} frames"
+                f"{num_frames} frames"
             )
-        height, width = self.photo.shape[-2:]
-        video = frames_to_video(piece).to(self.photo.device)
-        return resize_video(video, height, width, self.upsampling)
+        return self.frames.read(start, stop)
+
+    def close(self) -> None:
+        """End what was begun for frames that nobody will ask for."""
+        self.frames.close()
 
     def _encode_through(self, last: int) -> None:
         """Encode up to ``last``: all at once if the history waits elsewhere, to fetch it once."""
@@ -124,5 +193,5 @@ class HybridReference:
         self._encoded = last + 1
 
     def __repr__(self) -> str:
-        shape: Any = self.motion_reference.shape
+        shape: Any = self.frames.motion_reference.shape
         return f"HybridReference({shape}, {self._encoded}/{self.num_latent_frames} encoded)"

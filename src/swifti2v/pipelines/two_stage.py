@@ -1,6 +1,7 @@
 """Photo and prompt in, segments of native high-resolution video out: both stages as one pipeline."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
-from swifti2v.pipelines.stage2 import Stage2Pipeline
+from swifti2v.pipelines.stage2 import SegmentLatents, Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
@@ -384,15 +385,24 @@ class SwiftI2VPipeline:
             motion_reference,
             photo,
             self.components.stage2_vae,
-            config.stage2.upsampling,
-            config.stage2.vae_tile,
-            self.components.offloads_history,
-            starts_with_photo=config.stage2.reference_start == "photo",
+            config.stage2,
+            offloads_history=self.components.offloads_history,
         )
-        decoder = self._start_decoder(config)
         segments = self.stage2.stream(
             reference, conditions, _seed(generator), config.stage2, finished, on_progress, stopwatch
         )
+        with closing(reference):
+            yield from self._decode(segments, reference, config, stopwatch)
+
+    def _decode(
+        self,
+        segments: Iterator[SegmentLatents],
+        reference: HybridReference,
+        config: GenerationConfig,
+        stopwatch: Stopwatch,
+    ) -> Iterator[SegmentOutput]:
+        """Frames of each segment as soon as its latents are there."""
+        decoder = self._start_decoder(config)
         since = 0.0
         while True:
             # Entered and left around each segment: a generator must not keep gradients switched

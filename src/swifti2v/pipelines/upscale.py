@@ -69,12 +69,14 @@ def upscale(
 def second_pass(config: GenerationConfig) -> GenerationConfig:
     """Settings of a model, changed so that Stage II starts from a clip and makes all its frames.
 
-    A strength below 1 is kept: such a model is meant for this.
+    A strength below 1 is kept: such a model is meant for this. There is no photo, so no detail is
+    carried.
     """
     sampling = config.stage2.sampling
     if sampling.strength == 1:
         sampling = replace(sampling, strength=STRENGTH)
-    return replace(config, stage2=replace(config.stage2, anchor="generated", sampling=sampling))
+    stage2 = replace(config.stage2, anchor="generated", reference_detail="none", sampling=sampling)
+    return replace(config, stage2=stage2)
 
 
 def first_frame(clip: Frames, config: GenerationConfig) -> Image.Image:

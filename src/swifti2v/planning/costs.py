@@ -123,6 +123,10 @@ class ClipWork:
     """Whether the causal history waits in host memory."""
     host_bytes: float
     """Clips and latents in host memory, and the history if it waits there."""
+    search_seconds: float = 0
+    """Of one processor core on the host, for the motion that the photo's detail is carried along."""
+    num_segments: int = 1
+    """Segments of the clip; the motion of the first one's frames is waited for."""
 
     @property
     def flops(self) -> dict[str, float]:

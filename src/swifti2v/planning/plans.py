@@ -1,5 +1,6 @@
 """Does a clip fit, with which placement, and how long will it take: counted work over known rates."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +23,8 @@ MIN_TILE = 16
 """Latent cells along the side of the smallest VAE tile that is proposed."""
 NO_STREAMED_PREFETCH = ("image_encoder",)
 """Components whose blocks are fetched when they are due, not before."""
+SEARCH_THREADS = 4
+"""Cores beside a GPU that search motion for the carried detail. An assumption."""
 PLACEMENTS: tuple[Placement, ...] = ("resident", "streamed", "offloaded")
 
 
@@ -228,7 +231,7 @@ def estimate(work: ClipWork, device: Device, precision: Precision, placement: Pl
     """Time and memory of a clip in one placement.
 
     A stage takes the time of its matrix products, attention, convolutions and remaining memory
-    traffic, one after the other. Streamed weights are copied while a block computes, so the longer
+    traffic, one after the other. The host searches motion for carried detail at the same time. Streamed weights are copied while a block computes, so the longer
     of the two counts; the causal history is not.
 
     Args:
@@ -238,16 +241,25 @@ def estimate(work: ClipWork, device: Device, precision: Precision, placement: Pl
         placement: Where they live.
     """
     is_streamed = placement != "resident"
-    seconds = {
-        name: _seconds(work, work.stages[name], device, precision, is_streamed) for name in STAGES
-    }
     return Option(
         placement=placement,
         vae_tile=work.vae_tile,
-        seconds=_with_total(seconds),
+        seconds=_all_seconds(work, device, precision, is_streamed=is_streamed),
         peak_device_bytes=_peaks(work, is_streamed=is_streamed),
         host_bytes=_host_bytes(work, device, is_streamed=is_streamed),
     )
+
+
+def _all_seconds(
+    work: ClipWork, device: Device, precision: str, *, is_streamed: bool
+) -> dict[str, float]:
+    """By stage, and ``total``."""
+    seconds = {
+        name: _seconds(work, work.stages[name], device, precision, is_streamed) for name in STAGES
+    }
+    seconds["reference"] += _wait_for_search(work, device, seconds)
+    by_stage: dict[str, float] = {**seconds}
+    return {**by_stage, "total": sum(by_stage.values())}
 
 
 def _seconds(
@@ -273,6 +285,15 @@ def _seconds(
         else:
             hidden += copied
     return max(compute, hidden) + shown + moved
+
+
+def _wait_for_search(work: ClipWork, device: Device, seconds: Mapping[Stage, float]) -> float:
+    """What the search for motion adds: it goes on while a GPU makes the segment before."""
+    if device.is_cpu:
+        return work.search_seconds / (os.cpu_count() or 1)
+    search = work.search_seconds / SEARCH_THREADS
+    first = search / work.num_segments
+    return first + max(0.0, search - first - seconds["stage2"] - seconds["decode"])
 
 
 def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[str, float]:
@@ -312,21 +333,16 @@ def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
 
 def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:
     """All weights resident, those of the transformers in 8 bits."""
-    seconds = {
-        name: _seconds(
-            work,
-            replace(stage, is_float8=name in ("stage1", "stage2")),
-            device,
-            precision,
-            is_streamed=False,
-        )
+    stages = {
+        name: replace(stage, is_float8=name in ("stage1", "stage2"))
         for name, stage in work.stages.items()
     }
+    faster = replace(work, stages=stages)
     plain = estimate(work, device, precision, "resident")
     return replace(
         plain,
         placement="8-bit",
-        seconds=_with_total(seconds),
+        seconds=_all_seconds(faster, device, precision, is_streamed=False),
         peak_device_bytes=_peaks(work, is_streamed=False, is_8bit=True),
         is_available=False,
     )
@@ -334,11 +350,6 @@ def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Opti
 
 def _fits(option: Option, budget: float) -> bool:
     return option.is_available and option.peak_device_bytes["peak"] <= budget
-
-
-def _with_total(seconds: Mapping[Stage, float]) -> dict[str, float]:
-    by_stage: dict[str, float] = {name: seconds[name] for name in STAGES}
-    return {**by_stage, "total": sum(seconds.values())}
 
 
 def _rounded(values: dict[str, float]) -> dict[str, int]:

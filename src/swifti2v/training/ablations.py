@@ -19,7 +19,11 @@ from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, Stage2Config, merge, parse_config, to_dict
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.baselines import flow_warp_baseline, lanczos_baseline
+from swifti2v.evaluation.baselines import (
+    carried_baseline,
+    flow_warp_baseline,
+    lanczos_baseline,
+)
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.model_card import clip_psnr, downscale
@@ -52,9 +56,9 @@ class Arm:
 
     name: str
     """Row of the table."""
-    made_by: Literal["stage2", "lanczos", "flow_warp"] = "stage2"
-    """A trained Stage II; or without a model: the small clip enlarged, or the photo moved along
-    the small clip's motion. Those take none of the settings below."""
+    made_by: Literal["stage2", "lanczos", "flow_warp", "carried"] = "stage2"
+    """A trained Stage II; or without a model: the small clip enlarged, the photo moved along the
+    small clip's motion, or its detail carried along that. Those take none of the settings below."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Changes of the objective."""
     stage2: dict[str, Any] = field(default_factory=dict)
@@ -203,7 +207,9 @@ class Ablations:
         num_frames = len(tests[0].truth)
         side = config.crop
         self.settings = replace(pipe.config, num_frames=num_frames, height=side, width=side)
-        self.residual = measure_residual(material.clips, self.settings.stage1.downscale)
+        self.residual = measure_residual(
+            material.clips, self.settings.stage1.downscale, config.stage2
+        )
 
     def runs(self) -> list[tuple[Arm, int]]:
         """All runs, one seed of every arm after the other."""
@@ -254,7 +260,7 @@ class Ablations:
             config.crop,
             settings.stage1.downscale,
             {settings.num_frames: 1.0},
-            starts_with_photo=stage2.reference_start == "photo",
+            stage2,
         )
         no_text = torch.zeros(1, 1, text_dim)
         codec = self.components.stage2_vae
@@ -293,11 +299,14 @@ class Ablations:
         return rows
 
 
-def make_without_model(method: Literal["lanczos", "flow_warp"], clip: TestClip) -> Frames:
+def make_without_model(
+    method: Literal["lanczos", "flow_warp", "carried"], clip: TestClip
+) -> Frames:
     """A clip from its low-resolution version, and from its photo where the method takes one."""
     if method == "lanczos":
         return lanczos_baseline(clip.low, *clip.truth.shape[1:3])
-    return flow_warp_baseline(clip.low, clip.truth[0])
+    make = flow_warp_baseline if method == "flow_warp" else carried_baseline
+    return make(clip.low, clip.truth[0])
 
 
 def compare_with_truth(

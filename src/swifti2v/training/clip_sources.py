@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError
 from swifti2v.media import frames_to_video
 from swifti2v.models.codec import BlockCodec
@@ -57,7 +58,7 @@ class Stage2Clips:
         vae: A causal one is given all frames up to the window's end.
         downscale: Stage I's.
         crop: Side of a random square that is cut out; None takes whole frames.
-        starts_with_photo: Whether the reference has the photo in front.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
     """
 
     def __init__(
@@ -66,11 +67,10 @@ class Stage2Clips:
         vae: VideoVAE,
         downscale: int,
         crop: int | None,
-        *,
-        starts_with_photo: bool = True,
+        stage2: Stage2Config | None = None,
     ) -> None:
         self.clips, self.downscale, self.crop = clips, downscale, crop
-        self.starts_with_photo = starts_with_photo
+        self.stage2 = stage2
         self.is_causal = not isinstance(vae, BlockCodec)
         for bucket in clips.plan.shares:
             if crop is not None and crop > min(bucket.height, bucket.width):
@@ -118,5 +118,5 @@ class Stage2Clips:
             places,
             piece.crop,
             self.downscale,
-            starts_with_photo=self.starts_with_photo,
+            self.stage2,
         )

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.media import Frames, frames_to_video, resize_video
+from swifti2v.media import Frames, frames_to_video
+from swifti2v.pipelines.transition import make_reference
 from swifti2v.training.data import degrade
 
 
@@ -56,10 +58,9 @@ def cut_pair(
     places: Sequence[int],
     crop: Crop,
     downscale: int,
-    *,
-    starts_with_photo: bool = True,
+    stage2: Stage2Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A part of a clip and what Stage II is given for it: enlarged, with the photo in front.
+    """A part of a clip and what Stage II is given for it.
 
     Args:
         name: For messages.
@@ -69,7 +70,7 @@ def cut_pair(
         places: Frames to take, the photo's first.
         crop: Corner and sides are multiples of ``downscale``.
         downscale: Stage I's.
-        starts_with_photo: Without, the photo is enlarged from small as well.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
 
     Returns:
         Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].
@@ -79,14 +80,12 @@ def cut_pair(
     """
     video = cut_clip(frames, crop, places)
     if small is None:
-        return video, degrade(video, downscale, starts_with_photo=starts_with_photo)
+        return video, degrade(video, downscale, stage2)
     if small.shape[1] * downscale != frames.shape[1]:
         raise ShapeError(
             f"the reference of {name} is {small.shape[2]}x{small.shape[1]}; make it again for clips "
             f"of {frames.shape[2]}x{frames.shape[1]}"
         )
-    part = cut_clip(small, Crop(*(side // downscale for side in crop)), places)
-    reference = resize_video(part, crop.height, crop.width, "lanczos")
-    if starts_with_photo:
-        reference[:, :, 0] = video[:, :, 0]
-    return video, reference
+    top, left, height, width = (side // downscale for side in crop)
+    part = small[places, top : top + height, left : left + width]
+    return video, make_reference(part, video[:, :, :1], stage2)

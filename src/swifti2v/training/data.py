@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import InputError
 from swifti2v.media import (
     Frames,
@@ -19,7 +20,9 @@ from swifti2v.media import (
     load_image,
     probe_clip,
     resize_video,
+    video_to_frames,
 )
+from swifti2v.pipelines.transition import make_reference
 from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
 
 logger = logging.getLogger(__name__)
@@ -165,24 +168,24 @@ def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
     return range(time_factor * (latent_frame - 1) + 1, time_factor * latent_frame + 1)
 
 
-def degrade(video: Tensor, downscale: int, *, starts_with_photo: bool = True) -> Tensor:
-    """What Stage II is given for a clip: its first frame in full, the others small and enlarged.
+def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:
+    """What Stage II is given for a clip, made of the clip's own small version.
 
     Args:
         video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
         downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
-        starts_with_photo: Without, frame 0 is small and enlarged like the others.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
 
     Returns:
         ``[B, 3, T, H, W]``; not clamped, as in the pipeline.
     """
     height, width = video.shape[-2:]
     small = resize_video(video, height // downscale, width // downscale, "area")
-    levels = ((small + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
-    reference = resize_video(levels, height, width, "lanczos")
-    if starts_with_photo:
-        reference[:, :, 0] = video[:, :, 0]
-    return reference
+    references = [
+        make_reference(video_to_frames(own), clip[:, :, :1], stage2)
+        for own, clip in zip(small.split(1), video.split(1), strict=True)
+    ]
+    return torch.cat(references)
 
 
 def _with_stills(clips: Sequence[Frames], pictures: Sequence[Frames], num_photos: int) -> Material:

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from swifti2v.config import GenerationConfig, parse_config, to_dict
-from swifti2v.errors import ConfigError, InputError
+from swifti2v.errors import InputError
 from swifti2v.media import video_to_frames
 from swifti2v.models.image_encoder import describe_picture, encode_image
 from swifti2v.models.loading import Components, load_components
@@ -174,19 +174,13 @@ def make_task(
     """
     parts, settings = pipe.components, pipe.config
     if isinstance(config, Stage2FineTuning):
-        starts_with_photo = settings.stage2.reference_start == "photo"
-        if latents is not None and not starts_with_photo:
-            raise ConfigError(
-                "stage2.reference_start is motion, but cached references start with the photo; "
-                "train without a cache of latents"
-            )
         windows = [
             Stage2Clips(
                 own,
                 parts.stage2_vae,
                 settings.stage1.downscale,
                 config.crop,
-                starts_with_photo=starts_with_photo,
+                settings.stage2,
             )
             for own in clips
         ]
@@ -226,8 +220,17 @@ def open_stage_latents(
     """
     parts, settings = pipe.components, pipe.config
     if isinstance(config, Stage2FineTuning):
-        own = {"downscale": settings.stage1.downscale, "crop": config.crop}
-        return open_latents(directory, "stage2", parts.stage2_vae, **own)
+        stage2 = settings.stage2
+        return open_latents(
+            directory,
+            "stage2",
+            parts.stage2_vae,
+            downscale=settings.stage1.downscale,
+            crop=config.crop,
+            reference_start=stage2.reference_start,
+            reference_detail=stage2.reference_detail,
+            upsampling=stage2.upsampling,
+        )
     clip = None
     if parts.image_encoder is not None and parts.image_processor is not None:
         weights = fingerprint_encoder(parts.image_encoder)

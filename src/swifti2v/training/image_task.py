@@ -9,7 +9,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from swifti2v.config import GenerationConfig
+from swifti2v.config import GenerationConfig, Stage2Config
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.stage2 import predict_window
@@ -145,7 +145,7 @@ class ImageTask:
     def _soften(self, video: Tensor) -> Tensor:
         """Latents of images made smaller and larger again, as those of Stage I are."""
         factor = self.settings.stage1.downscale
-        return self.encode(degrade(video, factor, starts_with_photo=False))
+        return self.encode(degrade(video, factor, Stage2Config(reference_start="motion")))
 
     def draw_sigma(self, draw: Draw) -> Tensor:
         """``[b]`` noise levels of a micro-batch."""

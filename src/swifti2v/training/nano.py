@@ -136,7 +136,9 @@ class NanoTraining:
         own = self.config.stage2
         is_new = not self._is_begun("stage2")
         if is_new:
-            residual = measure_residual(self.material.clips, self.config.downscale)
+            residual = measure_residual(
+                self.material.clips, self.config.downscale, self.settings.stage2
+            )
             transformer = start_stage2(
                 own.size,
                 self.config.text.width,
@@ -162,7 +164,13 @@ class NanoTraining:
             self.codecs[1],
             tuple(
                 MaterialSource(
-                    self.material, redrawn, phase.mix, own.crop, self.config.downscale, lengths
+                    self.material,
+                    redrawn,
+                    phase.mix,
+                    own.crop,
+                    self.config.downscale,
+                    lengths,
+                    self.settings.stage2,
                 )
                 for phase, lengths in zip(own.phases, self.lengths, strict=True)
             ),

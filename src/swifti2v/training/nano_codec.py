@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec, count_channels
@@ -73,12 +74,15 @@ def _to_config(values: Tensor) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def measure_residual(clips: Sequence[Frames], downscale: int) -> Tensor:
+def measure_residual(
+    clips: Sequence[Frames], downscale: int, stage2: Stage2Config | None = None
+) -> Tensor:
     """Energy of what is lost in a small version of the clips, in unscaled latents.
 
     Args:
         clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
         downscale: How much smaller.
+        stage2: Says what Stage II is given instead of the clip, see ``ReferenceFrames``.
 
     Returns:
         ``[384]`` mean square of each channel.
@@ -90,7 +94,7 @@ def measure_residual(clips: Sequence[Frames], downscale: int) -> Tensor:
         # One frame more in front: the first frame of a degraded clip is left as it is.
         video = frames_to_video(clip[start : start + 5])
         lost = codec.encode_frames(video[:, :, 1:]) - codec.encode_frames(
-            degrade(video, downscale)[:, :, 1:]
+            degrade(video, downscale, stage2)[:, :, 1:]
         )
         energy += lost.square().mean(dim=(0, 2, 3, 4))
     return energy / len(clips)

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames
 from swifti2v.segments import Segment
@@ -35,7 +36,7 @@ class Stage2Batch:
     video: Tensor
     """``[b, 3, T, H, W]`` in [-1, 1]."""
     reference: Tensor
-    """``[b, 3, T, H, W]``, what Stage II is given instead: enlarged, with the photo in front."""
+    """``[b, 3, T, H, W]``, what Stage II is given instead."""
     prompts: tuple[str, ...]
     """Of the b samples."""
 
@@ -123,7 +124,7 @@ class MaterialSource:
         crop: Side in pixels, a multiple of 16.
         downscale: Stage I's.
         lengths: Frames of the clips, with the part of the steps that take each.
-        starts_with_photo: Whether the reference has the photo in front.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
 
     Raises:
         InputError: The mix wants what is not there.
@@ -137,13 +138,12 @@ class MaterialSource:
         crop: int,
         downscale: int,
         lengths: Mapping[int, float],
-        *,
-        starts_with_photo: bool = True,
+        stage2: Stage2Config | None = None,
     ) -> None:
         self.lengths = lengths
         self.material, self.transition, self.mix = material, transition, mix
         self.crop, self.downscale = crop, downscale
-        self.starts_with_photo = starts_with_photo
+        self.stage2 = stage2
         there = {
             "clips": len(material.clips),
             "pictures": len(material.pictures),
@@ -195,8 +195,7 @@ class MaterialSource:
             name, video = self._cut_clip(rng, frames, num_frames)
         if rng.random() < 0.5:
             video = video.flip(-1)
-        photo = self.starts_with_photo
-        return name, video, degrade(video[None], self.downscale, starts_with_photo=photo)[0], ""
+        return name, video, degrade(video[None], self.downscale, self.stage2)[0], ""
 
     def _shares(self, num_frames: int) -> NDArray[np.float64]:
         """Of clips, pictures and transition samples among those that are long enough."""
@@ -245,7 +244,7 @@ class MaterialSource:
             frames,
             crop,
             low,
-            starts_with_photo=self.starts_with_photo,
+            self.stage2,
         )
         return clip.name, video[0], reference[0], clip.prompt
 

@@ -1,0 +1,224 @@
+"""The photo's fine detail, moved to where a low-resolution clip moved things; no network."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from swifti2v.errors import NumericalError, ShapeError
+from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, optical_flow
+from swifti2v.media.resize import ResizeMode
+
+FLOW_SCALE = 2
+"""Flow is searched on the low-resolution clip enlarged by this."""
+MAX_FLOW_SIDE = 960
+"""And on frames whose longer side is at most this."""
+NUM_AHEAD = 12
+"""Frames whose flow is searched before they are asked for: three latent frames."""
+MAX_THREADS = 8
+"""Threads that search; a flow is one task."""
+DISAGREEMENT = 14 / 127.5
+"""Distance of the moved photo from the clip at which a place is trusted by 1/e, range [-1, 1]."""
+CYCLE = 0.75
+"""Distance after going there and back, in low-resolution pixels, with the same effect."""
+SMOOTHING = (0.75, 0.5)
+"""Gaussian blur of the disagreement and of the confidence, in low-resolution pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Motion:
+    """Where a frame of a low-resolution clip finds its pixels in frame 0."""
+
+    displacement: Tensor
+    """``[1, 2, a, b]`` float32, right and down in low-resolution pixels, on any grid over the
+    frame: what is at ``x`` in the frame is at ``x + displacement(x)`` in frame 0."""
+    trust: Tensor | None = None
+    """``[1, 1, h, w]`` in [0, 1], from the way back; None trusts the displacement everywhere."""
+
+    def to(self, device: torch.device) -> "Motion":
+        """The same on a device."""
+        trust = None if self.trust is None else self.trust.to(device)
+        return Motion(self.displacement.to(device), trust)
+
+
+def estimate_motion(frame: NDArray[np.uint8], first: NDArray[np.uint8], size: Any) -> Motion:
+    """Search the motion between a frame and frame 0 by optical flow, on the CPU.
+
+    Both are enlarged already. It depends on the two frames alone, so any frame of a clip can be
+    asked for without those before it.
+
+    Args:
+        frame: ``[a, b, 3]`` uint8, see ``enlarge_for_flow``.
+        first: ``[a, b, 3]`` uint8, frame 0.
+        size: h and w of the low-resolution clip.
+    """
+    scale = (
+        frame.shape[1] / size[1],
+        frame.shape[0] / size[0],
+    )  # right and down; ceil makes them two
+    start = np.broadcast_to(np.float32(find_shift(frame, first)), (*frame.shape[:2], 2))
+    forward = optical_flow(frame, first, "fine", start)
+    backward = optical_flow(first, frame, "fine", -start)
+    error = cycle_error(forward, backward) / (scale[0] * scale[1])
+    trust = torch.from_numpy(np.exp(-error / CYCLE**2))[None, None]
+    displacement = torch.from_numpy(forward / np.float32(scale)).permute(2, 0, 1)[None]
+    return Motion(displacement, F.interpolate(trust, size, mode="area"))
+
+
+def flow_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which flow is searched, of those of the low-resolution clip."""
+    scale = min(FLOW_SCALE, MAX_FLOW_SIDE / max(height, width))
+    scale = max(scale, MIN_SIDE / min(height, width))
+    return ceil(scale * height), ceil(scale * width)
+
+
+def enlarge_for_flow(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A low-resolution frame ``[h, w, 3]`` at the size at which flow is searched."""
+    size = flow_size(*frame.shape[:2])
+    return video_to_frames(resize_video(frames_to_video(frame[None]), *size, "lanczos"))[0]
+
+
+class MotionSearch:
+    """Motion of a clip's frames, searched in threads some frames ahead of what is asked for.
+
+    Args:
+        clip: ``[T, h, w, 3]`` uint8.
+    """
+
+    def __init__(self, clip: Frames) -> None:
+        self.clip = clip
+        self._waiting: dict[int, Future[Motion]] = {}
+
+    def __call__(self, frame: int) -> Motion:
+        """Motion of a frame; the next ones are searched meanwhile.
+
+        Raises:
+            Exception: What went wrong in the search.
+        """
+        self._waiting = {i: task for i, task in self._waiting.items() if i >= frame}
+        for index in range(frame, min(frame + NUM_AHEAD, len(self.clip))):
+            if index not in self._waiting:
+                self._waiting[index] = self._threads.submit(self._search, index)
+        return self._waiting.pop(frame).result()
+
+    def close(self) -> None:
+        """End the threads; what they search is not waited for longer than a frame."""
+        if "_threads" in self.__dict__:
+            self._threads.shutdown(cancel_futures=True)
+            del self._threads
+        self._waiting.clear()
+
+    def _search(self, frame: int) -> Motion:
+        size = self.clip.shape[1:3]
+        return estimate_motion(enlarge_for_flow(self.clip[frame]), self._first, size)
+
+    @cached_property
+    def _first(self) -> NDArray[np.uint8]:
+        return enlarge_for_flow(self.clip[0])
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        number = min(MAX_THREADS, torch.get_num_threads())
+        return ThreadPoolExecutor(number, thread_name_prefix="motion")
+
+
+class GivenMotion:
+    """Motion that is known, such as Stage I's own.
+
+    Args:
+        displacement: ``[T, 2, h, w]``, see ``Motion``.
+        num_frames: T of the clip.
+        size: h and w of the clip.
+
+    Raises:
+        ShapeError: The displacement is of another clip.
+        NumericalError: It is not finite.
+    """
+
+    def __init__(self, displacement: Tensor, num_frames: int, size: Any) -> None:
+        expected = (num_frames, 2, *size)
+        if tuple(displacement.shape) != expected:
+            raise ShapeError(
+                f"the displacement is {list(displacement.shape)}; this clip needs {list(expected)}"
+            )
+        if displacement.device.type != "meta" and not bool(displacement.isfinite().all()):
+            raise NumericalError("the displacement of the motion reference has NaN or infinity")
+        self.displacement = displacement.float()
+
+    def __call__(self, frame: int) -> Motion:
+        """Motion of a frame."""
+        return Motion(self.displacement[frame : frame + 1])
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def find_detail(
+    small: Tensor, photo: Tensor, motion: Motion, upsampling: ResizeMode = "lanczos"
+) -> Tensor:
+    """The photo's detail that an enlarged low-resolution frame lacks, where motion can be trusted.
+
+    The photo is moved along the motion, and of it only the band above the low-resolution frame's is
+    taken, weighed by a confidence in [0, 1]: the moved photo looks like the frame, the motion is
+    the same there and back, and it leads into the photo.
+
+    Args:
+        small: ``[1, 3, 1, h, w]`` in [-1, 1].
+        photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
+        motion: Of the frame, on the device of ``photo``.
+        upsampling: Kernel with which the frame was enlarged.
+
+    Returns:
+        ``[1, 3, 1, H, W]`` to add to the enlarged frame; 0 where nothing is trusted.
+    """
+    height, width = photo.shape[-2:]
+    low_size = small.shape[-2:]
+    displacement = F.interpolate(
+        motion.displacement * (height / low_size[0]), (height, width), mode="bicubic"
+    )
+    moved, inside = _look_up(photo[:, :, 0], displacement)
+    low = resize_video(moved[:, :, None], *low_size, "area")
+    disagreement = (low - small).abs().mean(dim=1)  # [1, 1, h, w]
+    confidence = torch.exp(-((_blur(disagreement, SMOOTHING[0]) / DISAGREEMENT) ** 2))
+    confidence = confidence * F.interpolate(inside, low_size, mode="area")
+    if motion.trust is not None:
+        confidence = confidence * motion.trust
+    confidence = _blur(confidence, SMOOTHING[1])
+    weight = F.interpolate(confidence, (height, width), mode="bilinear")
+    detail = moved[:, :, None] - resize_video(low, height, width, upsampling)
+    return weight[:, :, None] * detail
+
+
+def _look_up(image: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """An image ``[1, 3, H, W]``, mirrored at its edges, where a displacement points to.
+
+    Beside it ``[1, 1, H, W]``, whether that is in the image.
+    """
+    height, width = image.shape[-2:]
+    device = displacement.device
+    x = torch.arange(width, device=device) + displacement[:, 0]
+    y = torch.arange(height, device=device)[:, None] + displacement[:, 1]
+    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    moved = F.grid_sample(
+        image, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    is_inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    return moved, is_inside[:, None].to(image.dtype)
+
+
+def _blur(planes: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of ``[B, 1, h, w]``, the edge repeated outside."""
+    reach = ceil(3 * sigma)
+    x = torch.arange(-reach, reach + 1, device=planes.device, dtype=planes.dtype)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(planes, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))

@@ -1,0 +1,228 @@
+"""The photo's detail carried along: what it must give, and that nothing else changes it."""
+
+import threading
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from swifti2v.config import GenerationConfig, Stage2Config, parse_config
+from swifti2v.errors import ConfigError, NumericalError, ShapeError
+from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
+from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
+from swifti2v.evaluation.model_card import clip_psnr, downscale
+from swifti2v.media import frames_to_video
+from swifti2v.media.flow import optical_flow
+from swifti2v.models.sources import find_model
+from swifti2v.pipelines import carrying
+from swifti2v.pipelines.progress import Stopwatch
+from swifti2v.pipelines.transition import HybridReference, ReferenceFrames, make_reference
+from swifti2v.pipelines.upscale import second_pass
+from tests.evaluation_clips import panning_clip
+from tests.tiny import SIZE, tiny_pipeline
+
+HEIGHT, WIDTH, LOW = 96, 160, 4
+CARRIED = Stage2Config(reference_detail="carried")
+PLAIN = Stage2Config()
+
+
+def photo_of(clip: Any) -> torch.Tensor:
+    return frames_to_video(clip[:1])
+
+
+def carried(clip: Any, displacement: torch.Tensor | None = None) -> torch.Tensor:
+    reference = ReferenceFrames(downscale(clip, LOW), photo_of(clip), CARRIED, displacement)
+    with closing(reference):
+        return reference.read(0, len(clip))
+
+
+def move(num_frames: int, right: float, down: float = 0.0) -> torch.Tensor:
+    """The same displacement a frame everywhere, in low-resolution pixels."""
+    field = torch.tensor([right, down]).view(1, 2, 1, 1) * torch.arange(num_frames).view(
+        -1, 1, 1, 1
+    )
+    return field.expand(-1, -1, HEIGHT // LOW, WIDTH // LOW)
+
+
+def test_a_still_clip_gives_the_photo_in_every_frame():
+    still = np.repeat(panning_clip(1), 5, axis=0)
+    levels = (carried(still) - photo_of(still)).abs() * 127.5
+    assert levels.max() < 1.5  # the low-resolution clip is rounded to a level
+    assert levels.mean() < 0.2
+
+
+def test_a_moved_photo_keeps_its_detail():
+    clip = panning_clip(9, 2)
+    low = downscale(clip, LOW)
+    plain, rich = lanczos_baseline(low, HEIGHT, WIDTH), carried_baseline(low, clip[0])
+    assert np.array_equal(rich[0], clip[0])
+    assert detail_coherence(plain, clip) < 0.3
+    assert detail_coherence(rich, clip) > 0.8
+    assert clip_psnr(rich[1:], clip[1:]) > clip_psnr(plain[1:], clip[1:]) + 3
+
+
+def test_without_confidence_it_is_the_enlarged_clip_bit_by_bit():
+    clip = panning_clip(5, 4)
+    away = move(5, 3 * WIDTH)
+    expected = make_reference(downscale(clip, LOW), photo_of(clip), PLAIN)
+    assert torch.equal(carried(clip, away), expected)
+    # Another picture: nothing of the photo is recognized.
+    dark, light = clip // 8, 255 - clip // 8
+    mixed = np.concatenate([dark[:1], light[1:]])
+    expected = make_reference(downscale(mixed, LOW), photo_of(mixed), PLAIN)
+    assert torch.equal(carried(mixed), expected)
+
+
+def test_new_and_covered_places_are_the_enlarged_clip():
+    clip = panning_clip(9, 4).copy()
+    clip[4:, 32:56, 32:56] = 255 - clip[4:, 32:56, 32:56]  # something appears
+    expected = make_reference(downscale(clip, LOW), photo_of(clip), PLAIN)
+    added = (carried(clip) - expected).abs().mean(dim=1)[0]  # [T, H, W]
+    inside = added[8, 16:80, 72:120].mean()
+    assert inside > 0.05
+    assert added[8, 38:50, 38:50].mean() < 0.05 * inside
+    assert added[8, :, -28:].mean() < 0.05 * inside  # 32 columns came into view
+
+
+@pytest.mark.parametrize("kind", ["searched", "given"])
+def test_frames_do_not_depend_on_how_many_are_read_or_in_which_order(kind):
+    clip = panning_clip(9, 4)
+    whole = carried(clip, None if kind == "searched" else move(9, 1.0))
+    given = None if kind == "searched" else move(9, 1.0)
+    with closing(
+        ReferenceFrames(downscale(clip, LOW), photo_of(clip), CARRIED, given)
+    ) as reference:
+        for start, stop in ((5, 9), (1, 5), (0, 1), (6, 7), (0, 3)):
+            assert torch.equal(reference.read(start, stop), whole[:, :, start:stop])
+
+
+def test_a_frame_depends_on_itself_the_first_and_the_photo_alone():
+    clip = panning_clip(9, 4)
+    low, photo = downscale(clip, LOW), photo_of(clip)
+    whole = make_reference(low, photo, CARRIED)
+    some = [0, 3, 8]
+    assert torch.equal(make_reference(low[some], photo, CARRIED), whole[:, :, some])
+
+
+def test_known_displacement_takes_the_place_of_the_search():
+    clip = panning_clip(9, 4)
+    exact = carried(clip, move(9, 1.0))[0, :, :, :, : WIDTH - 48]
+    truth = frames_to_video(clip)[0, :, :, :, : WIDTH - 48]
+    assert ((exact - truth).abs() * 127.5).amax() < 4
+    assert ((exact - truth).abs() * 127.5).mean() < 0.2
+    wrong = carried(clip, move(9, 0.5))[0, :, :, :, : WIDTH - 48]
+    assert (wrong - truth).abs().mean() > 4 * (exact - truth).abs().mean()
+
+
+def test_displacement_of_another_clip_is_refused():
+    clip = panning_clip(5, 4)
+    with pytest.raises(ShapeError, match=r"is \[4, 2, 24, 40\]; this clip needs \[5, 2, 24, 40\]"):
+        carried(clip, move(4, 1.0))
+    broken = move(5, 1.0).clone()
+    broken[2, 0, 3, 3] = torch.nan
+    with pytest.raises(NumericalError, match="has NaN or infinity"):
+        carried(clip, broken)
+
+
+def test_flow_does_not_depend_on_the_number_of_threads():
+    first, second = panning_clip(2, 3)
+    threads = cv2.getNumThreads()
+    flows = []
+    try:
+        for number in (1, 2, 5):
+            cv2.setNumThreads(number)
+            flows.append(optical_flow(first, second, "fine"))
+    finally:
+        cv2.setNumThreads(threads)
+    assert np.array_equal(flows[0], flows[1])
+    assert np.array_equal(flows[0], flows[2])
+
+
+def searching() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("motion")]
+
+
+def test_an_early_end_leaves_no_thread():
+    pipe = tiny_pipeline()
+    clip = panning_clip(17, 2, SIZE, SIZE)
+    config = pipe.configure(**{"stage2.reference_detail": "carried"})
+    segments = pipe.refine(downscale(clip, LOW), Image.fromarray(clip[0]), "", config=config)
+    next(segments)
+    assert searching()
+    segments.close()
+    assert not searching()
+
+
+def test_errors_of_the_search_arrive_and_end_it(monkeypatch):
+    clip = panning_clip(9, 4)
+
+    def fail(*_: Any) -> None:
+        raise ShapeError("no flow")
+
+    monkeypatch.setattr(carrying, "optical_flow", fail)
+    with pytest.raises(ShapeError, match="no flow"):
+        carried(clip)
+    assert not searching()
+
+
+def test_the_search_looks_only_so_far_ahead():
+    asked = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, key: Any) -> Any:
+            asked.append(key)
+            return super().__getitem__(key)
+
+    clip = np.zeros((90, 16, 16, 3), np.uint8).view(Watched)
+    search = carrying.MotionSearch(clip)
+    search(1)
+    search.close()
+    assert max(key for key in asked if isinstance(key, int)) <= carrying.NUM_AHEAD
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_resumed_run_is_the_uninterrupted_one(done):
+    pipe = tiny_pipeline()
+    clip = panning_clip(17, 2, SIZE, SIZE)
+    low, image = downscale(clip, LOW), Image.fromarray(clip[0])
+    config = pipe.configure(**{"stage2.reference_detail": "carried"})
+    conditions = pipe.encode(image, "", config, Stopwatch())
+    whole = list(pipe.synthesize(low, image, conditions, 3, config))
+    finished = {segment.index: segment.latents.clone() for segment in whole[:done]}
+    resumed = list(pipe.synthesize(low, image, conditions, 3, config, finished=finished))
+    assert all(np.array_equal(a.frames, b.frames) for a, b in zip(whole, resumed, strict=True))
+    plain = pipe.synthesize(low, image, conditions, 3, pipe.config)
+    assert not np.array_equal(next(plain).frames, whole[0].frames)
+
+
+def test_segments_of_any_size_see_the_same_reference():
+    clip = panning_clip(17, 2, SIZE, SIZE)
+    vae = tiny_pipeline().components.stage2_vae
+    windows = ([(0, 1), (0, 1, 2), (0, 2, 3, 4)], [(0, 1, 2, 3, 4)])
+    latents = []
+    for asked in windows:
+        with closing(HybridReference(downscale(clip, LOW), photo_of(clip), vae, CARRIED)) as own:
+            latents.append([own.latents(window) for window in asked][-1])
+    assert torch.equal(latents[0], latents[1][:, :, [0, 2, 3, 4]])
+
+
+def test_there_must_be_a_photo_to_carry():
+    for changes in ({"reference_start": "motion"}, {"anchor": "generated"}):
+        (name, value) = next(iter(changes.items()))
+        wanted = rf"stage2\.{name} is {value}: .* set stage2\.reference_detail=none"
+        with pytest.raises(ConfigError, match=wanted):
+            replace(CARRIED, **changes)
+    carrying_config = GenerationConfig(stage2=CARRIED)
+    assert second_pass(carrying_config).stage2.reference_detail == "none"
+
+
+def test_presets_say_what_is_carried():
+    for name, wanted in (("paper", "none"), ("vibe", "carried"), ("nano", "none")):
+        index, _ = find_model(name)
+        config = parse_config(GenerationConfig, index.settings, name)
+        assert config.stage2.reference_detail == wanted
