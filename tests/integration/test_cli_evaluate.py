@@ -50,6 +50,9 @@ def test_a_clip_against_itself_is_perfect(tmp_path, clip):
     assert values["seam_score"] == pytest.approx(1, abs=0.15)
     assert values["segment_starts"] == [1, 9]
     assert values["hf_energy_ratio"] == pytest.approx(1, abs=0.15)
+    assert values["cadence"] == pytest.approx(1, abs=0.05)
+    assert values["carried_coherence"] > 0.9
+    assert values["blockiness"] == pytest.approx(1, abs=0.05)
     assert values["ms_ssim"] is None
     assert "161" in values["not_measured"]["ms_ssim"]
     assert (values["num_frames"], values["width"], values["height"]) == (17, 160, 96)
@@ -134,7 +137,7 @@ def test_a_folder_gives_a_table_differences_and_a_page_that_stands_alone(tmp_pat
     assert page.links
     assert all(link.startswith("data:image/") for link in page.links)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
-    assert page.tags.count("svg") == 3 * 6
+    assert page.tags.count("svg") == 3 * 9
     table = succeed(swifti2v("evaluate", tmp_path / "ours")).stdout
     assert f"measured: {tmp_path / 'ours' / '0.mkv'}, " in table.splitlines()[0]
     assert re.search(r"9 frames of \d+x\d+ at 16 fps\)$", table.splitlines()[0])

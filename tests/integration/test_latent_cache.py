@@ -37,7 +37,9 @@ STEPS, BATCH = 2, 3
 
 
 def save_noise(path: Path, num_frames: int, side: int, seed: int) -> None:
-    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, side, side, 3), np.uint8)
+    """A camera that goes right over noise."""
+    picture = np.random.default_rng(seed).integers(0, 256, (side, side + num_frames, 3), np.uint8)
+    frames = np.stack([picture[:, number : number + side] for number in range(num_frames)])
     with open_writer(path, height=side, width=side, fps=16, codec="ffv1") as writer:
         writer.write(frames)
 
@@ -134,6 +136,7 @@ def assert_same(config: Any, tmp_path: Path, cache: Path) -> None:
         ("stage1", "causal", {"run": {"precision": "bfloat16"}}),
         ("stage2", "codec", {"run": {"precision": "bfloat16"}, "crop": 16}),
         ("stage2", "causal", {}),
+        ("stage2", "causal", {"generation": {"stage2": {"reference_detail": "carried"}}}),
     ],
 )
 def test_cached_losses_are_equal_bit_by_bit(
@@ -148,6 +151,15 @@ def test_cached_losses_are_equal_bit_by_bit(
     again = make(config, tmp_path / "cache")
     assert (again.prompts_made, again.entries_made) == (0, 0)
     assert again.entries_kept == report.entries_made
+
+
+def test_training_sees_the_reference_that_sampling_will(model, clips, tmp_path):
+    found = []
+    for detail in ("none", "carried"):
+        generation = {"stage2": {"reference_detail": detail}}
+        config = configure("stage2", model, clips, generation=generation)
+        found.append(losses(config, tmp_path / "run"))
+    assert not any(map(torch.equal, *found))
 
 
 def test_prompts_alone_may_be_cached(model, clips, tmp_path):
@@ -238,6 +250,8 @@ def test_other_models_settings_and_sizes_are_refused(model, causal_model, clips,
 
     refuse(r"made with other settings: vae is '\w+' there and '\w+' now", model=causal_model)
     refuse("crop is None there and 16 now", crop=16)
+    carried = {"stage2": {"reference_detail": "carried"}}
+    refuse("reference_detail is 'none' there and 'carried' now", generation=carried)
     rules = {"rules": {"buckets": [[5, 16, 16]]}}
     refuse(r"does not hold \w\.mkv \(bucket 5x16x16 .*; run `swifti2v data cache`", data=rules)
     with pytest.raises(InputError, match="none does not exist; run `swifti2v data cache`"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.evaluation.baselines import lanczos_baseline
+from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
 from swifti2v.evaluation.model_card import clip_psnr
 from swifti2v.media import Frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -147,13 +147,15 @@ def test_another_way_to_sample_has_the_same_weights(ablations: Ablations) -> Non
 
 def test_rows_without_a_model_are_the_baselines_and_need_no_training(ablations: Ablations) -> None:
     rows = {}
-    for method in ("lanczos", "flow_warp"):
+    for method in ("lanczos", "flow_warp", "carried"):
         path = ablations.run(Arm(name=method, made_by=method), 0)
         rows[method] = json.loads(path.read_text())
     assert not (ablations.output_dir / "runs").exists()
     for index, test in enumerate(ablations.tests):
         enlarged = lanczos_baseline(test.low, 32, 32)
         assert rows["lanczos"][index]["psnr_db"] == clip_psnr(enlarged[1:], test.truth[1:])
+        carried = carried_baseline(test.low, test.truth[0])
+        assert rows["carried"][index]["psnr_db"] == clip_psnr(carried[1:], test.truth[1:])
         # The motion is sub-pixel at the small size, and the fine noise cannot be enlarged.
         assert rows["flow_warp"][index]["coherence"] > rows["lanczos"][index]["coherence"]
 
@@ -164,10 +166,11 @@ def test_the_roles_of_the_photo_are_trained_and_sampled(ablations: Ablations) ->
         Arm(name="super-resolution", stage2=BLIND),
         Arm(name="no anchor", stage2={"shows_anchor": False}),
         Arm(name="no hybrid", stage2={"reference_start": "motion"}),
+        Arm(name="carried", stage2={"reference_detail": "carried"}),
     )
     base = json.loads(ablations.run(ablations.config.arms[0], 0).read_text())[0]["psnr_db"]
     values = [json.loads(ablations.run(arm, 0).read_text())[0]["psnr_db"] for arm in arms]
-    assert len({base, *values}) == 4
+    assert len({base, *values}) == 5
 
 
 def test_costs_are_those_of_the_way_a_row_is_made(

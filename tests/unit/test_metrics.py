@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.evaluation.baselines import (
+    carried_baseline,
     copy_detail_baseline,
     flow_warp_baseline,
     lanczos_baseline,
@@ -441,16 +442,18 @@ def test_baselines_order_on_a_moving_clip():
     copied = copy_detail_baseline(low_res, photo)
     warped = flow_warp_baseline(low_res, photo)
     warped_detail = warp_detail_baseline(low_res, photo)
-    for output in (lanczos, copied, warped, warped_detail):
+    carried = carried_baseline(low_res, photo)
+    for output in (lanczos, copied, warped, warped_detail, carried):
         assert output.shape == truth.shape
         assert output.dtype == np.uint8
-    for output in (copied, warped, warped_detail):
+    for output in (copied, warped, warped_detail, carried):
         np.testing.assert_array_equal(output[0], photo)
     coherence = [detail_coherence(output, truth) for output in (lanczos, copied, warped)]
     assert coherence[0] < 0.4
     assert coherence[2] > max(coherence[:2]) + 0.3
     fidelity = [float(psnr(x, truth)[1:].mean()) for x in (lanczos, copied, warped_detail)]
     assert fidelity[2] > max(fidelity[:2])
+    assert psnr(carried, truth)[1:].mean() > fidelity[2]
 
 
 def test_baselines_of_a_still_clip_give_the_photo_back():

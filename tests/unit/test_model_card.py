@@ -24,6 +24,7 @@ from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
 from swifti2v.evaluation.metrics.camera import CAMERA_LABELS, CameraLabel
 from swifti2v.evaluation.model_card import (
     CAMERA_PROMPTS,
+    CARRIED,
     COPY_DETAIL,
     FLOW_WARP,
     LANCZOS,
@@ -43,6 +44,7 @@ from swifti2v.evaluation.model_card import (
 from swifti2v.media import open_writer
 from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
+FAULTS = {"cadence": 1.25, "carried": 0.875, "blockiness": 1.0625}
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
 
 
@@ -78,12 +80,23 @@ def ends(estimate: Estimate) -> tuple[float, float]:
 
 def stage2_row(clip: str, method: str, psnr_db: float, coherence: float) -> Stage2Row:
     return Stage2Row(
-        clip=clip, method=method, psnr_db=psnr_db, coherence=coherence, seam=1.0, hf_ratio=0.9
+        clip=clip,
+        method=method,
+        psnr_db=psnr_db,
+        coherence=coherence,
+        seam=1.0,
+        hf_ratio=0.9,
+        **FAULTS,
     )
 
 
 def stage2_rows(coherence: float = 0.5, psnr_db: float = 30.0) -> list[Stage2Row]:
-    others = {LANCZOS: (33.0, 0.2), FLOW_WARP: (29.0, 0.4), MODEL_NO_ANCHOR: (31.0, 0.3)}
+    others = {
+        LANCZOS: (33.0, 0.2),
+        FLOW_WARP: (29.0, 0.4),
+        MODEL_NO_ANCHOR: (31.0, 0.3),
+        CARRIED: (30.5, 0.45),
+    }
     return [
         stage2_row(clip, method, *values)
         for clip in "abc"
@@ -100,6 +113,7 @@ def camera_row(photo: str, prompt: str, measured: CameraLabel) -> CameraRow:
         measured=measured,
         inliers=0.9,
         first_frame_psnr_db=40.0,
+        **FAULTS,
     )
 
 
@@ -202,6 +216,10 @@ def test_stage2_rows_of_a_still_clip_know_what_each_method_can_do(pipe, config):
     by_method = {row.method: row for row in rows}
     assert by_method[COPY_DETAIL].psnr_db > 45  # the photo itself, up to rounding
     assert by_method[COPY_DETAIL].hf_ratio == pytest.approx(1, abs=0.01)
+    assert by_method[CARRIED].psnr_db > 45
+    assert by_method[COPY_DETAIL].carried > 0.95 > 0.6 > by_method[LANCZOS].carried
+    assert by_method[COPY_DETAIL].cadence == pytest.approx(1)
+    assert by_method[COPY_DETAIL].blockiness == pytest.approx(1, abs=0.1)
     assert by_method[LANCZOS].hf_ratio < 0.2
     assert by_method[LANCZOS].seam == pytest.approx(1)  # all frames are equal
     twin = replace(by_method["twin"], method=MODEL)
@@ -250,10 +268,11 @@ def test_seconds_of_the_stages_add_up_to_less_than_the_whole(pipe, config):
 @pytest.mark.parametrize(
     ("coherence", "psnr_db", "met"),
     [
-        (0.5, 30.0, [True, True, True, False, True, True]),
-        (0.36, 32.0, [True, True, True, True, False, True]),
-        (0.34, 28.9, [False, False, True, False, False, False]),
-        (0.3, 29.0, [False, True, False, False, False, False]),  # at a bar, equal to another
+        (0.5, 30.0, [True, True, True, False, True, False, True, True]),
+        (0.36, 32.0, [True, True, True, True, False, True, False, True]),
+        (0.34, 28.9, [False, False, True, False, False, False, False, False]),
+        (0.3, 29.0, [False, True, False, False, False, False, False, False]),  # at a bar
+        (0.45, 30.875, [True, True, True, False, False, True, True, True]),  # equal to another
     ],
 )
 def test_marks_follow_the_numbers(coherence, psnr_db, met):
@@ -276,6 +295,9 @@ def test_tables_show_every_measurement():
     assert "| coherence, nano \N{MINUS SIGN} Lanczos: at least +0.15 | +0.30 [" in tables
     assert "| a | 96x64 | exact | 1.000 |" in tables
     assert "| Stage I | 1 of 7 | 1 | 0.14 [0.03, 0.51] |" in tables
+    faults = "1.25 [1.25, 1.25] | 0.875 [0.875, 0.875] | 1.062 [1.062, 1.062] |"
+    assert f"| 1.00 [1.00, 1.00] | 0.90 [0.90, 0.90] | {faults}" in tables  # Stage II
+    assert "| 40.00 | 0.90 | 1.25 | 0.875 | 1.062 |" in tables  # Stage I
     assert "| pan left | **0** | 0 | 0 | 0 | 0 | 0 | 1 |" in tables
     assert "| peak memory of the process, held-out clips included | 1.00 GB |" in tables
     assert f"nano \N{MINUS SIGN} {MODEL_NO_ANCHOR.replace(MODEL, 'nano')}: above 0 |" in tables

@@ -147,14 +147,16 @@ def _say(text: str) -> None:
 def _say_stage2(row: "Stage2Row") -> None:
     _say(
         f"Stage II, {row.clip}, {row.method}: {row.psnr_db:.2f} dB, coherence {row.coherence:.3f}, "
-        f"seam {row.seam:.2f}, HF energy {row.hf_ratio:.2f}"
+        f"seam {row.seam:.2f}, HF energy {row.hf_ratio:.2f}, cadence {row.cadence:.2f}, "
+        f"carried {row.carried:.3f}, blockiness {row.blockiness:.3f}"
     )
 
 
 def _say_camera(row: "CameraRow") -> None:
     _say(
         f"{row.stage}, {row.photo}, '{row.prompt}': {row.measured}, "
-        f"first frame {row.first_frame_psnr_db:.2f} dB"
+        f"first frame {row.first_frame_psnr_db:.2f} dB, cadence {row.cadence:.2f}, "
+        f"carried {row.carried:.3f}, blockiness {row.blockiness:.3f}"
     )
 
 

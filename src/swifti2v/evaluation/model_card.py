@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,12 +13,16 @@ from PIL import Image
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.baselines import (
+    carried_baseline,
     copy_detail_baseline,
     flow_warp_baseline,
     lanczos_baseline,
     warp_detail_baseline,
 )
-from swifti2v.evaluation.metrics.camera import CameraLabel, CameraMotion, camera_direction
+from swifti2v.evaluation.metrics.blockiness import blockiness
+from swifti2v.evaluation.metrics.cadence import cadence
+from swifti2v.evaluation.metrics.camera import CameraLabel, camera_direction
+from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.fidelity import first_frame_psnr, psnr
 from swifti2v.evaluation.metrics.frames import FramePieces
@@ -33,6 +36,7 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 CameraStage: TypeAlias = Literal["Stage I", "Stage I + II"]
 
 LANCZOS = "Lanczos"
+CARRIED = "carried, no network"
 FLOW_WARP = "photo warped along the flow"
 COPY_DETAIL = "Lanczos + photo's detail in place"
 WARP_DETAIL = "Lanczos + photo's detail warped"
@@ -83,6 +87,12 @@ class Stage2Row:
     """Seam score at the starts of the model's segments, for every method."""
     hf_ratio: float
     """Energy above a quarter cycle per pixel relative to the clip, mean of frames 1 to T-1."""
+    cadence: float
+    """Unevenness of motion within latent frames."""
+    carried: float
+    """Coherence with the photo moved onto the frames; NaN where nothing can be compared."""
+    blockiness: float
+    """Steps at the edges of 8-pixel blocks, mean of frames 1 to T-1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +113,12 @@ class CameraRow:
     """Part of the points that follow the camera; a low one makes ``measured`` a guess."""
     first_frame_psnr_db: float
     """Of frame 0 against the photo at the output's size."""
+    cadence: float
+    """Unevenness of motion within latent frames."""
+    carried: float
+    """Coherence with the photo moved onto the frames; NaN where nothing can be compared."""
+    blockiness: float
+    """Steps at the edges of 8-pixel blocks, mean of frames 1 to T-1."""
 
     @property
     def is_right(self) -> bool:
@@ -212,6 +228,7 @@ def stage2_methods(
         FLOW_WARP: partial(flow_warp_baseline, low_res_frames, photo),
         COPY_DETAIL: partial(copy_detail_baseline, low_res_frames, photo),
         WARP_DETAIL: partial(warp_detail_baseline, low_res_frames, photo),
+        CARRIED: partial(carried_baseline, low_res_frames, photo),
         MODEL: partial(refine, photo, config),
         **others,
         MODEL_NO_ANCHOR: partial(refine, soft, config),
@@ -261,11 +278,21 @@ def measure_stage2(
                 coherence=detail_coherence(output, truth),
                 seam=seam_score(output, starts, pipe.stage2.scale.time),
                 hf_ratio=float(hf_energy_ratio(output[1:], truth[1:]).nanmean()),
+                **_faults(output, truth[0], pipe.stage2.scale.time),
             )
             rows.append(row)
             if on_row is not None:
                 on_row(row)
     return rows
+
+
+def _faults(output: Frames, photo: Frames, time_factor: int) -> dict[str, float]:
+    """What is seen without a truth: jumps, ghosts and blocks."""
+    return {
+        "cadence": cadence(output, time_factor),
+        "carried": float(carried_coherence(output, photo, step=time_factor).nanmean()),
+        "blockiness": float(blockiness(output[1:]).mean()),
+    }
 
 
 def measure_camera(
@@ -310,7 +337,8 @@ def _camera_rows(
     reference = pipe.generate_motion_reference(image, conditions, seed, config)
     small = downscale(photo[None], config.stage1.downscale)[0]
 
-    def to_row(stage: CameraStage, motion: CameraMotion, psnr_db: float) -> CameraRow:
+    def to_row(stage: CameraStage, output: Frames, truth: Frames, time_factor: int) -> CameraRow:
+        motion = camera_direction(output)
         return CameraRow(
             photo=name,
             prompt=prompt,
@@ -318,16 +346,15 @@ def _camera_rows(
             stage=stage,
             measured=motion.label,
             inliers=motion.inliers,
-            first_frame_psnr_db=psnr_db,
+            first_frame_psnr_db=first_frame_psnr(output, truth),
+            **_faults(output, truth, time_factor),
         )
 
-    yield to_row("Stage I", camera_direction(reference), first_frame_psnr(reference, small))
+    yield to_row("Stage I", reference, small, pipe.stage1.scale.time)
     if is_full:
         segments = pipe.synthesize(reference, image, conditions, seed, config)
-        pieces = (segment.frames for segment in segments)
-        first = next(pieces)
-        motion = camera_direction(chain([first], pieces))
-        yield to_row("Stage I + II", motion, first_frame_psnr(first, photo))
+        output = np.concatenate([segment.frames for segment in segments])
+        yield to_row("Stage I + II", output, photo, pipe.stage2.scale.time)
 
 
 def measure_seconds(

@@ -10,6 +10,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from swifti2v.evaluation.inputs import ClipInputs
+from swifti2v.evaluation.metrics.blockiness import blockiness
+from swifti2v.evaluation.metrics.cadence import cadence
+from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence_per_frame, hf_energy_ratio
 from swifti2v.evaluation.metrics.drift import drift
 from swifti2v.evaluation.metrics.fidelity import (
@@ -29,6 +32,7 @@ from swifti2v.evaluation.metrics.stage_agreement import stage_agreement
 from swifti2v.evaluation.metrics.temporal import (
     compensated_flicker,
     flicker,
+    frame_changes,
     motion_residuals,
     warping_error,
 )
@@ -68,9 +72,12 @@ METRICS = (
     _metric("visible_over_time", "part of the frame where it can be followed", "high", 3),
     _metric("hf_energy_ratio", "fine detail relative to the photo", "one", 3),
     _metric("hf_energy_slope", "its change over 16 frames", "zero", 3),
+    _metric("carried_coherence", "coherence with the photo moved onto the frame", "high", 3),
+    _metric("blockiness", "steps at the edges of 8-pixel blocks", "one", 3),
     _metric("warping_error", "warping error", "low", 6),
     _metric("flicker", "steadiness (VBench's flickering)", "high", 4),
     _metric("flicker_compensated", "steadiness without motion", "high", 4),
+    _metric("cadence", "unevenness of motion within latent frames", "one", 2),
     _metric("seam_score", "seam score at segment starts", "one", 3),
     _metric("stage_agreement", "PSNR to Stage I at its size, dB", "high", 2),
     _metric("noise_sigma", "noise within frames", "low", 5),
@@ -191,6 +198,13 @@ def _over_time(scores: Scores, video: FramePieces, photo: npt.NDArray[np.uint8])
     scores.draw("visible_over_time", fidelity.visible)
     ratio = hf_energy_ratio(video, photo).tolist()
     scores.add_trend("hf_energy_ratio", "hf_energy_slope", ratio, "the photo has no fine detail")
+    coherence = carried_coherence(video, photo)
+    lacking = "five frames, and fine detail of the photo in view, are needed"
+    scores.add("carried_coherence", mean(coherence), lacking)
+    scores.draw("carried_coherence", coherence)
+    steps = blockiness(video)
+    scores.add("blockiness", mean(steps[1:]))
+    scores.draw("blockiness", steps)
     away = drift(video, photo)
     flat = "the photo has no contrast"
     scores.add_trend("colour_drift", "colour_drift_slope", away.colour.tolist(), flat)
@@ -200,7 +214,10 @@ def _over_time(scores: Scores, video: FramePieces, photo: npt.NDArray[np.uint8])
 def _steadiness(scores: Scores, inputs: ClipInputs) -> None:
     residuals = motion_residuals(inputs.video)
     cuts = "no two neighbouring frames show the same"
-    scores.add("flicker", flicker(inputs.video))
+    changes = frame_changes(inputs.video)
+    scores.add("flicker", flicker(changes))
+    scores.add("cadence", cadence(changes), "at least 10 frames are needed")
+    scores.draw("frame_change", [math.nan, *changes.tolist()])
     scores.add("flicker_compensated", compensated_flicker(residuals), cuts)
     scores.add("warping_error", mean(warping_error(residuals)), cuts)
     scores.draw("motion_residual", residuals.absolute)

@@ -161,10 +161,13 @@ def _plots(result: ClipResult, starts: Sequence[int], pictures: ClipPictures) ->
         ),
         ("PSNR, dB", ("psnr", "stage_agreement")),
         ("Against the truth", ("ssim", "detail_coherence")),
+        ("Coherence with the photo moved onto the frame", ("carried_coherence",)),
+        ("Mean change to the frame before", ("frame_change",)),
+        ("Steps at the edges of 8-pixel blocks", ("blockiness",)),
     ]
     plots = []
     for title, names in by_frame:
-        drawn = {name: list(enumerate(curves[name])) for name in names if name in curves}
+        drawn = {name: _points(name, curves[name]) for name in names if name in curves}
         if drawn:
             plots.append(line_plot(title, "frame", drawn, starts))
     spectra = {
@@ -177,6 +180,14 @@ def _plots(result: ClipResult, starts: Sequence[int], pictures: ClipPictures) ->
     plots.append(line_plot("Radial spectrum of luma, dB", "cycles per pixel", spectra))
     plots.append(_residuals(curves["motion_residual"], result.inputs.segment_starts))
     return [f"<figure>{plot}</figure>" for plot in plots]
+
+
+def _points(name: str, curve: Sequence[float]) -> list[tuple[float, float]]:
+    """Frame and value; a metric of every fourth frame is drawn over the frames between."""
+    points = [(float(frame), value) for frame, value in enumerate(curve)]
+    if name == "carried_coherence":
+        return [point for point in points if not math.isnan(point[1])]
+    return points
 
 
 def _residuals(residuals: Sequence[float], starts: Sequence[int] | None) -> str:

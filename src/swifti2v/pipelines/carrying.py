@@ -64,12 +64,13 @@ def estimate_motion(frame: NDArray[np.uint8], first: NDArray[np.uint8], size: An
         frame.shape[1] / size[1],
         frame.shape[0] / size[0],
     )  # right and down; ceil makes them two
-    start = np.broadcast_to(np.float32(find_shift(frame, first)), (*frame.shape[:2], 2))
+    shift = np.array(find_shift(frame, first), np.float32)
+    start = np.broadcast_to(shift, (*frame.shape[:2], 2))
     forward = optical_flow(frame, first, "fine", start)
     backward = optical_flow(first, frame, "fine", -start)
     error = cycle_error(forward, backward) / (scale[0] * scale[1])
     trust = torch.from_numpy(np.exp(-error / CYCLE**2))[None, None]
-    displacement = torch.from_numpy(forward / np.float32(scale)).permute(2, 0, 1)[None]
+    displacement = torch.from_numpy(forward / np.array(scale, np.float32)).permute(2, 0, 1)[None]
     return Motion(displacement, F.interpolate(trust, size, mode="area"))
 
 
@@ -82,8 +83,10 @@ def flow_size(height: int, width: int) -> tuple[int, int]:
 
 def enlarge_for_flow(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A low-resolution frame ``[h, w, 3]`` at the size at which flow is searched."""
-    size = flow_size(*frame.shape[:2])
-    return video_to_frames(resize_video(frames_to_video(frame[None]), *size, "lanczos"))[0]
+    height, width = flow_size(*frame.shape[:2])
+    video = resize_video(frames_to_video(frame[None]), height, width, "lanczos")
+    enlarged: NDArray[np.uint8] = video_to_frames(video)[0]
+    return enlarged
 
 
 class MotionSearch:
@@ -180,12 +183,12 @@ def find_detail(
         ``[1, 3, 1, H, W]`` to add to the enlarged frame; 0 where nothing is trusted.
     """
     height, width = photo.shape[-2:]
-    low_size = small.shape[-2:]
+    low_size = (small.shape[-2], small.shape[-1])
     displacement = F.interpolate(
         motion.displacement * (height / low_size[0]), (height, width), mode="bicubic"
     )
     moved, inside = _look_up(photo[:, :, 0], displacement)
-    low = resize_video(moved[:, :, None], *low_size, "area")
+    low = resize_video(moved[:, :, None], low_size[0], low_size[1], "area")
     disagreement = (low - small).abs().mean(dim=1)  # [1, 1, h, w]
     confidence = torch.exp(-((_blur(disagreement, SMOOTHING[0]) / DISAGREEMENT) ** 2))
     confidence = confidence * F.interpolate(inside, low_size, mode="area")

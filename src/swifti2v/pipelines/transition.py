@@ -65,7 +65,8 @@ class ReferenceFrames:
             return self.photo
         photo, device = self.photo, self.photo.device
         small = frames_to_video(self.motion_reference[start:stop]).to(device)
-        video = resize_video(small, *photo.shape[-2:], self.upsampling)
+        height, width = photo.shape[-2:]
+        video = resize_video(small, height, width, self.upsampling)
         for place, index in enumerate(range(start, stop)):
             if index == 0 and self.starts_with_photo:
                 video[:, :, :1] = photo

@@ -80,13 +80,40 @@ def compensated_flicker(frames: FramePieces | MotionResiduals) -> float:
     return 1 - float(residuals.absolute.nanmean())
 
 
+def frame_changes(frames: FramePieces | Tensor) -> Tensor:
+    """Mean absolute difference of every frame to the one before it.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order. A result
+            of this function is returned as it is.
+
+    Returns:
+        ``[T - 1]`` float64, range 1.
+
+    Raises:
+        ShapeError: Fewer than two frames.
+    """
+    if isinstance(frames, Tensor) and frames.ndim == 1:
+        return frames
+    changes = []
+    previous = None
+    for frame in iterate_frames(frames):
+        current = to_unit_range(frame)
+        if previous is not None:
+            changes.append(float((current - previous).abs().mean()))
+        previous = current
+    if not changes:
+        raise ShapeError("changes are between neighbours: give at least two frames")
+    return torch.tensor(changes, dtype=torch.float64)
+
+
 def flicker(frames: FramePieces) -> float:
     """VBench's temporal flickering score: how little neighbouring frames differ.
 
     Motion counts as a difference; use ``compensated_flicker`` where things move.
 
     Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
+        frames: As in ``frame_changes``, or its result.
 
     Returns:
         1 minus the mean absolute difference of neighbouring frames; 1 is a still picture.
@@ -97,13 +124,4 @@ def flicker(frames: FramePieces) -> float:
     Source:
         Huang et al., "VBench", CVPR 2024: (255 - MAE) / 255.
     """
-    differences = []
-    previous = None
-    for frame in iterate_frames(frames):
-        current = to_unit_range(frame)
-        if previous is not None:
-            differences.append(float((current - previous).abs().mean()))
-        previous = current
-    if not differences:
-        raise ShapeError("flicker compares neighbours: give at least two frames")
-    return 1 - sum(differences) / len(differences)
+    return 1 - float(frame_changes(frames).mean())
