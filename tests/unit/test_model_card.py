@@ -297,7 +297,7 @@ def test_tables_show_every_measurement():
     assert "| Stage I | 1 of 7 | 1 | 0.14 [0.03, 0.51] |" in tables
     faults = "1.25 [1.25, 1.25] | 0.875 [0.875, 0.875] | 1.062 [1.062, 1.062] |"
     assert f"| 1.00 [1.00, 1.00] | 0.90 [0.90, 0.90] | {faults}" in tables  # Stage II
-    assert "| 40.00 | 0.90 | 1.25 | 0.875 | 1.062 |" in tables  # Stage I
+    assert f"| 40.00 | 0.90 | {faults}" in tables  # Stage I
     assert "| pan left | **0** | 0 | 0 | 0 | 0 | 0 | 1 |" in tables
     assert "| peak memory of the process, held-out clips included | 1.00 GB |" in tables
     assert f"nano \N{MINUS SIGN} {MODEL_NO_ANCHOR.replace(MODEL, 'nano')}: above 0 |" in tables

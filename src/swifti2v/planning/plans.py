@@ -258,8 +258,8 @@ def _all_seconds(
         name: _seconds(work, work.stages[name], device, precision, is_streamed) for name in STAGES
     }
     seconds["reference"] += _wait_for_search(work, device, seconds)
-    by_stage: dict[str, float] = {**seconds}
-    return {**by_stage, "total": sum(by_stage.values())}
+    by_stage: dict[str, float] = {name: seconds[name] for name in STAGES}
+    return {**by_stage, "total": sum(seconds.values())}
 
 
 def _seconds(

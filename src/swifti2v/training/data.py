@@ -182,8 +182,8 @@ def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -
     height, width = video.shape[-2:]
     small = resize_video(video, height // downscale, width // downscale, "area")
     references = [
-        make_reference(video_to_frames(own), clip[:, :, :1], stage2)
-        for own, clip in zip(small.split(1), video.split(1), strict=True)
+        make_reference(video_to_frames(own[None]), clip[None, :, :1], stage2)
+        for own, clip in zip(small, video, strict=True)
     ]
     return torch.cat(references)
 

@@ -31,13 +31,8 @@ def blockiness(frames: FramePieces, block: int = 8) -> Tensor:
     """
     if block < 5:
         raise ShapeError(f"block is {block}; a step needs pixels on both sides: at least 5")
-    return torch.tensor(
-        [_frame_ratio(frame, block) for frame in map(_luma, iterate_frames(frames))]
-    )
-
-
-def _luma(frame: object) -> Tensor:
-    return luma(to_unit_range(frame))  # type: ignore[arg-type]
+    planes = (luma(to_unit_range(frame)) for frame in iterate_frames(frames))
+    return torch.tensor([_frame_ratio(plane, block) for plane in planes], dtype=torch.float64)
 
 
 def _frame_ratio(plane: Tensor, block: int) -> float:

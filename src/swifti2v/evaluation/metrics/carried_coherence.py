@@ -21,6 +21,7 @@ from swifti2v.evaluation.metrics.frames import (
 )
 from swifti2v.media.flow import optical_flow
 
+Image: TypeAlias = npt.NDArray[Any]
 Plane: TypeAlias = npt.NDArray[np.float32]
 
 NUM_FEATURES = 2000
@@ -93,18 +94,15 @@ class _Finder:
         if homography is None:
             return None
         height, width = small.shape[:2]
-        places = _places(height, width) @ homography[:2, :2].T + homography[:2, 2]
+        linear = _places(height, width) @ homography[:2, :2].T + homography[:2, 2]
         depth = _places(height, width) @ homography[2, :2] + homography[2, 2]
-        places = (places / depth[..., None]).astype(np.float32)
-        moved = cv2.remap(self.photo, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+        places: Plane = (linear / depth[..., None]).astype(np.float32)
+        moved = _look_up(self.photo, places, cv2.INTER_CUBIC).astype(np.uint8, copy=False)
         shift = optical_flow(small, moved)
         length = np.linalg.norm(shift, axis=-1, keepdims=True)
         limit = MAX_SHIFT * max(height, width)
-        shift *= np.minimum(1, limit / np.maximum(length, limit / 2))
-        places = cv2.remap(
-            places, _places(height, width) + shift, None, cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
+        shift = shift * np.minimum(1, limit / np.maximum(length, limit / 2))
+        places = _look_up(places, _places(height, width) + shift, cv2.INTER_LINEAR)
         return _enlarge_places(places, *frame.shape[:2])
 
     def _describe(self, image: npt.NDArray[np.uint8]) -> tuple[Any, Any]:
@@ -135,9 +133,16 @@ def _places(height: int, width: int) -> Plane:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 
 
+def _look_up(image: Image, places: Plane, how: int) -> Plane:
+    """An image at places in it, mirrored at the edges."""
+    x, y = (np.ascontiguousarray(places[..., axis], np.float32) for axis in (0, 1))
+    found: Plane = np.asarray(cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REFLECT))
+    return found
+
+
 def _enlarge_places(places: Plane, height: int, width: int) -> Plane:
     """Places in a small frame for every pixel of a large one, in pixels of the large photo."""
-    scale = np.float32([width / places.shape[1], height / places.shape[0]])
+    scale = np.array([width / places.shape[1], height / places.shape[0]], np.float32)
     enlarged = cv2.resize(places, (width, height), interpolation=cv2.INTER_LINEAR)
     result: Plane = (enlarged + 0.5) * scale - 0.5
     return result
@@ -148,12 +153,13 @@ def _coherence(frame: Frames, still: Plane, finder: _Finder, cutoff: float) -> f
     if places is None:
         return 0.0
     height, width = still.shape
-    moved = cv2.remap(still, places, None, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT)
+    moved = _look_up(still, places, cv2.INTER_LANCZOS4)
     inner = np.zeros((height, width), np.uint8)
     inner[MARGIN:-MARGIN, MARGIN:-MARGIN] = 1
-    low, high = np.float32([0, 0]), np.float32([width - 1, height - 1])
-    shown = ((places >= low) & (places <= high)).all(axis=-1).astype(np.uint8)
-    mask = (cv2.erode(shown, np.ones((2 * MARGIN + 1,) * 2, np.uint8)) * inner).astype(bool)
+    last = np.array([width - 1, height - 1])
+    shown = np.asarray(((places >= 0) & (places <= last)).all(axis=-1), np.uint8)
+    square = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
+    mask = (np.asarray(cv2.erode(shown, square)) * inner).astype(bool)
     if mask.mean() < LEAST_IN_VIEW:
         return float("nan")
     a, b = (
