@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swifti2v.evaluation.model_card import downscale
+from swifti2v.media import open_writer
 from tests.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -13,6 +15,7 @@ from tests.command_line import (
     save_clip,
     succeed,
 )
+from tests.evaluation_clips import panning_clip
 from tests.tiny import SIZE, tiny_pipeline
 
 
@@ -40,6 +43,23 @@ def test_refine_takes_the_first_frames_of_a_clip_that_does_not_fit(model, photo,
 
     succeed(refine(model, motion, photo, output, "--num-frames", 9))
     assert len(frames_of(output)) == 9
+
+
+def test_refine_carries_the_photos_detail_along_the_users_clip(model, tmp_path):
+    frames = panning_clip(9, 2, SIZE, SIZE)
+    photo, motion = tmp_path / "photo.png", tmp_path / "motion.mkv"
+    Image.fromarray(frames[0]).save(photo)
+    with open_writer(motion, height=SIZE // 4, width=SIZE // 4, fps=8, codec="ffv1") as writer:
+        writer.write(downscale(frames, 4))
+    plain, carried, again = (tmp_path / f"{name}.mkv" for name in ("plain", "carried", "again"))
+    succeed(refine(model, motion, photo, plain, *LOSSLESS))
+    setting = ("--set", "stage2.reference_detail=carried")
+    work = ("--work-dir", tmp_path / "work")
+    succeed(refine(model, motion, photo, carried, *LOSSLESS, *setting, *work))
+    assert (frames_of(plain) != frames_of(carried)).any()
+    (tmp_path / "work" / "segment_0001.safetensors").unlink()
+    succeed(refine(model, motion, photo, again, *LOSSLESS, *setting, *work, "--resume"))
+    assert_same_frames(again, carried)
 
 
 def test_refine_resumes(model, photo, tmp_path):

@@ -25,6 +25,7 @@ from tests.command_line import (
 )
 from tests.tiny import SIZE, tiny_pipeline
 
+CARRIED = ("--set", "stage2.reference_detail=carried")
 GCLF = ("--attention", "gclf", "--set", "stage2.attention.window=[1, 1]")
 
 
@@ -48,6 +49,12 @@ def test_upscale_needs_a_clip_alone_and_makes_it_four_times_larger(model, clip, 
     pieces = upscale(tiny_pipeline(), frames_of(clip), generator=7)
     expected = np.concatenate([piece.frames for piece in pieces])
     np.testing.assert_array_equal(frames_of(output), expected)
+
+
+def test_without_a_photo_there_is_no_detail_to_carry(model, clip, tmp_path):
+    line = error_line(run(model, clip, tmp_path / "a.mkv", *CARRIED))
+    assert "stage2.anchor is generated" in line
+    assert "set stage2.reference_detail=none" in line
 
 
 def test_all_at_once_gives_another_clip_in_one_segment(model, clip, tmp_path):
