@@ -60,10 +60,8 @@ def estimate_motion(frame: NDArray[np.uint8], first: NDArray[np.uint8], size: An
         first: ``[a, b, 3]`` uint8, frame 0.
         size: h and w of the low-resolution clip.
     """
-    scale = (
-        frame.shape[1] / size[1],
-        frame.shape[0] / size[0],
-    )  # right and down; ceil makes them two
+    # Right and down; flow_size rounds each up.
+    scale = (frame.shape[1] / size[1], frame.shape[0] / size[0])
     shift = np.array(find_shift(frame, first), np.float32)
     start = np.broadcast_to(shift, (*frame.shape[:2], 2))
     forward = optical_flow(frame, first, "fine", start)
