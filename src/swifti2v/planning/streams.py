@@ -70,7 +70,8 @@ def _count_pieces(
 ) -> StreamWork:
     """Count until a piece is like all that follow, and multiply that one."""
     last = next((i for i in range(1, len(sizes)) if sum(sizes[:i]) >= STEADY), len(sizes) - 1)
-    run(0)  # constants that are made once belong to no clip
+    with torch.inference_mode(), Meter():
+        run(0)  # constants that are made once belong to no clip
     stream.reset()
     costs = [Count()]
     with torch.inference_mode(), Meter() as meter:
