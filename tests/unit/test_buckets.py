@@ -241,7 +241,7 @@ def test_rules_are_a_config() -> None:
     [
         ({"buckets": []}, "at least one"),
         ({"buckets": [[9, 32, 48], [9, 32, 48]]}, "each bucket once"),
-        ({"buckets": [[9, 0, 48]]}, "cannot be"),
+        ({"buckets": [[9, 0, 48]]}, "is empty"),
         ({"fps": 0}, "fps is 0"),
         ({"max_crop_share": 1}, "max_crop_share is 1"),
         ({"size": 3}, "size"),

@@ -142,7 +142,7 @@ def test_wrong_segment_starts():
         latent_starts([12], 33)
     with pytest.raises(ShapeError, match="outside the clip of 33"):
         latent_starts([13, 33], 33)
-    with pytest.raises(ShapeError, match="start 0 cannot be"):
+    with pytest.raises(ShapeError, match="start 0 does not fit"):
         latent_starts([0], 33)
 
 
