@@ -213,3 +213,10 @@ def test_a_see_through_clip_needs_a_background_and_repeats_with_it(model, tmp_pa
     np.testing.assert_array_equal(frames_of(filled), np.concatenate(made))
     succeed(swifti2v("upscale", path, "-o", again, "--like", filled))
     assert_same_frames(filled, again)
+
+
+def test_a_length_that_does_not_fit_is_refused_with_what_reading_did(model, tmp_path):
+    path = foreign_clips.save(tmp_path / "a.mp4", num_frames=17, rate=25)
+    refused = run(model, path, tmp_path / "no.mkv", "--fps", 20)
+    assert "14 does not fit" in error_line(refused)
+    assert "(its 25 fps are resampled to 20: frames are left out)" in refused.stderr

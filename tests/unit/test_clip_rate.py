@@ -17,6 +17,7 @@ def info(fps: float, num_frames: int = 100) -> ClipInfo:
         (16, 16, 16, None, 100, None),
         (30000 / 1001, None, 30, None, 100, "29.97 fps are written as 30: it plays 0.1% faster"),
         (30.3, None, 30, None, 100, "30.3 fps are written as 30: it plays 1.0% slower"),
+        (1000 / 60, None, 17, None, 100, "16.667 fps are written as 17: it plays 2.0% faster"),
         (12.5, None, 12, 12, 96, "12.5 fps are resampled to 12: frames are left out"),
         (0.4, None, 1, 1, 250, "0.4 fps are resampled to 1: frames are repeated"),
         (1000, None, 240, 240, 24, "1000 fps are resampled to 240: frames are left out"),

@@ -127,7 +127,7 @@ def test_alpha_is_refused_composed_or_dropped(tmp_path: Path) -> None:
     see_through = photo().convert("RGBA")
     see_through.putalpha(Image.new("L", see_through.size, 0))
     see_through.save(tmp_path / "a.png")
-    with pytest.raises(MediaError, match=r"a\.png is partly see-through; give a background"):
+    with pytest.raises(MediaError, match=r"a\.png is partly see-through; name a colour"):
         load_image(tmp_path / "a.png")
     composed = load_image(tmp_path / "a.png", background=(1, 2, 3))
     assert composed.getcolors() == [(1200, (1, 2, 3))]

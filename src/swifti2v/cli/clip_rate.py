@@ -7,8 +7,9 @@ from swifti2v.media.timing import count_resampled
 
 MAX_FPS = 240
 """Of ``GenerationConfig``."""
-SAME_SPEED = 0.02
-"""Part by which a clip may play faster or slower rather than have frames repeated or left out."""
+SAME_SPEED = 0.021
+"""Part by which a clip may play faster or slower rather than have frames repeated or left out.
+A GIF's 60 ms a frame are 2 % from 17 frames a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -92,7 +92,7 @@ def _make(
     from swifti2v.models.sources import find_model
     from swifti2v.planning.devices import PRECISIONS, find_device
     from swifti2v.planning.plans import make_plan
-    from swifti2v.planning.stored import find_costs
+    from swifti2v.planning.stored import StoredCosts, find_costs
 
     is_cpu = device_name == "cpu" or (device_name == "auto" and not has_gpu())
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
@@ -101,7 +101,10 @@ def _make(
     settings = find_model(model)[0].settings
     config = parse_config(GenerationConfig, merge(settings, given), "settings")
     budget = _read_budget(memory, device_name, is_cpu=is_cpu)
-    return make_plan(find_costs(model, config, precision), device, precision, budget)
+    costs = find_costs(model, config, precision)
+    if not isinstance(costs, StoredCosts):
+        typer.echo(f"counting the work of a clip of {model} in {precision}: minutes", err=True)
+    return make_plan(costs, device, precision, budget)
 
 
 def _read_budget(memory: str | None, device_name: str, *, is_cpu: bool) -> float | None:

@@ -320,7 +320,7 @@ def _read_motion(
         raise ShapeError(
             f"clip {path} has {rate.num_frames} frames, fewer than the {num_frames} asked"
         )
-    _require_length(path, num_frames)
+    _require_length(path, num_frames, [*info.notes, *rate.notes])
     frames, _ = read_clip(
         path,
         fps=rate.resample_fps,
@@ -365,7 +365,7 @@ def _fit_inputs(
     return first_frame(cropped, config), cropped, notes
 
 
-def _require_length(path: Path, num_frames: int) -> None:
+def _require_length(path: Path, num_frames: int, notes: Sequence[str]) -> None:
     if num_frames <= TIME.time:
         raise ShapeError(
             f"clip {path} gives {num_frames} frame(s), at least {TIME.time + 1} are needed; "
@@ -377,6 +377,7 @@ def _require_length(path: Path, num_frames: int) -> None:
         first = (num_frames - 1) // TIME.time * TIME.time + 1
         raise ShapeError(
             f"clip {path}: {error}; take its first frames with --num-frames {first}"
+            + "".join(f"\n({note})" for note in notes)
         ) from None
 
 

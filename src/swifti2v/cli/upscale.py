@@ -51,7 +51,12 @@ class UpscaleOptions(ClipOptions):
         ),
     ] = None
     fit: Annotated[Fit | None, typer.Option(hidden=True)] = None
-    background: Annotated[str | None, typer.Option(hidden=True)] = None
+    background: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLOUR", help="Colour behind a see-through clip: white, #fff or #ffffff."
+        ),
+    ] = None
     strength: Annotated[
         float | None,
         typer.Option(help="Part of the schedule for all steps, in (0, 1]; higher invents more."),

@@ -75,8 +75,8 @@ def _put_on(
 ) -> Image.Image:
     if background is None:
         raise MediaError(
-            f"image {path} is partly see-through; give a background colour, "
-            "or save it without transparency"
+            f"image {path} is partly see-through; name a colour behind it "
+            "(--background white), or save it without transparency"
         )
     canvas = Image.new("RGB", rgb.size, background)
     canvas.paste(rgb, mask=alpha)
