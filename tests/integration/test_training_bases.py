@@ -71,7 +71,7 @@ def test_settings_of_generation_reach_the_samples(model, tmp_path):
     config = Stage2FineTuning(model=str(model), generation=changes, **COMMON)
     task: Any = FineTuning(config, tmp_path, ALONE).task
     (source,) = task.sources
-    assert (source.downscale, source.starts_with_photo) == (2, False)
+    assert (source.downscale, source.stage2.reference_start) == (2, "motion")
     assert task.stage2.reference_start == "motion"
 
 
