@@ -157,17 +157,8 @@ def prepare(options: ClipOptions, image_path: Path | None, motion_path: Path | N
         notes.append(_describe_missing(missing))
     if settings.preview_decoder is not None:
         notes.append(f"a preview: decoded with {options.preview_decoder}, not with the model's VAE")
-    elif like and like.preview_decoder is not None:
-        notes.append(f"{options.like} is a preview; this clip is decoded with the model's VAE")
-    if like and like.image.sha256 != settings.image.sha256:
-        name = "clip" if is_upscale else "photo"
-        notes.append(f"the {name} is not the one of {options.like}: the result will differ")
-    if like and like.sampling_version != settings.sampling_version:
-        notes.append(
-            f"{options.like} is of a version that drew other noise: the result will differ"
-        )
-    if like and like.device != settings.device:
-        notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
+    if like is not None:
+        notes += _compare_with(like, options, settings)
     return Run(
         settings=settings,
         pipe=pipe,
@@ -198,6 +189,23 @@ def _read_like(
             f"{options.like} was made by 'swifti2v {like.command}'; repeat it with that command"
         )
     return like
+
+
+def _compare_with(like: RunSettings, options: ClipOptions, settings: RunSettings) -> list[str]:
+    """Why the clip will not be that of the video to repeat."""
+    notes = []
+    if like.preview_decoder is not None and settings.preview_decoder is None:
+        notes.append(f"{options.like} is a preview; this clip is decoded with the model's VAE")
+    if like.image.sha256 != settings.image.sha256:
+        name = "clip" if options.command == "upscale" else "photo"
+        notes.append(f"the {name} is not the one of {options.like}: the result will differ")
+    if like.sampling_version != settings.sampling_version:
+        notes.append(
+            f"{options.like} is of a version that drew other noise: the result will differ"
+        )
+    if like.device != settings.device:
+        notes.append(f"{options.like} was made on {like.device}: the clip may differ in detail")
+    return notes
 
 
 def _find_input(
