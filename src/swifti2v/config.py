@@ -79,13 +79,21 @@ class Stage1Config:
     """Output size divided by Stage I size: 2560x1408 gives 640x352."""
     condition: Literal["zeros", "chart"] = "zeros"
     """What follows the image in the condition video: grey frames (Wan2.1), or a colour chart of
-    place and time, for a VAE whose latents do not show where a frame ends."""
+    place, time and what else a seed decides, see ``swifti2v.pipelines.course``."""
+    motion: Literal["latents", "displacement"] = "latents"
+    """What the transformer generates: latents; or where each point of each frame was in the image,
+    which is moved so, and what is to be added, see ``swifti2v.pipelines.displacement``."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """Of its transformer."""
 
     def __post_init__(self) -> None:
         _require("stage1.downscale", self.downscale, low=1, high=16)
+        if self.motion == "displacement" and self.sampling.parameterization != "reference_residual":
+            raise ConfigError(
+                "stage1.motion is displacement, with which stage1.sampling.parameterization is "
+                f"reference_residual, not {self.sampling.parameterization}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,8 @@ from swifti2v.errors import ConfigError
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.speed import attention_order
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
+from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.progress import OnProgress, Progress
 from swifti2v.sampling import (
     Velocity,
@@ -83,12 +85,14 @@ class Stage1Pipeline:
             ShapeError: The size or the frame count does not fit the model.
             NumericalError: The model returned NaN or infinity.
         """
-        shape = self._latent_shape(PixelShape(num_frames, image.shape[3], image.shape[4]))
-        condition = self.prepare_condition(image, shape, config)
+        self._require_fit(PixelShape(num_frames, image.shape[3], image.shape[4]))
+        condition = self.prepare_condition(
+            image, self.continue_image(image, num_frames, seed, config)
+        )
         sampling = config.sampling
         sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
         still = self._still(condition)
-        return self._sample(still, condition, conditions, seed, config, sigmas, on_progress)
+        return self._sample(still, image, condition, conditions, seed, config, sigmas, on_progress)
 
     def redraw(
         self,
@@ -124,14 +128,17 @@ class Stage1Pipeline:
             SwiftI2V, arXiv:2605.06356 (stage-transition samples).
         """
         sigmas = plan_redraw_sigmas(config.sampling, sigma)
-        shape = self._latent_shape(PixelShape(*video.shape[2:]))
-        condition = self.prepare_condition(video[:, :, :1], shape, config)
+        self._require_fit(PixelShape(*video.shape[2:]))
+        image = video[:, :, :1]
+        after = self.continue_image(image, video.shape[2], seed, config)
+        condition = self.prepare_condition(image, after)
         clean = StreamingEncoder(self.vae).encode(video)
-        return self._sample(clean, condition, conditions, seed, config, sigmas, on_progress)
+        return self._sample(clean, image, condition, conditions, seed, config, sigmas, on_progress)
 
     def _sample(
         self,
         clean: Tensor,
+        photo: Tensor,
         condition: Tensor,
         conditions: Conditions,
         seed: int,
@@ -150,7 +157,7 @@ class Stage1Pipeline:
                 on_progress(Progress(stage="stage1", step=step + 1, num_steps=len(sigmas) - 1))
 
         latents = denoise(
-            self.velocity(condition, self._still(condition), conditions, config),
+            self.velocity(condition, self._still(condition), conditions, config, photo),
             latents,
             0,
             sigmas,
@@ -159,8 +166,8 @@ class Stage1Pipeline:
         )
         return self.decode(latents)
 
-    def _latent_shape(self, pixels: PixelShape) -> LatentShape:
-        return LatentShape.from_pixel_shape(pixels, self.scale, int(self.vae.config["z_dim"]))
+    def _require_fit(self, pixels: PixelShape) -> None:
+        LatentShape.from_pixel_shape(pixels, self.scale, int(self.vae.config["z_dim"]))
 
     def _still(self, condition: Tensor) -> Tensor:
         """The image's latents ``[1, C, F, h, w]`` at every frame."""
@@ -168,32 +175,49 @@ class Stage1Pipeline:
         first = condition[:, num_mask_channels:, :1]
         return first.expand(-1, -1, condition.shape[2], -1, -1)
 
-    def prepare_condition(self, image: Tensor, shape: LatentShape, config: Stage1Config) -> Tensor:
+    def continue_image(
+        self, image: Tensor, num_frames: int, seed: int, config: Stage1Config
+    ) -> Tensor:
+        """What follows the image in the condition video.
+
+        Args:
+            image: ``[1, 3, 1, H, W]``.
+            num_frames: T, the image included.
+            seed: Of the course that the chart shows.
+            config: Says whether it is grey or a chart.
+
+        Returns:
+            ``[1, 3, T - 1, H, W]``.
+        """
+        height, width = image.shape[-2:]
+        if config.condition == "zeros":
+            return torch.zeros_like(image).expand(-1, -1, num_frames - 1, -1, -1)
+        course = draw_course(num_frames, seed).at(list(range(1, num_frames)))
+        return draw_chart(course, height, width)[None].to(image)
+
+    def prepare_condition(self, image: Tensor, after: Tensor) -> Tensor:
         """Mask and image latents, as Wan2.1-I2V lays them out.
 
         Args:
-            image: ``[1, 3, 1, H, W]`` in [-1, 1].
-            shape: Of the clip's latents.
-            config: Says what follows the image in the condition video.
+            image: ``[B, 3, 1, H, W]`` in [-1, 1].
+            after: ``[B, 3, T - 1, H, W]``, what follows it in the condition video.
 
         Returns:
-            ``[1, 4 + C, F, h, w]``: four mask channels, 1 where the frame is given.
+            ``[B, 4 + C, F, h, w]``: four mask channels, 1 where the frame is given.
         """
         encoder = StreamingEncoder(self.vae)
-        pieces = [encoder.encode(image)]
-        time = self.scale.time
-        for frame in range(1, shape.num_frames):
-            after = torch.zeros_like(image)
-            if config.condition == "chart":
-                after = draw_chart(image, frame / (shape.num_frames - 1))
-            pieces.append(encoder.encode(after.expand(-1, -1, time, -1, -1)))
-        latents = torch.cat(pieces, dim=2)
-        mask = torch.zeros_like(latents[:, :1]).expand(-1, time, -1, -1, -1).clone()
+        latents = torch.cat([encoder.encode(image), encoder.encode(after)], dim=2)
+        mask = torch.zeros_like(latents[:, :1]).expand(-1, self.scale.time, -1, -1, -1).clone()
         mask[:, :, 0] = 1
         return torch.cat([mask, latents], dim=1)
 
     def velocity(
-        self, condition: Tensor, still: Tensor, conditions: Conditions, config: Stage1Config
+        self,
+        condition: Tensor,
+        still: Tensor,
+        conditions: Conditions,
+        config: Stage1Config,
+        photo: Tensor,
     ) -> Velocity:
         """Bind everything but latents and noise level; guidance is mixed in here.
 
@@ -203,6 +227,7 @@ class Stage1Pipeline:
                 parameterization adds to.
             conditions: Text and image embeddings.
             config: Settings.
+            photo: ``[1, 3, 1, H, W]``, what a displacement moves.
         """
         dtype = self.transformer.dtype
 
@@ -218,9 +243,10 @@ class Stage1Pipeline:
                     else image_embeds.to(dtype),
                     return_dict=False,
                 )[0]
-            return to_velocity(
-                output.float(), latents, still, sigma, config.sampling.parameterization
-            )
+            output = output.float()
+            if config.motion == "displacement":
+                output = self.read_motion(output, photo, still)[0]
+            return to_velocity(output, latents, still, sigma, config.sampling.parameterization)
 
         return guide(
             predict,
@@ -228,6 +254,30 @@ class Stage1Pipeline:
             conditions.negative_prompt_embeds,
             config.sampling.guidance_scale,
         )
+
+    def read_motion(self, output: Tensor, photo: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn displacement and remainder into a residual to the image's latents.
+
+        Args:
+            output: ``[B, 8 + C, F, h, w]``, see ``read_displacement``; the image's frame and groups
+                of four frames, not necessarily all of a clip.
+            photo: ``[B, 3, 1, H, W]`` in [-1, 1].
+            still: ``[B, C, F, h, w]``, the image's latents at every frame.
+
+        Returns:
+            The residual ``[B, C, F, h, w]``: of the moved photo's latents and what is added to them;
+            and the displacement ``[B, 2, T, h, w]`` of the T pixel frames, in pixels.
+        """
+        time, space = self.scale.time, self.scale.space
+        displacement = read_displacement(output, time, space)[:, :, time - 1 :]
+        displacement = torch.cat(
+            [torch.zeros_like(displacement[:, :, :1]), displacement[:, :, 1:]], 2
+        )
+        height, width = photo.shape[-2:]
+        with torch.no_grad():
+            moved = move_photo(photo, enlarge(displacement, height, width))
+            latents = StreamingEncoder(self.vae).encode(moved)
+        return latents - still + output[:, 2 * time :], displacement
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""
@@ -252,21 +302,3 @@ def plan_redraw_sigmas(sampling: SamplingConfig, sigma: float) -> list[float]:
         raise ConfigError(f"sigma is {sigma:g}; it must be above 0 and at most 1")
     whole = plan_sigmas(sampling.num_inference_steps, sampling.shift)
     return [sigma, *(level for level in whole if level < sigma)]
-
-
-def draw_chart(image: Tensor, time: float) -> Tensor:
-    """Frame whose red tells the column, green the row and blue the time, each from -1 to 1.
-
-    Args:
-        image: ``[1, 3, 1, H, W]``, gives size, device and dtype.
-        time: Part of the clip that has passed, in [0, 1].
-
-    Returns:
-        ``[1, 3, 1, H, W]``.
-    """
-    height, width = image.shape[-2:]
-    chart = torch.empty_like(image)
-    chart[:, 0] = (torch.arange(width, device=image.device) + 0.5) / width * 2 - 1
-    chart[:, 1] = ((torch.arange(height, device=image.device) + 0.5) / height * 2 - 1)[:, None]
-    chart[:, 2] = 2 * time - 1
-    return chart

@@ -1,159 +1,303 @@
-"""Procedural camera moves over a still picture, and sentences that ask for them."""
+"""A camera that moves over pictures with near and far things, and where it makes each point go."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from swifti2v.errors import ShapeError
-
-CameraMotion = Literal[
-    "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "static"
-]
-"""What the camera does; what is seen moves the other way."""
-CAMERA_MOTIONS: tuple[CameraMotion, ...] = get_args(CameraMotion)
+from swifti2v.media import Frames
+from swifti2v.pipelines.course import Course
 
 SHIFT = 0.12
-"""Way of a pan or tilt over a whole clip, in widths (heights) of the view."""
+"""Way of a pan or tilt over a whole clip, in widths (heights) of the frame."""
 ZOOM = 0.8
-"""Size of the view at the end of a zoom in, relative to its start; a zoom out is the inverse."""
-VIEW_SIZES = (0.55, 0.75)
+"""Size of what is seen at the end of a zoom in, relative to its start; a zoom out is the inverse."""
+ROLL = 0.14
+"""Radians of a roll over a whole clip."""
+PARALLAX = (0.3, 1.3)
+"""Of a dolly: how much of a zoom the farthest and the nearest things do."""
+ORBIT = 0.24
+"""How far the nearest and farthest things part in an orbit, in widths of the frame."""
+SWAY = (0.008, 0.006)
+"""Of a hand: deviation in widths (heights) of the frame, and in radians."""
+NEAR = 0.95
+"""Depth of what stands in front."""
+RAMP = (0.15, 0.65)
+"""Depth of the rest, at the upper and the lower edge of the frame; 0 is the farthest."""
+VIEW_SIDES = (0.5, 0.9)
 """Least and greatest side of the first view, as a part of the picture's."""
-MARGIN = 1.3
-"""Room around the first view, relative to its size, that its centre leaves to the picture's edge."""
 
-PHRASES: dict[CameraMotion, tuple[str, ...]] = {
-    "pan left": (
-        "pan left", "camera pans left", "the camera pans to the left", "panning left",
-        "slow pan left", "the camera moves left", "pan to the left", "camera turns left",
-    ),
-    "pan right": (
-        "pan right", "camera pans right", "the camera pans to the right", "panning right",
-        "slow pan right", "the camera moves right", "pan to the right", "camera turns right",
-    ),
-    "tilt up": (
-        "tilt up", "camera tilts up", "the camera tilts upward", "tilting up", "slow tilt up",
-        "the camera looks up", "tilt upwards", "camera moves up",
-    ),
-    "tilt down": (
-        "tilt down", "camera tilts down", "the camera tilts downward", "tilting down",
-        "slow tilt down", "the camera looks down", "tilt downwards", "camera moves down",
-    ),
-    "zoom in": (
-        "zoom in", "camera zooms in", "the camera zooms in slowly", "zooming in", "slow zoom in",
-        "the camera pushes in", "zoom into the scene", "move closer",
-    ),
-    "zoom out": (
-        "zoom out", "camera zooms out", "the camera zooms out slowly", "zooming out",
-        "slow zoom out", "the camera pulls back", "zoom out of the scene", "move away",
-    ),
-    "static": (
-        "static", "static camera", "the camera does not move", "a still shot", "locked camera",
-        "fixed camera", "static shot", "no camera movement",
-    ),
-}  # fmt: skip
-"""Ways to ask for each motion."""
-# What else a prompt may say; none of it tells the motion, some of it holds the same words.
-_ADJECTIVES = (
-    "a red", "a blue", "an old", "a young", "the big", "a small", "a quiet", "a busy",
-    "the bright", "the dark", "a green", "a golden",
-)  # fmt: skip
-_NOUNS = (
-    "house", "street", "cat", "dog", "woman", "man", "city", "river", "mountain", "forest", "car",
-    "table", "room", "garden", "sea", "beach", "market", "bridge", "tower", "flower", "snake",
-    "train", "boat", "sky", "field", "child", "bird", "horse", "kitchen", "shop",
-)  # fmt: skip
-_CIRCUMSTANCES = (
-    "at sunset", "in the rain", "in the morning", "on a hill", "near the water", "with clouds",
-    "under the trees", "in winter", "by the window", "at night", "in sunlight", "on the left",
-    "on the right", "up in the air", "down the road",
-)  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CameraMove:
+    """What the camera does over a clip: 1 is the usual way, 2 twice as far, below 0 the other way."""
+
+    pan: float = 0.0
+    """To the right."""
+    tilt: float = 0.0
+    """Downwards."""
+    zoom: float = 0.0
+    """In."""
+    roll: float = 0.0
+    """Clockwise, so that what is seen turns counter-clockwise."""
+    dolly: float = 0.0
+    """Forwards: near things grow faster."""
+    orbit: float = 0.0
+    """To the right around the middle distance: near things go left, far ones right."""
+    sway: float = 0.0
+    """Of the hand that holds it."""
+
+    def displace(
+        self, course: Course, depth: Tensor, points: Tensor, size: tuple[float, float]
+    ) -> Tensor:
+        """Where each point of a frame was in the first frame, relative to where it is.
+
+        Args:
+            course: Of T frames.
+            depth: ``[h, w]`` of the points, 0 far to 1 near, or a number for all.
+            points: ``[h, w, 2]`` columns and rows in pixels from the frame's centre.
+            size: Height and width of the frame in pixels.
+
+        Returns:
+            ``[T, h, w, 2]`` columns and rows in pixels.
+        """
+        height, width = size
+        clock, sway = course.clock[:, None, None], self.sway * course.sway[:, :, None, None]
+        far, near = PARALLAX
+        growth = self.zoom + self.dolly * (far + (near - far) * depth)
+        scale = ZOOM ** (growth * clock)  # [T, h, w]
+        angle = ROLL * self.roll * clock + SWAY[1] * sway[:, 2]
+        right = SHIFT * self.pan * clock + SWAY[0] * sway[:, 0]
+        right = right + ORBIT * self.orbit * (depth - 0.5) * clock
+        down = SHIFT * self.tilt * clock + SWAY[0] * sway[:, 1]
+        x, y = points.unbind(-1)
+        sine, cosine = torch.sin(angle), torch.cos(angle)
+        column = scale * (cosine * x - sine * y) + width * right - x
+        row = scale * (sine * x + cosine * y) + height * down - y
+        return torch.stack([column, row], dim=-1)
+
+
+MOVES: dict[str, CameraMove] = {
+    "pan left": CameraMove(pan=-1),
+    "pan right": CameraMove(pan=1),
+    "tilt up": CameraMove(tilt=-1),
+    "tilt down": CameraMove(tilt=1),
+    "zoom in": CameraMove(zoom=1),
+    "zoom out": CameraMove(zoom=-1),
+    "roll left": CameraMove(roll=-1),
+    "roll right": CameraMove(roll=1),
+    "dolly in": CameraMove(dolly=1),
+    "dolly out": CameraMove(dolly=-1),
+    "orbit left": CameraMove(orbit=-1),
+    "orbit right": CameraMove(orbit=1),
+    "handheld": CameraMove(sway=1),
+    "static": CameraMove(),
+}
+"""What can be asked for by a name of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture, and what of it stands in front of the rest."""
+
+    picture: Frames
+    """``[H, W, 3]`` uint8."""
+    front: NDArray[np.float32] | None
+    """``[H, W]`` in [0, 1]: 1 where something stands in front; None where nothing does."""
+    behind: Frames | None
+    """The picture without it, as well as can be guessed."""
+
+
+def split_scene(picture: Frames) -> Scene:
+    """Tell what stands in front by its colours: the middle of the picture against its edges.
+
+    What reaches the edges of the middle is a part of the background, not a thing.
+
+    Source:
+        GrabCut (Rother et al., SIGGRAPH 2004) as OpenCV has it.
+    """
+    height, width = picture.shape[:2]
+    side = _SPLIT_SIDE / max(height, width)
+    size = (round(width * side), round(height * side))
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    columns, rows = size
+    left, top, wide, high = columns // 8, rows // 8, columns * 3 // 4, rows * 5 // 6
+    mask = np.zeros((rows, columns), np.uint8)
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(small, mask, (left, top, wide, high), *models, 4, cv2.GC_INIT_WITH_RECT)
+    front = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    front = cv2.morphologyEx(front, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    front = cv2.morphologyEx(front, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+    edges = [front[top : top + high, left : left + 3], front[top : top + 3, left : left + wide],
+             front[top : top + high, left + wide - 3 : left + wide]]  # fmt: skip
+    if not 0.03 < front.mean() < 0.4 or max(float(edge.mean()) for edge in edges) > 0.1:
+        return Scene(picture, None, None)
+    return place_in_front(picture, picture, cv2.resize(front, (width, height)))
+
+
+def make_scenes(pictures: Sequence[Frames], size: tuple[int, int]) -> tuple[Scene, ...]:
+    """Pictures as scenes, made smaller where they have more than twice the pixels of the frames."""
+    scenes = []
+    for picture in pictures:
+        fit = min(whole / shown for whole, shown in zip(picture.shape[:2], size, strict=True))
+        if fit > _ROOM:
+            small = (round(picture.shape[1] * _ROOM / fit), round(picture.shape[0] * _ROOM / fit))
+            picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+        scenes.append(split_scene(picture))
+    return tuple(scenes)
+
+
+_ROOM = 2.2  # of a scene's picture, in sides of the frame
+
+
+def draw_thing(picture: Frames, other: Frames, rng: np.random.Generator) -> Scene:
+    """A picture with a smooth shape in front of it that shows a part of another one."""
+    height, width = picture.shape[:2]
+    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    waves = sum(
+        rng.normal() / k * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in range(2, 6)
+    )
+    radius = min(height, width) * rng.uniform(0.12, 0.3) * np.exp(0.35 * waves)
+    stretch = np.exp(rng.uniform(-0.5, 0.5))
+    middle = rng.uniform((0.2, 0.35), (0.8, 0.85)) * (width, height)
+    outline = middle + np.stack([radius * np.cos(turn) * stretch, radius * np.sin(turn)], axis=1)
+    front = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(front, [outline.astype(np.int32)], 1)
+    shown = cv2.resize(other, (width, height), interpolation=cv2.INTER_AREA)
+    return place_in_front(np.where(front[..., None] > 0, shown, picture), picture, front)
+
+
+def place_in_front(picture: Frames, behind: Frames, front: NDArray[np.uint8]) -> Scene:
+    """A scene of a picture, its mask and what is behind; hidden there is what the edges continue.
+
+    Args:
+        picture: ``[H, W, 3]`` as seen.
+        behind: The same, or the picture without the thing.
+        front: ``[H, W]``, 1 where the thing is.
+
+    Source:
+        Telea's inpainting (2004) as OpenCV has it.
+    """
+    height, width = front.shape
+    if behind is picture:
+        side = _SPLIT_SIDE / max(height, width)
+        size = (round(width * side), round(height * side))
+        wide = cv2.dilate(cv2.resize(front, size), np.ones((7, 7), np.uint8))
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        filled = cv2.resize(cv2.inpaint(small, wide, 5, cv2.INPAINT_TELEA), (width, height))
+        hidden = cv2.resize(wide, (width, height), interpolation=cv2.INTER_NEAREST)[..., None]
+        behind = np.where(hidden > 0, filled, picture)
+    soft = cv2.GaussianBlur(front.astype(np.float32), (0, 0), 1.0)
+    return Scene(picture, soft, behind)
+
+
+_SPLIT_SIDE = 320  # things are told apart at this longer side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """Part of a picture that the camera sees at the start; the picture spans -1 to 1."""
+    """What the first frame shows of a picture."""
 
-    size: float
-    """Side of the view as a part of the picture's."""
     center: tuple[float, float]
-    """Column and row."""
+    """Column and row of the picture at the frame's centre, in picture pixels."""
+    scale: float
+    """Picture pixels a frame pixel."""
+    is_mirrored: bool = False
+    """Whether left and right are exchanged."""
 
 
-def draw_view(rng: np.random.Generator) -> View:
-    """A random first view with room around it for any motion."""
-    size = float(rng.uniform(*VIEW_SIZES))
-    reach = 1 - MARGIN * size
-    column, row = rng.uniform(-reach, reach, size=2)
-    return View(size=size, center=(float(column), float(row)))
+def even_course(num_frames: int) -> Course:
+    """A clock that runs evenly from 0 to 1, and no sway."""
+    return Course(torch.linspace(0, 1, num_frames), torch.zeros(num_frames, 3))
 
 
-def render_motion(
-    image: Tensor, motion: CameraMotion, times: Sequence[float], view: View, size: tuple[int, int]
-) -> Tensor:
-    """Show a still picture through a moving camera.
+def draw_view(
+    picture_size: tuple[int, int], frame_size: tuple[int, int], rng: np.random.Generator
+) -> View:
+    """A random first view.
 
     Args:
-        image: ``[3, H, W]`` floating point. Beyond its edges it is mirrored.
-        motion: What the camera does.
-        times: T places in the clip, 0 for its first and 1 for its last frame.
-        view: What is seen at time 0.
-        size: Height and width of the frames in pixels.
+        picture_size: Height and width in pixels.
+        frame_size: Of the whole frame.
+        rng: Source of randomness.
+    """
+    fit = min(whole / shown for whole, shown in zip(picture_size, frame_size, strict=True))
+    scale = float(rng.uniform(*VIEW_SIDES)) * fit
+    rooms = [whole - scale * shown for whole, shown in zip(picture_size, frame_size, strict=True)]
+    row, column = (
+        float(rng.uniform(-room, room)) / 2 + whole / 2
+        for room, whole in zip(rooms, picture_size, strict=True)
+    )
+    return View(center=(column, row), scale=scale, is_mirrored=bool(rng.random() < 0.5))
+
+
+def render_move(
+    scene: Scene,
+    view: View,
+    move: CameraMove,
+    course: Course,
+    size: tuple[int, int],
+    crop: tuple[int, int, int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Show a picture through a moving camera.
+
+    Args:
+        scene: Beyond the picture's edges it is mirrored.
+        view: Of the first frame.
+        move: What the camera does.
+        course: Of the T frames to show.
+        size: Height and width of the whole frame in pixels.
+        crop: Top, left, height and width of the part that is shown; None shows all.
 
     Returns:
-        ``[3, T, height, width]`` on the device of ``image``; each pixel is the mean of 2x2
-        bilinear samples.
-
-    Raises:
-        ShapeError: ``image`` is not as stated.
+        ``[3, T, h, w]`` float32 in [-1, 1], and the displacement ``[2, T, h, w]``: where each point
+        was in the first frame, columns and rows in frame pixels relative to where it is.
     """
-    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-        raise ShapeError(
-            f"an image must be floats [3, H, W], not {image.dtype} {list(image.shape)}"
-        )
-    time = torch.tensor(list(times), dtype=image.dtype, device=image.device)  # [T]
-    still = torch.zeros_like(time)
-    columns = {"pan left": -SHIFT * time, "pan right": SHIFT * time}.get(motion, still)
-    rows = {"tilt up": -SHIFT * time, "tilt down": SHIFT * time}.get(motion, still)
-    scale = {"zoom in": ZOOM**time, "zoom out": (1 / ZOOM) ** time}.get(motion, still + 1)
-    affine = torch.zeros(len(time), 2, 3, dtype=image.dtype, device=image.device)
-    affine[:, 0, 0] = affine[:, 1, 1] = view.size * scale
-    affine[:, 0, 2] = view.center[0] + 2 * view.size * columns  # a view is 2 * size wide
-    affine[:, 1, 2] = view.center[1] + 2 * view.size * rows
-    height, width = size
-    grid = F.affine_grid(affine, [len(time), 3, 2 * height, 2 * width], align_corners=False)
-    frames = F.grid_sample(
-        image.expand(len(time), -1, -1, -1), grid, padding_mode="reflection", align_corners=False
+    top, left, height, width = crop or (0, 0, *size)
+    samples = 2 if view.scale > _SUPERSAMPLED else 1
+    row = top + (torch.arange(height * samples) + 0.5) / samples - size[0] / 2
+    column = left + (torch.arange(width * samples) + 0.5) / samples - size[1] / 2
+    points = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1)
+    ramp = RAMP[0] + (RAMP[1] - RAMP[0]) * (points[..., 1] / size[0] + 0.5)
+    way = move.displace(course, ramp, points, size)
+    if scene.front is None or scene.behind is None or move.dolly == move.orbit == 0:
+        video = _look(scene.picture, view, points + way)
+    else:
+        nearer = move.displace(course, torch.tensor(NEAR), points, size)
+        front = _look(scene.front[..., None], view, points + nearer)
+        video = front * _look(scene.picture, view, points + nearer)
+        video += (1 - front) * _look(scene.behind, view, points + way)
+        way = torch.where(front[:, 0, ..., None] > 0.5, nearer, way)
+    video = F.avg_pool2d(video, samples).clamp(0, 255) / 127.5 - 1
+    displacement = F.avg_pool2d(way.permute(0, 3, 1, 2), samples)
+    return video.transpose(0, 1), displacement.transpose(0, 1)
+
+
+_SUPERSAMPLED = 1.2  # from this many picture pixels a frame pixel on, four samples are averaged
+
+
+def _look(picture: NDArray[Any], view: View, points: Tensor) -> Tensor:
+    """Colours ``[T, C, h, w]`` of a picture ``[H, W, C]`` at ``[T, h, w, 2]`` frame pixels."""
+    sign = torch.tensor([-1.0 if view.is_mirrored else 1.0, 1.0])
+    places = torch.tensor(view.center) + view.scale * sign * points  # picture pixels
+    lowest = (places.amin(dim=(0, 1, 2)) - 3).clamp(min=0).int().tolist()
+    starts = [min(at, side - 2) for at, side in zip(lowest, picture.shape[1::-1], strict=True)]
+    highest = places.amax(dim=(0, 1, 2)).int().tolist()
+    stops = [max(at + 4, start + 2) for at, start in zip(highest, starts, strict=True)]
+    part = np.ascontiguousarray(picture[starts[1] : stops[1], starts[0] : stops[0]])
+    shown = torch.tensor(part).permute(2, 0, 1).float()
+    sides = torch.tensor([shown.shape[2], shown.shape[1]])
+    return F.grid_sample(
+        shown.expand(len(places), -1, -1, -1),
+        (places - torch.tensor(starts)) / sides * 2 - 1,
+        mode="bilinear" if view.scale > _SUPERSAMPLED else "bicubic",
+        padding_mode="reflection",
+        align_corners=False,
     )
-    return F.avg_pool2d(frames, 2).transpose(0, 1)
-
-
-def known_phrases() -> dict[str, list[str]]:
-    """What asks for each motion: the phrases that are learned, and such as ``pans left``."""
-    return {
-        motion: list(dict.fromkeys((*phrases, motion.replace(" ", "s ", 1))))
-        for motion, phrases in PHRASES.items()
-    }
-
-
-def draw_prompt(motion: CameraMotion, rng: np.random.Generator) -> str:
-    """A random sentence that asks for a motion, alone or beside a description of the scene."""
-    phrase = _choose(PHRASES[motion], rng)
-    scene = f"{_choose(_ADJECTIVES, rng)} {_choose(_NOUNS, rng)}"
-    if rng.random() < 0.5:
-        scene += f" {_choose(_CIRCUMSTANCES, rng)}"
-    order = rng.random()
-    prompt = phrase
-    if order >= 0.35:
-        prompt = f"{scene}, {phrase}" if order < 0.7 else f"{phrase}, {scene}"
-    if rng.random() < 0.4:
-        prompt = prompt.capitalize()
-    return f"{prompt}." if rng.random() < 0.3 else prompt
-
-
-def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]

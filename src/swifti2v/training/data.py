@@ -23,7 +23,7 @@ from swifti2v.media import (
     video_to_frames,
 )
 from swifti2v.pipelines.transition import make_reference
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_view, render_motion
+from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +149,11 @@ def make_procedural_material(
     rng = np.random.default_rng(seed)
     clips = []
     for index in range(num_clips):
-        picture = draw_picture(2 * height, 2 * width, rng)
-        motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
-        times = np.linspace(0, num_frames / 33, num_frames).tolist()
-        video = render_motion(picture, motion, times, draw_view(rng), (height, width))
+        picture = _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))
+        move = list(MOVES.values())[index % len(MOVES)]
+        view = draw_view((2 * height, 2 * width), (height, width), rng)
+        course = even_course(num_frames)
+        video, _ = render_move(Scene(picture, None, None), view, move, course, (height, width))
         clips.append(_to_frames(video.permute(1, 2, 3, 0)))
     pictures = [
         _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))

@@ -1,7 +1,6 @@
 """Training of the whole nano model: codec statistics, text encoder, Stage I, Stage II, assembly."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from swifti2v.models.loading import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.training.camera_motion import make_scenes
 from swifti2v.training.data import (
     Material,
     find_material,
@@ -24,7 +24,6 @@ from swifti2v.training.data import (
     read_material,
 )
 from swifti2v.training.data_record import describe_files, read_record, require_same_data
-from swifti2v.training.motion_phases import initialize_stage1
 from swifti2v.training.nano_assembly import assemble
 from swifti2v.training.nano_budget import Part
 from swifti2v.training.nano_codec import fit_codec, measure_residual
@@ -36,14 +35,13 @@ from swifti2v.training.nano_models import (
     make_stage2_transformer,
 )
 from swifti2v.training.nano_stage2 import fit_to_task, redraw_motions, start_stage2
-from swifti2v.training.phases_task import PhasesTask
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.run_config import PhaseConfig, RunConfig
 from swifti2v.training.run_directory import begin_run_directory, require_run_directory
 from swifti2v.training.run_log import StepMetrics
 from swifti2v.training.session import Session, train_task
 from swifti2v.training.stage1 import Stage1Task
-from swifti2v.training.stage1_sources import CameraMotionSource
+from swifti2v.training.stage1_sources import CameraMoveSource
 from swifti2v.training.stage2 import Stage2Task
 from swifti2v.training.stage2_sources import MaterialSource, TransitionClip
 from swifti2v.training.tasks import Task
@@ -106,26 +104,28 @@ class NanoTraining:
         return encoder
 
     def train_stage1(self, text_encoder: UMT5EncoderModel) -> WanTransformer3DModel:
-        """Stage I: the motion's phases first, then a ridge regression, then all weights."""
+        """Stage I: camera moves over pictures."""
         own = self.config.stage1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own.run.seed)
             transformer = make_stage1_transformer(own.size, self.config.text.width)
-            layout = initialize_stage1(transformer)
-            first = make_stage1_transformer(replace(own.size, num_layers=1), self.config.text.width)
         nn.Module.to(transformer, self.device)
-        nn.Module.to(first, self.device)
-        task = self._stage1_task(transformer, text_encoder, own.num_drawn_frames)
-        if not self._is_begun("stage1"):
-            # A transformer of block 0 alone spares the others' work.
-            state = transformer.state_dict()
-            first.load_state_dict({name: state[name] for name in first.state_dict()})
-            start = self._stage1_task(first, text_encoder, {1: 1.0})
-            phases = (own.motion_start,)
-            run = replace(own.run, ema_decay=None)
-            self._train("motion_start", PhasesTask(first, layout, start), run, phases)
-            transformer.load_state_dict(first.state_dict(), strict=False)
-            fit_to_task(task, own.run, own.num_fit_batches)
+        source = CameraMoveSource(
+            make_scenes(self.material.pictures, self.config.low_size),
+            self.config.low_size,
+            {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()},
+            own.num_drawn_frames,
+        )
+        tokenizer = make_tokenizer()
+
+        def encode(prompts: tuple[str, ...]) -> Tensor:
+            return encode_prompt(
+                text_encoder, tokenizer, prompts, self.config.max_text_length, truncate=True
+            )
+
+        task = Stage1Task(
+            transformer, self.codecs[0], (source,), own.objective, self.settings.stage1, encode
+        )
         self._train("stage1", task, own.run, own.phases)
         return transformer
 
@@ -183,27 +183,6 @@ class NanoTraining:
             fit_to_task(task, own.run, own.num_fit_batches)
         self._train("stage2", task, own.run, own.phases)
         return transformer
-
-    def _stage1_task(
-        self,
-        transformer: WanTransformer3DModel,
-        text_encoder: UMT5EncoderModel,
-        num_drawn_frames: dict[int, float],
-    ) -> Stage1Task:
-        config, tokenizer = self.config, make_tokenizer()
-
-        def encode(prompts: tuple[str, ...]) -> Tensor:
-            return encode_prompt(
-                text_encoder, tokenizer, prompts, config.max_text_length, truncate=True
-            )
-
-        source = CameraMotionSource(
-            self.material.stills, config.low_size, config.num_latent_frames, num_drawn_frames
-        )
-        objective = config.stage1.objective
-        return Stage1Task(
-            transformer, self.codecs[0], (source,), objective, self.settings.stage1, encode
-        )
 
     def _pipeline(
         self,

@@ -53,10 +53,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1TrainingConfig:
-    """Stage I: camera motions over still pictures, from a prompt.
-
-    A step takes views of pictures and all seven motions over each.
-    """
+    """Stage I: camera moves over pictures, from a prompt."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -66,50 +63,40 @@ class Stage1TrainingConfig:
             noise=INFERENCE_LEVELS, error_of="clean", channel_weight_limit=8.0
         )
     )
-    num_drawn_frames: dict[int, float] = field(default_factory=lambda: {1: 0.75, 3: 0.2, 8: 0.05})
-    """Latent frames drawn from a clip besides the photo's, with the part of the steps that draw so
-    many; the chart tells their time."""
-    num_fit_batches: int = 16
-    """Batches for the ridge regression of the output layer before the phases."""
-    motion_start: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(
-            name="motion_start",
-            steps=360,
-            optimizer=OptimizerConfig(
-                learning_rate=2e-3, warmup_steps=30, decay="cosine", weight_decay=0.0, betas=_BETAS
-            ),
-        )
+    num_frames: dict[int, float] = field(default_factory=lambda: {33: 0.7, 81: 0.2, 321: 0.1})
+    """Frames of the clips, 4k + 1, with the part of the steps that take each."""
+    num_drawn_frames: dict[int, float] = field(
+        default_factory=lambda: {1: 0.4, 3: 0.3, 8: 0.25, 24: 0.05}
     )
-    """Block 0 learns the phases of the camera's motion, before the rest."""
-    run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=7, ema_decay=0.998))
-    """Seed, batch (a multiple of 7) and checkpoints."""
+    """Latent frames drawn from a clip besides the photo's, with the part of the steps that draw so
+    many; the chart tells their time. Short clips give all they have."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=8, ema_decay=0.998))
+    """Seed, batch and checkpoints."""
     phases: tuple[PhaseConfig, ...] = (
         PhaseConfig(
-            minutes=45,
+            minutes=120,
             optimizer=OptimizerConfig(
-                learning_rate=6e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
+                learning_rate=8e-4,
+                decay="cosine_tail",
+                betas=_BETAS,
+                warmup_steps=30,
+                weight_decay=0.0,
             ),
         ),
     )
     """How long, and how fast."""
 
     def __post_init__(self) -> None:
-        if self.size.num_layers < 2:
-            raise ConfigError(
-                f"stage1.size.num_layers is {self.size.num_layers}; the motion's phases need at "
-                "least 2"
-            )
-        if self.run.batch_size % 7:
-            raise ConfigError(
-                f"stage1.run.batch_size is {self.run.batch_size}; it must be a multiple of the seven "
-                "motions"
-            )
         if not self.num_drawn_frames or min(self.num_drawn_frames) < 1:
             raise ConfigError(
                 f"stage1.num_drawn_frames is {self.num_drawn_frames}; draw at least one frame"
             )
-        if self.num_fit_batches < 1:
-            raise ConfigError(f"stage1.num_fit_batches is {self.num_fit_batches}; give at least 1")
+        _require_lengths("stage1", self.num_frames)
+
+
+def _require_lengths(where: str, num_frames: dict[int, float]) -> None:
+    if not num_frames or any(n % 4 != 1 or n < 5 for n in num_frames):
+        raise ConfigError(f"{where}: num_frames is {num_frames}; lengths must be 4k + 1, from 5")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,10 +112,7 @@ class Stage2Phase(PhaseConfig):
 
     def __post_init__(self) -> None:
         super(Stage2Phase, self).__post_init__()
-        if not self.num_frames or any(n % 4 != 1 or n < 5 for n in self.num_frames):
-            raise ConfigError(
-                f"phase {self.name}: num_frames is {self.num_frames}; lengths must be 4k + 1, from 5"
-            )
+        _require_lengths(f"phase {self.name}", self.num_frames)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,11 +201,6 @@ class NanoConfig:
         pixels = PixelShape(self.num_frames, self.height, self.width)
         pixels.require_fit(low)
         pixels.require_fit(STAGE2_SCALE)
-        if self.num_latent_frames <= max(self.stage1.num_drawn_frames):
-            raise ConfigError(
-                f"stage1.num_drawn_frames draws up to {max(self.stage1.num_drawn_frames)} of the "
-                f"{self.num_latent_frames - 1} latent frames after the photo's; draw fewer"
-            )
         if self.stage2.crop > min(self.height, self.width):
             raise ConfigError(
                 f"stage2.crop {self.stage2.crop} is larger than the clips, "
@@ -248,6 +227,11 @@ class NanoConfig:
             height=self.height,
             width=self.width,
             fps=self.fps,
-            stage1=Stage1Config(downscale=self.downscale, condition="chart", sampling=sampling),
+            stage1=Stage1Config(
+                downscale=self.downscale,
+                condition="chart",
+                motion="displacement",
+                sampling=sampling,
+            ),
             stage2=Stage2Config(sampling=sampling),
         )

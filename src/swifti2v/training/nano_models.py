@@ -13,8 +13,8 @@ from swifti2v.models.codec import count_channels
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.shapes import ScaleFactors
 
-STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=1)
-"""Of Stage I's codec and patches: its tokens are single latent cells."""
+STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=2)
+"""Of Stage I's codec and patches."""
 STAGE2_SCALE = ScaleFactors(time=4, space=8, patch=2)
 """Of Stage II's codec and patches."""
 
@@ -51,16 +51,21 @@ class Float32Conv3d(nn.Conv3d):
 
 
 def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
-    """A randomly initialised Stage I transformer: 96 latent, 4 mask, 96 condition channels."""
+    """A new Stage I transformer: 96 latent, 4 mask, 96 condition channels in, displacement and 96 out.
+
+    Its output layer is 0: it begins with the photo at rest.
+    """
     channels = count_channels(STAGE1_SCALE.space)
     kind: Any = WanTransformer3DModel
     model: WanTransformer3DModel = kind(
         **transformer_config(size, text_dim),
         in_channels=2 * channels + 4,
-        out_channels=channels,
+        out_channels=2 * STAGE1_SCALE.time + channels,
         patch_size=(1, STAGE1_SCALE.patch, STAGE1_SCALE.patch),
     )
     model.patch_embedding.__class__ = Float32Conv3d
+    nn.init.zeros_(model.proj_out.weight)
+    nn.init.zeros_(model.proj_out.bias)
     return model
 
 

@@ -11,10 +11,10 @@ from swifti2v.media import Frames, video_to_frames
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import plan_sigmas
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt
+from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
 from swifti2v.training.draws import draws_of_step, split_batch
 from swifti2v.training.initialization import fit_output_layer, initialize_stage2
-from swifti2v.training.moving_pictures import NUM_FRAMES, draw_motion_path, render_path
+from swifti2v.training.motion_prompts import ask_for
 from swifti2v.training.nano_config import RedrawConfig
 from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
 from swifti2v.training.precision import compute_in
@@ -85,13 +85,13 @@ def redraw_motions(
     clips = []
     for index in range(config.num_clips):
         rng = np.random.default_rng((config.seed, index))
-        motion = CAMERA_MOTIONS[index % len(CAMERA_MOTIONS)]
+        motion = list(MOVES)[index % len(MOVES)]
         picture = pictures[int(rng.integers(len(pictures)))]
-        path = draw_motion_path(motion, picture.shape[:2], size, rng)
-        # A whole motion over the clip, however long, as Stage I is asked for it.
-        times = np.linspace(0, NUM_FRAMES - 1, settings.num_frames).tolist()
-        frames = video_to_frames(render_path(picture, path, times, size, (0, 0, *size))[None])
-        prompt = draw_prompt(motion, rng)
+        view = draw_view(picture.shape[:2], size, rng)
+        course = even_course(settings.num_frames)
+        video, _ = render_move(Scene(picture, None, None), view, MOVES[motion], course, size)
+        frames = video_to_frames(video[None])
+        prompt = ask_for(motion, rng)
         with compute_in("bfloat16", pipe.components.device):
             low = make_transition_sample(pipe, frames, prompt, f"{index}", transition).frames
         clips.append(TransitionClip(f"{prompt} ({index})", frames, low, prompt))

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
+from torch.nn import functional as F
 
 from swifti2v.sampling import Parameterization, plan_sigmas, to_velocity
 from swifti2v.segments import Segment
@@ -141,6 +142,24 @@ def flow_loss(
     if error_of == "clean":
         error = error * level
     return _weighted_mean(error.square(), channel_weight)
+
+
+def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
+    """Error of a displacement field, in pixels: squared where it is small, absolute where large.
+
+    Args:
+        displacement: ``[B, 2, T, h, w]`` at the centres of cells, in pixels; the first frame's does
+            not count.
+        truth: ``[B, 2, T, H, W]`` of the pixels; H and W are multiples of h and w.
+
+    Returns:
+        ``[B]``.
+    """
+    height, width = truth.shape[-2:]
+    kernel = (height // displacement.shape[-2], width // displacement.shape[-1])
+    cells = F.avg_pool2d(truth.flatten(0, 1), kernel).unflatten(0, truth.shape[:2])
+    error = F.smooth_l1_loss(displacement[:, :, 1:], cells[:, :, 1:], beta=0.4, reduction="none")
+    return error.flatten(1).mean(dim=1)
 
 
 def reconstruction_loss(

@@ -10,8 +10,9 @@ from PIL import Image
 from swifti2v.media import open_writer, video_to_frames
 from swifti2v.shapes import PixelShape
 from swifti2v.storage import whole_file, write_whole
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
+from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
 from swifti2v.training.data import draw_picture
+from swifti2v.training.motion_prompts import ask_for
 
 MANIFEST_NAME = "manifest.jsonl"
 CAPTION = "coloured shapes, drawn"
@@ -41,9 +42,9 @@ def write_procedural_clips(
         for number in range(num_clips):
             rng = np.random.default_rng((seed, place, number))
             is_image = bucket.num_frames == 1
-            motion = CAMERA_MOTIONS[number % len(CAMERA_MOTIONS)]
+            motion = list(MOVES)[number % len(MOVES)]
             name = f"{'x'.join(map(str, bucket))}-{number:03d}.{'png' if is_image else 'mkv'}"
-            prompt = CAPTION if is_image else draw_prompt(motion, rng)
+            prompt = CAPTION if is_image else ask_for(motion, rng)
             rows.append({"image" if is_image else "video": name, "prompt": prompt})
             if (directory / name).exists():
                 continue
@@ -53,9 +54,9 @@ def write_procedural_clips(
                 with whole_file(directory / name, ending=".png") as unfinished:
                     Image.fromarray(still).save(unfinished)
                 continue
-            picture = draw_picture(2 * size[0], 2 * size[1], rng)
-            times = np.linspace(0, bucket.num_frames / 33, bucket.num_frames).tolist()
-            video = render_motion(picture, motion, times, draw_view(rng), size)
+            picture = video_to_frames(draw_picture(2 * size[0], 2 * size[1], rng)[None, :, None])[0]
+            scene, view = Scene(picture, None, None), draw_view(picture.shape[:2], size, rng)
+            video, _ = render_move(scene, view, MOVES[motion], even_course(bucket.num_frames), size)
             with (
                 whole_file(directory / name, ending=".mkv") as unfinished,
                 open_writer(

@@ -13,13 +13,12 @@ from torch import Tensor
 from swifti2v.config import Stage1Config
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.pipelines.stage1 import Stage1Pipeline
-from swifti2v.shapes import LatentShape
 from swifti2v.training.draws import Draw
 from swifti2v.training.initialization import FitSample
 from swifti2v.training.latents import each_clip, encode_clips
 from swifti2v.training.nano_codec import weigh_channels
 from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
-from swifti2v.training.objectives import flow_loss
+from swifti2v.training.objectives import displacement_loss, flow_loss
 from swifti2v.training.stage1_sources import Stage1Batch, Stage1Latents, Stage1Source
 
 EncodePrompts = Callable[[tuple[str, ...]], Tensor]
@@ -40,6 +39,8 @@ class Stage1Objective:
     """The velocity, or the clean latents, which counts all noise levels alike."""
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
+    displacement_weight: float = 1.0
+    """Of the displacement's error in pixels, where it is known; beside that of the latents."""
 
 
 class Stage1Task:
@@ -68,6 +69,7 @@ class Stage1Task:
         validate: Callable[[Path], Mapping[str, float]] | None = None,
     ) -> None:
         self.model, self.vae, self.sources = transformer, vae, sources
+        self.pipeline = Stage1Pipeline(transformer, vae)
         self.phase = 0
         self.objective, self.stage1 = objective, stage1
         self.encode_prompts, self.encode_photos = encode_prompts, encode_photos
@@ -86,17 +88,35 @@ class Stage1Task:
     def loss(self, batch: Stage1Batch | Stage1Latents, draw: Draw) -> Tensor:
         """``[b]`` flow loss."""
         latents = self.encode(batch)
+        still = latents[:, :, :1].expand_as(latents)
         weight = self.channel_weight
-        return flow_loss(
-            self.predictor(batch, latents),
+        predict = self.predictor(batch, latents)
+        displacements: list[Tensor] = []
+
+        def model(noisy: Tensor, sigma: Tensor) -> Tensor:
+            output = predict(noisy, sigma)
+            if self.stage1.motion == "latents":
+                return output
+            assert isinstance(batch, Stage1Batch)
+            photo = batch.video[:, :, :1].to(output.device)
+            residual, displacement = self.pipeline.read_motion(output, photo, still)
+            displacements.append(displacement)
+            return residual
+
+        loss = flow_loss(
+            model,
             latents,
-            latents[:, :, :1].expand_as(latents),
+            still,
             self.draw_sigma(draw).to(latents.device),
             draw.noise_like(latents),
             parameterization=self.stage1.sampling.parameterization,
             error_of=self.objective.error_of,
             channel_weight=None if weight is None else weight.to(latents.device),
         )
+        if displacements and isinstance(batch, Stage1Batch) and batch.displacement is not None:
+            error = displacement_loss(displacements[0], batch.displacement.to(latents.device))
+            loss = loss + self.objective.displacement_weight * error
+        return loss
 
     def validate(self, directory: Path) -> Mapping[str, float]:
         """See ``Task``."""
@@ -140,14 +160,22 @@ class Stage1Task:
         """Mask and image latents ``[b, 4 + C, k, h, w]`` of the frames that a batch covers."""
         if isinstance(batch, Stage1Latents):
             return batch.condition.to(latents.device)
-        _, channels, _, height, width = latents.shape
-        shape = LatentShape(channels, batch.num_latent_frames, height, width)
-        pipeline = Stage1Pipeline(self.model, self.vae)
         photos = batch.video[:, :, :1].to(latents.device)
-        condition = each_clip(
-            self.vae, lambda photo: pipeline.prepare_condition(photo, shape, self.stage1), photos
+        if batch.after is not None:
+            videos = torch.cat([photos, batch.after.to(latents.device)], dim=2)
+            return each_clip(
+                self.vae,
+                lambda v: self.pipeline.prepare_condition(v[:, :, :1], v[:, :, 1:]),
+                videos,
+            )
+        num_frames = batch.video.shape[2]
+        return each_clip(
+            self.vae,
+            lambda photo: self.pipeline.prepare_condition(
+                photo, torch.zeros_like(photo).expand(-1, -1, num_frames - 1, -1, -1)
+            ),
+            photos,
         )
-        return condition[:, :, list(batch.latent_frames)]
 
     def embed_photos(self, batch: Stage1Batch | Stage1Latents) -> Tensor | None:
         """``[b, L, D]`` of CLIP, for models that take them."""

@@ -1,6 +1,6 @@
-"""Where Stage I's training clips come from: camera motions over still pictures, or a manifest."""
+"""Where Stage I's training clips come from: camera moves over pictures, or a manifest."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swifti2v.media import Frames
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, draw_view, render_motion
+from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.training.camera_motion import (
+    CameraMove,
+    Scene,
+    draw_thing,
+    draw_view,
+    render_move,
+)
 from swifti2v.training.data import pixel_frames
 from swifti2v.training.draws import Draw
-
-NUM_MOTIONS = len(CAMERA_MOTIONS)
+from swifti2v.training.motion_prompts import draw_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +37,10 @@ class Stage1Batch:
     """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
     prompts: tuple[str, ...]
     """Of the b samples."""
+    after: Tensor | None = None
+    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for grey."""
+    displacement: Tensor | None = None
+    """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,62 +68,72 @@ class Stage1Source(Protocol):
         """The samples of a micro-batch."""
 
 
-class CameraMotionSource:
-    """Every camera motion over one view of a picture, then over the next view.
-
-    Seven samples in a row share view, frames and picture, so that only the prompt tells them
-    apart. Frames are a few of the clip's; a chart in the condition tells the model their time.
+class CameraMoveSource:
+    """Camera moves over pictures, each with a sentence that asks for it.
 
     Args:
-        stills: ``[H, W, 3]`` uint8 pictures.
+        scenes: Pictures of at least the clips' size, with what stands in front in them.
         size: Height and width of the clips in pixels.
-        num_latent_frames: F of a whole clip.
-        num_drawn: Latent frames besides the photo's, with the probability of each number.
+        lengths: Latent frames of a whole clip, with the share of the steps that take each.
+        num_drawn: Latent frames that a step draws besides the photo's, with the share of the steps.
+            The chart tells their time.
     """
 
     def __init__(
         self,
-        stills: Sequence[Frames],
+        scenes: Sequence[Scene],
         size: tuple[int, int],
-        num_latent_frames: int,
-        num_drawn: dict[int, float],
+        lengths: Mapping[int, float],
+        num_drawn: Mapping[int, float],
     ) -> None:
-        self.stills, self.size = stills, size
-        self.num_latent_frames, self.num_drawn = num_latent_frames, num_drawn
+        self.scenes, self.size = scenes, size
+        self.lengths, self.num_drawn = lengths, num_drawn
 
     def load(self, draw: Draw) -> Stage1Batch:
         """See ``Stage1Source``."""
-        frames = (0, *self._draw_frames(draw.shared()))
-        clips = [self._render(draw, index, frames) for index in draw.indices]
-        prompts = [
-            draw_prompt(CAMERA_MOTIONS[index % NUM_MOTIONS], rng)
-            for index, rng in zip(draw.indices, draw.samples(), strict=True)
-        ]
+        rng = draw.shared()
+        num_latent_frames = _draw_share(self.lengths, rng)
+        number = min(_draw_share(self.num_drawn, rng), num_latent_frames - 1)
+        drawn = 1 + rng.permutation(num_latent_frames - 1)[:number]
+        frames = (0, *sorted(int(frame) for frame in drawn))
+        pixels = [pixel for frame in frames for pixel in pixel_frames(frame)]
+        last = pixel_frames(num_latent_frames - 1)[-1]
+        names, prompts, videos, charts, ways = [], [], [], [], []
+        for rng in draw.samples():
+            prompt = draw_prompt(rng)
+            scene = self._draw_scene(prompt.move, rng)
+            course = draw_course(last + 1, int(rng.integers(2**62))).at(pixels)
+            view = draw_view(scene.picture.shape[:2], self.size, rng)
+            video, way = render_move(scene, view, prompt.move, course, self.size)
+            names.append(prompt.text)
+            prompts.append(prompt.text)
+            videos.append(video)
+            charts.append(draw_chart(course, *self.size)[:, 1:])
+            ways.append(way)
         return Stage1Batch(
-            ids=tuple(
-                f"{CAMERA_MOTIONS[i % NUM_MOTIONS]} over {name}"
-                for i, (name, _) in zip(draw.indices, clips, strict=True)
-            ),
+            ids=tuple(names),
             num_replaced=0,
-            num_latent_frames=self.num_latent_frames,
+            num_latent_frames=num_latent_frames,
             latent_frames=frames,
-            video=torch.stack([video for _, video in clips]),
+            video=torch.stack(videos),
             prompts=tuple(prompts),
+            after=torch.stack(charts),
+            displacement=torch.stack(ways),
         )
 
-    def _draw_frames(self, rng: np.random.Generator) -> list[int]:
-        numbers, shares = list(self.num_drawn), np.array(list(self.num_drawn.values()))
-        number = numbers[int(rng.choice(len(numbers), p=shares / shares.sum()))]
-        drawn = 1 + rng.permutation(self.num_latent_frames - 1)[:number]
-        return sorted(int(frame) for frame in drawn)
+    def _draw_scene(self, move: CameraMove, rng: np.random.Generator) -> Scene:
+        """Any; where near and far differ, one with something in front, real or drawn."""
+        if move.dolly == move.orbit == 0:
+            return self.scenes[int(rng.integers(len(self.scenes)))]
+        with_front = [scene for scene in self.scenes if scene.front is not None]
+        if with_front and rng.random() < 0.4:
+            return with_front[int(rng.integers(len(with_front)))]
+        first, second = rng.integers(len(self.scenes), size=2)
+        if rng.random() < 0.4:
+            return draw_thing(self.scenes[first].picture, self.scenes[second].picture, rng)
+        return self.scenes[first]
 
-    def _render(self, draw: Draw, index: int, frames: Sequence[int]) -> tuple[str, Tensor]:
-        rng = draw.group(index // NUM_MOTIONS)
-        number = int(rng.integers(len(self.stills)))
-        still = torch.tensor(self.stills[number]).permute(2, 0, 1).float() / 127.5 - 1
-        if rng.random() < 0.5:
-            still = still.flip(-1)
-        num_frames = pixel_frames(self.num_latent_frames - 1)[-1] + 1
-        times = [pixel / (num_frames - 1) for frame in frames for pixel in pixel_frames(frame)]
-        motion = CAMERA_MOTIONS[index % NUM_MOTIONS]
-        return f"picture {number}", render_motion(still, motion, times, draw_view(rng), self.size)
+
+def _draw_share(shares: Mapping[int, float], rng: np.random.Generator) -> int:
+    parts = np.array(list(shares.values()))
+    return list(shares)[int(rng.choice(len(parts), p=parts / parts.sum()))]

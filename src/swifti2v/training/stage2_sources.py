@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames
+from swifti2v.pipelines.course import draw_course
 from swifti2v.segments import Segment
+from swifti2v.training.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
 from swifti2v.training.data import Material, degrade, pixel_frames
 from swifti2v.training.draws import Draw
-from swifti2v.training.moving_pictures import draw_path, render_path
+from swifti2v.training.motion_prompts import draw_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,7 +192,7 @@ class MaterialSource:
         if kind == 2:
             return self._cut_transition(rng, frames, num_frames)
         if kind == 1:
-            name, video = self._render_picture(rng, frames)
+            name, video = self._render_picture(rng, frames, num_frames)
         else:
             name, video = self._cut_clip(rng, frames, num_frames)
         if rng.random() < 0.5:
@@ -221,14 +223,16 @@ class MaterialSource:
         video = cut_clip(clip, crop, [start + frame for frame in frames])[0]
         return f"clip {index}", F.avg_pool3d(video, (1, 2, 2)) if is_halved else video
 
-    def _render_picture(self, rng: np.random.Generator, frames: list[int]) -> tuple[str, Tensor]:
+    def _render_picture(
+        self, rng: np.random.Generator, frames: list[int], num_frames: int
+    ) -> tuple[str, Tensor]:
         index = int(rng.integers(len(self.material.pictures)))
         picture, size = self.material.pictures[index], self.material.size
-        path = draw_path(picture.shape[:2], size, rng)
+        view = draw_view(picture.shape[:2], size, rng)
         crop = draw_crop(size, self.crop, 1, rng)
-        # Longer clips move as far as short ones.
-        slowed = [frame * 32 / max(32, *frames) for frame in frames]
-        video = render_path(picture, path, slowed, size, crop)
+        course = draw_course(num_frames, int(rng.integers(2**62))).at(frames)
+        scene = Scene(picture, None, None)
+        video, _ = render_move(scene, view, draw_prompt(rng).move, course, size, crop)
         return f"picture {index}", video
 
     def _cut_transition(

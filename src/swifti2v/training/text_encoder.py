@@ -1,4 +1,4 @@
-"""Training of the nano model's byte-level text encoder: to tell camera motions apart."""
+"""Training of the nano model's byte-level text encoder: to tell camera moves apart."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,13 +11,27 @@ from torch.nn import functional as F
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.text import tokenize_prompts
-from swifti2v.training.camera_motion import CAMERA_MOTIONS, draw_prompt, known_phrases
 from swifti2v.training.draws import Draw
+from swifti2v.training.motion_prompts import AXES, FAST, SLOW, MotionPrompt, draw_prompt
 from swifti2v.training.nano_config import TextEncoderConfig
 from swifti2v.training.session import Session, save_trained, train_task
 
 VOCABULARY = 384
 """256 bytes, three special tokens, and room as ByT5 has it."""
+
+
+SPEEDS = (SLOW, 1.0, FAST)
+QUESTIONS = (*(3 for _ in AXES), len(SPEEDS), 2, 2)
+"""Answers to choose from: each axis backwards, not, forwards; the speed; a hand's sway or none; whether
+anything is said of the camera."""
+
+
+def label_prompt(prompt: MotionPrompt) -> tuple[int, ...]:
+    """Answers to ``QUESTIONS``, by number."""
+    ways = [getattr(prompt.move, axis) for axis in AXES]
+    speed = max(map(abs, ways)) or 1.0
+    signs = (1 + (way > 0) - (way < 0) for way in ways)
+    return (*signs, SPEEDS.index(speed), int(prompt.move.sway > 0), int(prompt.asks))
 
 
 class MotionClassifier(nn.Module):
@@ -45,10 +59,10 @@ class MotionClassifier(nn.Module):
                 **known,
             )
         )
-        self.head = nn.Linear(config.width, len(CAMERA_MOTIONS))
+        self.head = nn.Linear(config.width, sum(QUESTIONS))
 
     def forward(self, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores ``[B, 7]`` of the motions, from ``[B, L]`` token ids and their mask."""
+        """Scores ``[B, sum(QUESTIONS)]`` of all answers, from ``[B, L]`` token ids and their mask."""
         tokens = self.encoder(input_ids=token_ids, attention_mask=mask).last_hidden_state
         is_token = mask[:, :, None].to(tokens)
         mean = (tokens * is_token).sum(dim=1) / is_token.sum(dim=1)
@@ -63,14 +77,14 @@ def make_tokenizer() -> ByT5Tokenizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptBatch:
-    """Prompts and the motions that they ask for."""
+    """Prompts and what they ask for."""
 
     ids: tuple[str, ...]
     """The prompts."""
     num_replaced: int
     """0: none can fail."""
     labels: Tensor
-    """``[b]`` places in ``CAMERA_MOTIONS``."""
+    """``[b, len(QUESTIONS)]`` right answers."""
 
 
 class TextTask:
@@ -92,12 +106,12 @@ class TextTask:
 
     def load_batch(self, draw: Draw) -> PromptBatch:
         """Random prompts."""
-        labels = [int(rng.integers(len(CAMERA_MOTIONS))) for rng in draw.samples()]
-        prompts = [
-            draw_prompt(CAMERA_MOTIONS[label], rng)
-            for label, rng in zip(labels, map(draw.group, draw.indices), strict=True)
-        ]
-        return PromptBatch(ids=tuple(prompts), num_replaced=0, labels=torch.tensor(labels))
+        prompts = [draw_prompt(rng) for rng in draw.samples()]
+        return PromptBatch(
+            ids=tuple(prompt.text for prompt in prompts),
+            num_replaced=0,
+            labels=torch.tensor([label_prompt(prompt) for prompt in prompts]),
+        )
 
     def loss(self, batch: PromptBatch, draw: Draw) -> Tensor:  # noqa: ARG002 - as in Task
         """``[b]`` cross entropy."""
@@ -106,7 +120,13 @@ class TextTask:
         )
         device = self.model.head.weight.device
         scores = self.model(ids.to(device), mask.to(device))
-        return F.cross_entropy(scores, batch.labels.to(device), reduction="none")
+        labels = batch.labels.to(device)
+        return torch.stack(
+            [
+                F.cross_entropy(answers, labels[:, question], reduction="none")
+                for question, answers in enumerate(torch.split(scores, QUESTIONS, dim=1))
+            ]
+        ).sum(dim=0)
 
     def validate(self, directory: Path) -> Mapping[str, float]:  # noqa: ARG002 - as in Task
         """The loss tells all."""
