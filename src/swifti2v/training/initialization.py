@@ -2,8 +2,7 @@
 
 A latent cell of ``BlockCodec`` is a block of cosine coefficients, so the photo's (or reference's)
 content of a place can be copied by an attention head that looks at the same place. The start of
-Stage II writes such heads into block 0 and leaves random weights elsewhere; that of Stage I is in
-``swifti2v.training.motion_phases``.
+Stage II writes such heads into block 0 and leaves random weights elsewhere.
 """
 
 from collections.abc import Callable, Iterable

@@ -30,7 +30,9 @@ _HANDHELD = ("handheld", "handheld camera", "hand-held camera", "shaky camera", 
              "shaky handheld footage", "handheld style", "with a shaky hand")  # fmt: skip
 _STATIC = ("static", "static camera", "the camera does not move", "a still shot", "locked camera",
            "fixed camera", "static shot", "no camera movement", "the camera stays still",
-           "tripod shot", "do not move the camera", "camera locked off")  # fmt: skip
+           "tripod shot", "do not move the camera", "camera locked off", "no camera motion",
+           "without camera movement", "no motion", "hold still")  # fmt: skip
+_DENIALS = ("do not {}", "don't {}", "never {}", "without {ing}", "no {ing}", "not {ing}")
 _SLOWLY = ("slowly", "gently", "slow", "very slowly", "softly", "a little")
 _QUICKLY = ("quickly", "fast", "rapidly", "very fast", "swiftly", "quick", "a lot")
 _JOINTS = (" and ", ", ", " while we ", " and then ", " & ", " + ", " and also ")
@@ -77,8 +79,10 @@ def draw_prompt(rng: np.random.Generator) -> MotionPrompt:
     kind = rng.random()
     if kind < 0.08:
         return MotionPrompt(text=_finish(_draw_scene(rng), rng), move=CameraMove(), asks=False)
-    if kind < 0.16:
+    if kind < 0.14:
         return _beside_scene(_choose(_STATIC, rng), CameraMove(), rng)
+    if kind < 0.17:
+        return _beside_scene(_deny(_choose(AXES, rng), rng), CameraMove(), rng)
     axes = [_choose(AXES, rng)]
     if kind > 0.68:
         axes.append(_choose([axis for axis in AXES if axis != axes[0]], rng))
@@ -89,9 +93,12 @@ def draw_prompt(rng: np.random.Generator) -> MotionPrompt:
         _draw_command(axis, sign, rng) for axis, sign in zip(axes, signs, strict=True)
     )
     phrase, speed = _draw_speed(phrase, rng)
+    if len(axes) == 1 and rng.random() < 0.06:
+        others = [axis for axis in AXES if axis != axes[0]]
+        phrase += _choose((", ", " but ", " and "), rng) + _deny(_choose(others, rng), rng)
     phrase = _choose(_SUBJECTS, rng).format(phrase) or phrase
     sway = float(rng.random() < 0.12)
-    if kind < 0.22:  # a hand alone
+    if kind < 0.23:  # a hand alone
         return _beside_scene(_choose(_HANDHELD, rng), CameraMove(sway=1), rng)
     if sway:
         parts = [phrase, _choose(_HANDHELD, rng)]
@@ -114,21 +121,56 @@ def ask_for(name: str, rng: np.random.Generator) -> str:
 
 
 def _draw_command(axis: str, sign: int, rng: np.random.Generator) -> str:
+    command = _choose(_list_commands(axis, sign), rng).format(noun=_choose(_NOUNS, rng))
+    return _choose(_conjugate(command), rng) if rng.random() < 0.25 else command
+
+
+def _list_commands(axis: str, sign: int) -> list[str]:
+    """Commands of one way along an axis, ``{noun}`` standing for what may follow."""
     if axis in ("zoom", "dolly"):
-        command = _choose(_COMMANDS[f"{axis} {'in' if sign > 0 else 'out'}"], rng)
-        return command.format(noun=_choose(_NOUNS, rng))
-    sides = _SIDES.get(axis, ("up", "down"))
-    command = _choose(_COMMANDS[axis], rng).format(sides[sign > 0])
-    if rng.random() < 0.25:  # "panning left", "pans left"
-        verb, _, rest = command.partition(" ")
-        forms = {
-            "pan": ("panning", "pans"),
-            "tilt": ("tilting", "tilts"),
-            "spin": ("spinning", "spins"),
-        }
-        stem = verb.removesuffix("e")
-        return f"{_choose(forms.get(verb, (stem + 'ing', verb + 's')), rng)} {rest}"
-    return command
+        return list(_COMMANDS[f"{axis} {'in' if sign > 0 else 'out'}"])
+    side = _SIDES.get(axis, ("up", "down"))[sign > 0]
+    return [command.format(side) for command in _COMMANDS[axis]]
+
+
+def _conjugate(command: str) -> tuple[str, str]:
+    """``panning left`` and ``pans left``."""
+    verb, _, rest = command.partition(" ")
+    is_doubled = verb in ("pan", "spin")
+    stem = verb + verb[-1] if is_doubled else verb.removesuffix("e")
+    third = f"{verb}es" if verb.endswith("sh") else f"{verb.removesuffix('y')}ies"
+    third = third if verb.endswith(("sh", "fly")) else f"{verb}s"
+    return f"{stem}ing {rest}", f"{third} {rest}"
+
+
+def _deny(axis: str, rng: np.random.Generator) -> str:
+    """A command that is denied: ``do not zoom in``, ``no panning``."""
+    command = _draw_plain(axis, rng)
+    ing = _conjugate(command)[0]
+    if rng.random() < 0.4:  # the verb alone
+        command, ing = command.partition(" ")[0], ing.partition(" ")[0]
+    denial = _choose(_DENIALS, rng)
+    return denial.replace("{ing}", ing) if "{ing}" in denial else denial.format(command)
+
+
+def _draw_plain(axis: str, rng: np.random.Generator) -> str:
+    sign = 1 if rng.random() < 0.5 else -1
+    return _choose(_list_commands(axis, sign), rng).format(noun=_choose(_NOUNS, rng))
+
+
+def known_phrases() -> dict[str, list[str]]:
+    """What asks for each of ``MOVES``, as ``swifti2v.models.text.doubt_prompt`` reads it."""
+    known: dict[str, list[str]] = {}
+    for name in MOVES:
+        axis, _, way = name.partition(" ")
+        if not way:
+            known[name] = list(_STATIC if name == "static" else _HANDHELD)
+            continue
+        plain = _list_commands(axis, 1 if way in ("right", "down", "in") else -1)
+        commands = [command.removesuffix(" the {noun}") for command in plain]
+        forms = [(command, *_conjugate(command)) for command in commands]
+        known[name] = list(dict.fromkeys(form for own in forms for form in own))
+    return known
 
 
 def _draw_speed(phrase: str, rng: np.random.Generator) -> tuple[str, float]:

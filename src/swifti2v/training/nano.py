@@ -111,8 +111,8 @@ class NanoTraining:
             transformer = make_stage1_transformer(own.size, self.config.text.width)
         nn.Module.to(transformer, self.device)
         source = CameraMoveSource(
-            make_scenes(self.material.pictures, self.config.low_size),
-            self.config.low_size,
+            make_scenes(self.material.pictures, max(self.config.low_sizes, key=max)),
+            self.config.low_sizes,
             {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()},
             own.num_drawn_frames,
         )

@@ -8,11 +8,9 @@ from swifti2v.training.nano_config import NanoConfig
 from swifti2v.training.run_config import PhaseConfig
 
 AnyPhase = TypeVar("AnyPhase", bound=PhaseConfig)
-Part = Literal["text", "motion_start", "stage1", "stage2"]
-"""What is trained one after the other; the motion's start is Stage I's first part."""
-MINUTES_SHARE: dict[Part, float] = {
-    "text": 0.04, "motion_start": 0.06, "stage1": 0.4, "stage2": 0.5,
-}  # fmt: skip
+Part = Literal["text", "stage1", "stage2"]
+"""What is trained one after the other."""
+MINUTES_SHARE: dict[Part, float] = {"text": 0.06, "stage1": 0.44, "stage2": 0.5}
 """How ``limit_minutes`` divides a budget."""
 REDRAWN_PER_MINUTE = 0.56
 """Stage-transition clips for a minute of a budget, where a phase asks for any."""
@@ -51,10 +49,6 @@ def _with_budgets(
     return replace(
         config,
         text=replace(text, phases=limit("text", text.phases)),
-        stage1=replace(
-            stage1,
-            motion_start=limit("motion_start", (stage1.motion_start,))[0],
-            phases=limit("stage1", stage1.phases),
-        ),
+        stage1=replace(stage1, phases=limit("stage1", stage1.phases)),
         stage2=replace(stage2, phases=limit("stage2", stage2.phases)),
     )

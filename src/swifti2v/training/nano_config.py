@@ -6,7 +6,7 @@ from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, Stage2Config
 from swifti2v.errors import ConfigError
-from swifti2v.shapes import PixelShape
+from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 from swifti2v.training.nano_models import STAGE1_SCALE, STAGE2_SCALE, TransformerSize
 from swifti2v.training.noise_levels import NoiseLevelConfig
 from swifti2v.training.optimizers import OptimizerConfig
@@ -15,8 +15,8 @@ from swifti2v.training.stage1 import Stage1Objective
 from swifti2v.training.stage2 import Stage2Objective
 from swifti2v.training.stage2_sources import MixConfig
 
-INFERENCE_LEVELS = NoiseLevelConfig(distribution="inference")
-"""Nano is trained at the four noise levels that it samples at, and nowhere else."""
+INFERENCE_LEVELS = NoiseLevelConfig(distribution="inference", num_inference_steps=1)
+"""Nano is trained at the noise level that it samples at, and nowhere else."""
 _BETAS = (0.9, 0.97)
 
 
@@ -30,7 +30,7 @@ class TextEncoderConfig:
     """Features of a token; a multiple of 32."""
     num_layers: int = 3
     """Blocks."""
-    max_tokens: int = 80
+    max_tokens: int = 100
     """Bytes of a prompt in training, the end token included."""
     run: RunConfig = field(
         default_factory=lambda: RunConfig(batch_size=32, precision="float32", ema_decay=None)
@@ -38,7 +38,7 @@ class TextEncoderConfig:
     """Seed, batch and checkpoints."""
     phases: tuple[PhaseConfig, ...] = (
         PhaseConfig(
-            steps=800,
+            steps=3000,
             optimizer=OptimizerConfig(
                 learning_rate=1.5e-3, decay="linear", betas=(0.9, 0.999), warmup_steps=50
             ),
@@ -63,6 +63,11 @@ class Stage1TrainingConfig:
             noise=INFERENCE_LEVELS, error_of="clean", channel_weight_limit=8.0
         )
     )
+    aspects: dict[float, float] = field(
+        default_factory=lambda: {5 / 3: 0.5, 4 / 3: 0.14, 1: 0.08, 3 / 4: 0.14, 3 / 5: 0.14}
+    )
+    """Widths of the clips over their heights, with the part of the steps that take each; their area
+    is about that of the model's default size."""
     num_frames: dict[int, float] = field(default_factory=lambda: {33: 0.7, 81: 0.2, 321: 0.1})
     """Frames of the clips, 4k + 1, with the part of the steps that take each."""
     num_drawn_frames: dict[int, float] = field(
@@ -90,6 +95,10 @@ class Stage1TrainingConfig:
         if not self.num_drawn_frames or min(self.num_drawn_frames) < 1:
             raise ConfigError(
                 f"stage1.num_drawn_frames is {self.num_drawn_frames}; draw at least one frame"
+            )
+        if not self.aspects or not all(0.1 <= aspect <= 10 for aspect in self.aspects):
+            raise ConfigError(
+                f"stage1.aspects is {self.aspects}; widths over heights must be in [0.1, 10]"
             )
         _require_lengths("stage1", self.num_frames)
 
@@ -183,7 +192,7 @@ class NanoConfig:
     """Output size divided by Stage I's."""
     max_text_length: int = 128
     """Tokens the transformers see."""
-    num_inference_steps: int = 4
+    num_inference_steps: int = 1
     """Of the trained model."""
     held_out: tuple[str, ...] = ()
     """File names without suffix that are not trained on."""
@@ -213,9 +222,16 @@ class NanoConfig:
         return (self.num_frames - 1) // STAGE2_SCALE.time + 1
 
     @property
-    def low_size(self) -> tuple[int, int]:
-        """Height and width of Stage I's clips in pixels."""
-        return self.height // self.downscale, self.width // self.downscale
+    def low_sizes(self) -> dict[FrameSize, float]:
+        """Sizes of Stage I's clips in pixels, with the part of the steps that take each."""
+        token = STAGE1_SCALE.space * STAGE1_SCALE.patch
+        area = self.height * self.width // self.downscale**2
+        sizes: dict[FrameSize, float] = {}
+        for aspect, share in self.stage1.aspects.items():
+            shape = FrameSize(1000, round(1000 * aspect))
+            size = size_of_aspect(shape, token, area)
+            sizes[size] = sizes.get(size, 0.0) + share
+        return sizes
 
     def to_generation_config(self) -> GenerationConfig:
         """Default settings of the trained model."""

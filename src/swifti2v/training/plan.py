@@ -247,14 +247,14 @@ def plan_text_encoder(config: TextEncoderConfig) -> TrainingPlan:
 
 
 def plan_nano(config: NanoConfig) -> list[TrainingPlan]:
-    """Predict the parts of nano's training, but for the motion's start, a small part of Stage I."""
+    """Predict the parts of nano's training."""
     width, first, second = config.text.width, config.stage1, config.stage2
     with torch.device("meta"):
         models = (
             make_stage1_transformer(first.size, width),
             make_stage2_transformer(second.size, width),
         )
-    low = PixelShape(config.num_frames, *config.low_size)
+    low = PixelShape(config.num_frames, *max(config.low_sizes, key=lambda size: size.num_pixels))
     drawn = _Sample(low, 1 + max(first.num_drawn_frames), STAGE1_SCALE)
     windows = second.objective.windows
     shapes = [PixelShape(max(p.num_frames), second.crop, second.crop) for p in second.phases]

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.shapes import FrameSize
 from swifti2v.training.camera_motion import (
     CameraMove,
     Scene,
@@ -19,6 +20,8 @@ from swifti2v.training.camera_motion import (
 from swifti2v.training.data import pixel_frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.motion_prompts import draw_prompt
+
+Option = TypeVar("Option")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +76,7 @@ class CameraMoveSource:
 
     Args:
         scenes: Pictures of at least the clips' size, with what stands in front in them.
-        size: Height and width of the clips in pixels.
+        sizes: Of the clips in pixels, with the share of the steps that take each.
         lengths: Latent frames of a whole clip, with the share of the steps that take each.
         num_drawn: Latent frames that a step draws besides the photo's, with the share of the steps.
             The chart tells their time.
@@ -82,16 +85,17 @@ class CameraMoveSource:
     def __init__(
         self,
         scenes: Sequence[Scene],
-        size: tuple[int, int],
+        sizes: Mapping[FrameSize, float],
         lengths: Mapping[int, float],
         num_drawn: Mapping[int, float],
     ) -> None:
-        self.scenes, self.size = scenes, size
+        self.scenes, self.sizes = scenes, sizes
         self.lengths, self.num_drawn = lengths, num_drawn
 
     def load(self, draw: Draw) -> Stage1Batch:
         """See ``Stage1Source``."""
         rng = draw.shared()
+        size = _draw_share(self.sizes, rng)
         num_latent_frames = _draw_share(self.lengths, rng)
         number = min(_draw_share(self.num_drawn, rng), num_latent_frames - 1)
         drawn = 1 + rng.permutation(num_latent_frames - 1)[:number]
@@ -103,12 +107,12 @@ class CameraMoveSource:
             prompt = draw_prompt(rng)
             scene = self._draw_scene(prompt.move, rng)
             course = draw_course(last + 1, int(rng.integers(2**62))).at(pixels)
-            view = draw_view(scene.picture.shape[:2], self.size, rng)
-            video, way = render_move(scene, view, prompt.move, course, self.size)
+            view = draw_view(scene.picture.shape[:2], size, rng)
+            video, way = render_move(scene, view, prompt.move, course, size)
             names.append(prompt.text)
             prompts.append(prompt.text)
             videos.append(video)
-            charts.append(draw_chart(course, *self.size)[:, 1:])
+            charts.append(draw_chart(course, *size)[:, 1:])
             ways.append(way)
         return Stage1Batch(
             ids=tuple(names),
@@ -134,6 +138,6 @@ class CameraMoveSource:
         return self.scenes[first]
 
 
-def _draw_share(shares: Mapping[int, float], rng: np.random.Generator) -> int:
+def _draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:
     parts = np.array(list(shares.values()))
     return list(shares)[int(rng.choice(len(parts), p=parts / parts.sum()))]

@@ -12,7 +12,14 @@ from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.text import tokenize_prompts
 from swifti2v.training.draws import Draw
-from swifti2v.training.motion_prompts import AXES, FAST, SLOW, MotionPrompt, draw_prompt
+from swifti2v.training.motion_prompts import (
+    AXES,
+    FAST,
+    SLOW,
+    MotionPrompt,
+    draw_prompt,
+    known_phrases,
+)
 from swifti2v.training.nano_config import TextEncoderConfig
 from swifti2v.training.session import Session, save_trained, train_task
 
