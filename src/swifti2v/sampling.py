@@ -107,7 +107,7 @@ def guide(
     """Bind the prompt to a model, with classifier-free guidance where it is asked for.
 
     Args:
-        predict: ``(latents, sigma, embeds) -> velocity``, shapes as in ``Velocity``.
+        predict: ``(latents, sigma, embeds) -> output``, shapes as in ``Velocity``.
         prompt_embeds: ``[1, L, D]``.
         negative_prompt_embeds: ``[1, L, D]``; needed only where guidance is above 1.
         guidance_scale: 1 or less means one model call without guidance.

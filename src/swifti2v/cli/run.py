@@ -24,6 +24,7 @@ from swifti2v.config import to_dict
 from swifti2v.errors import SwiftI2VError
 from swifti2v.media.writer import FrameWriter
 from swifti2v.pipelines.progress import Stopwatch
+from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SegmentOutput
 
 
@@ -156,7 +157,7 @@ def _generate(run: Run, display: ProgressDisplay, stopwatch: Stopwatch) -> Itera
     conditions = run.pipe.encode(run.image, settings.prompt, settings.config, stopwatch)
     if work_dir is not None:
         work_dir.start(settings.plan())
-    motion = run.motion
+    motion = None if run.motion is None else MotionReference(run.motion)
     if motion is None:
         motion = work_dir.load_motion_reference() if work_dir is not None else None
     if motion is None:

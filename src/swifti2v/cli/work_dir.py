@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swifti2v.errors import InputError, MediaError
-from swifti2v.media import Frames
+from swifti2v.pipelines.transition import MotionReference
 from swifti2v.storage import UNFINISHED, write_whole
 
 logger = logging.getLogger(__name__)
@@ -83,16 +83,21 @@ class WorkDir:
 
     def save_segment(self, index: int, latents: Tensor) -> None:
         """Store the latents ``[1, C, F, h, w]`` of a finished segment."""
-        _write_tensor(_segment_path(self.directory, index), latents)
+        _write_tensors(_segment_path(self.directory, index), tensor=latents)
 
-    def save_motion_reference(self, frames: Frames) -> None:
-        """Store Stage I's ``[T, h, w, 3]`` frames."""
-        _write_tensor(self.directory / MOTION_REFERENCE, torch.from_numpy(frames))
+    def save_motion_reference(self, motion: MotionReference) -> None:
+        """Store what Stage I made."""
+        displacement = motion.displacement
+        others = {} if displacement is None else {"displacement": displacement}
+        path = self.directory / MOTION_REFERENCE
+        _write_tensors(path, tensor=torch.from_numpy(motion.frames), **others)
 
-    def load_motion_reference(self) -> Frames | None:
-        """Stage I's frames, or None if they are not there or damaged (which is logged)."""
-        frames = _read_tensor(self.directory / MOTION_REFERENCE)
-        return None if frames is None else frames.numpy()
+    def load_motion_reference(self) -> MotionReference | None:
+        """What Stage I made, or None if it is not there or damaged (which is logged)."""
+        tensors = _read_tensors(self.directory / MOTION_REFERENCE)
+        if tensors is None:
+            return None
+        return MotionReference(tensors["tensor"].numpy(), tensors.get("displacement"))
 
 
 class FinishedSegments(Mapping[int, Tensor]):
@@ -102,15 +107,15 @@ class FinishedSegments(Mapping[int, Tensor]):
         self._directory = directory
 
     def __getitem__(self, index: int) -> Tensor:
-        latents = _read_tensor(_segment_path(self._directory, index))
-        if latents is None:
+        tensors = _read_tensors(_segment_path(self._directory, index))
+        if tensors is None:
             raise KeyError(index)
-        return latents
+        return tensors["tensor"]
 
     def __contains__(self, index: object) -> bool:
         return (
             isinstance(index, int)
-            and _read_tensor(_segment_path(self._directory, index)) is not None
+            and _read_tensors(_segment_path(self._directory, index)) is not None
         )
 
     def __iter__(self) -> Iterator[int]:
@@ -159,19 +164,19 @@ def _segment_path(directory: Path, index: int) -> Path:
     return directory / f"segment_{index:04d}.safetensors"
 
 
-def _write_tensor(path: Path, tensor: Tensor) -> None:
-    tensor = tensor.detach().cpu().contiguous()
-    _write(path, save({"tensor": tensor}, {"sha256": _checksum(tensor)}))
+def _write_tensors(path: Path, **tensors: Tensor) -> None:
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write(path, save(stored, {"sha256": _checksum(stored)}))
 
 
-def _read_tensor(path: Path) -> Tensor | None:
+def _read_tensors(path: Path) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor("tensor")
-            if (file.metadata() or {}).get("sha256") == _checksum(tensor):
-                return tensor
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            if (file.metadata() or {}).get("sha256") == _checksum(tensors):
+                return tensors
     except (SafetensorError, OSError) as error:
         logger.debug("%s: %s", path, error)
     logger.warning("%s is damaged: it is deleted and made again", path)
@@ -179,8 +184,11 @@ def _read_tensor(path: Path) -> Tensor | None:
     return None
 
 
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items(), reverse=True):
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

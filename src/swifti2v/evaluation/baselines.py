@@ -12,7 +12,7 @@ from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
 from swifti2v.media import frames_to_video, video_to_frames
 from swifti2v.media.flow import Flow, optical_flow, warp
-from swifti2v.pipelines.transition import ReferenceFrames
+from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
 
 Uint8: TypeAlias = npt.NDArray[np.uint8]
 
@@ -92,7 +92,7 @@ def carried_baseline(low_res_frames: Uint8, photo: Uint8) -> Uint8:
     _require_photo(low_res_frames, photo)
     config = Stage2Config(reference_detail="carried")
     full = frames_to_video(photo[None])
-    with closing(ReferenceFrames(low_res_frames, full, config)) as reference:
+    with closing(ReferenceFrames(MotionReference(low_res_frames), full, config)) as reference:
         frames = (
             video_to_frames(reference.read(index, index + 1))[0]
             for index in range(1, len(low_res_frames))

@@ -350,7 +350,7 @@ def _camera_rows(
             **_faults(output, truth, time_factor),
         )
 
-    yield to_row("Stage I", reference, small, pipe.stage1.scale.time)
+    yield to_row("Stage I", reference.frames, small, pipe.stage1.scale.time)
     if is_full:
         segments = pipe.synthesize(reference, image, conditions, seed, config)
         output = np.concatenate([segment.frames for segment in segments])

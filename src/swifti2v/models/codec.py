@@ -1,9 +1,10 @@
 """A closed-form video codec with the interface of a causal video VAE, for the shipped nano model.
 
-The first frame stands alone; every further latent frame holds four pixel frames. A latent cell
-is an orthonormal cosine transform of n x n pixels of luma and n/2 x n/2 pixels of chroma over those
-four frames; n is 8, or 4 for small videos. There is nothing to train, luma is kept exactly, chroma
-as 4:2:0 video keeps it.
+The first frame stands alone; every further latent frame holds four pixel frames. A latent cell is a
+lapped orthonormal cosine transform of n x n pixels of luma, Cb and Cr over those four frames: before
+the transform of a cell, pixels on either side of a border between cells are mixed, so that an error
+in a cell fades out over its border instead of ending there. n is 8, or 4 for small videos. There is
+nothing to train, and nothing is lost.
 """
 
 import math
@@ -14,7 +15,6 @@ import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor
-from torch.nn import functional as F
 
 from swifti2v.errors import LoadingError
 
@@ -25,31 +25,54 @@ _RGB_TO_YCC = (
     (-_KR / (2 * (1 - _KB)), -(1 - _KR - _KB) / (2 * (1 - _KB)), 0.5),
     (0.5, -(1 - _KR - _KB) / (2 * (1 - _KR)), -_KB / (2 * (1 - _KR))),
 )
-
-
 TIME_FACTOR = 4
 """Pixel frames of a latent frame."""
 
 
 def count_channels(space_factor: int) -> int:
-    """Channels of a cell of ``space_factor`` squared pixels: luma and two halved chroma planes."""
-    return space_factor**2 * TIME_FACTOR * 3 // 2
+    """Channels of a cell of ``space_factor`` squared pixels of luma and two planes of chroma."""
+    return space_factor**2 * TIME_FACTOR * 3
 
 
 def cosine_basis(size: int) -> Tensor:
     """Orthonormal DCT-II matrix ``[size, size]`` in float32; row k is frequency k."""
+    return _cosines(size, 0.0).float()
+
+
+def _cosines(size: int, shift: float) -> Tensor:
+    """DCT-II (shift 0) or DCT-IV (shift 1/2) matrix in float64."""
     k = torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi / size * (k[None, :] + 0.5) * k[:, None])
-    basis[0] *= math.sqrt(0.5)
-    return (basis * math.sqrt(2 / size)).float()
+    basis = torch.cos(math.pi / size * (k[None, :] + 0.5) * (k[:, None] + shift))
+    if shift == 0:
+        basis[0] *= math.sqrt(0.5)
+    return basis * math.sqrt(2 / size)
+
+
+def lapping(size: int) -> Tensor:
+    """Orthonormal matrix ``[size, size]`` in float32 for the pixels around a border of two cells.
+
+    Half of them lie on either side. Equal pixels are left equal.
+
+    Source:
+        Time-domain lapped transform (Tran, Liang and Tu, IEEE Trans. Signal Process. 51, 2003), in
+        its orthonormal form, which equals Malvar's lapped orthogonal transform.
+    """
+    half = size // 2
+    flip, eye = torch.eye(half, dtype=torch.float64).flip(0), torch.eye(half, dtype=torch.float64)
+    turn = flip @ _cosines(half, 0.0).T @ _cosines(half, 0.5) @ flip
+    butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
+    middle = torch.eye(size, dtype=torch.float64)
+    middle[half:, half:] = turn
+    lapped: Tensor = (butterfly @ middle @ butterfly / 2).float()
+    return lapped
 
 
 class _Constants(NamedTuple):
     """What the codec multiplies by, in float32."""
 
     time: Tensor
-    luma: Tensor
-    chroma: Tensor
+    space: Tensor
+    border: Tensor
     rgb_to_ycc: Tensor
     ycc_to_rgb: Tensor
 
@@ -60,13 +83,13 @@ def _constants(space_factor: int, device: torch.device) -> _Constants:
     # Made outside inference mode, so that they can take part in a training graph as well.
     with torch.inference_mode(False), torch.no_grad():
         rgb_to_ycc = torch.tensor(_RGB_TO_YCC, dtype=torch.float32)
-        sizes = (TIME_FACTOR, space_factor, space_factor // 2)
-        own = (*map(cosine_basis, sizes), rgb_to_ycc, rgb_to_ycc.inverse())
+        bases = cosine_basis(TIME_FACTOR), cosine_basis(space_factor), lapping(space_factor)
+        own = (*bases, rgb_to_ycc, rgb_to_ycc.inverse())
         return _Constants(*(constant.to(device) for constant in own))
 
 
 class BlockCodec(ModelMixin, ConfigMixin):
-    """Block cosine transform behind the names of ``AutoencoderKLWan``.
+    """Lapped cosine transform behind the names of ``AutoencoderKLWan``.
 
     Channels are ordered luma, Cb, Cr, each ``[time, row, column]`` frequency. A frame that stands
     alone is coded as four equal frames, so the first latent frame of a still clip equals the rest.
@@ -97,8 +120,8 @@ class BlockCodec(ModelMixin, ConfigMixin):
         sides = {side: count_channels(side) for side in (4, 8)}
         if scale_factor_temporal != TIME_FACTOR or sides.get(scale_factor_spatial) != z_dim:
             raise LoadingError(
-                "a BlockCodec has (z_dim, scale_factor_temporal, scale_factor_spatial) (96, 4, 4) or "
-                f"(384, 4, 8), not {(z_dim, scale_factor_temporal, scale_factor_spatial)}: the "
+                "a BlockCodec has (z_dim, scale_factor_temporal, scale_factor_spatial) (192, 4, 4) or "
+                f"(768, 4, 8), not {(z_dim, scale_factor_temporal, scale_factor_spatial)}: the "
                 "configuration is not one of this codec"
             )
         mean = (0.0,) * z_dim if latents_mean is None else latents_mean
@@ -130,13 +153,14 @@ class BlockCodec(ModelMixin, ConfigMixin):
         frames = frames.float()
         if frames.shape[2] == 1:
             frames = frames.expand(-1, -1, TIME_FACTOR, -1, -1)
-        ycc = torch.einsum("kc,bcthw->bkthw", constants.rgb_to_ycc, frames)
-        luma = _forward_plane(ycc[:, 0], constants.luma, constants.time)
-        halved = F.avg_pool3d(ycc[:, 1:], (1, 2, 2))
-        chroma = [
-            _forward_plane(plane, constants.chroma, constants.time) for plane in halved.unbind(1)
-        ]
-        return torch.cat([luma, *chroma], dim=1)
+        planes = torch.einsum("kc,bcthw->bkthw", constants.rgb_to_ycc, frames)
+        for axis in (-2, -1):
+            planes = _mix_borders(planes, constants.border, axis)
+        n, (batch, _, _, height, width) = self.space_factor, planes.shape
+        cells = planes.reshape(batch, 3, -1, TIME_FACTOR, height // n, n, width // n, n)
+        cells = torch.einsum("kt,bcftyixj->bcfkyixj", constants.time, cells)
+        cells = torch.einsum("pi,bcfkyixj->bcfkypxj", constants.space, cells)
+        return torch.einsum("qj,bcfkypxj->bckpqfyx", constants.space, cells).flatten(1, 4)
 
     def decode_frames(self, latents: Tensor, *, first: bool) -> Tensor:
         """Inverse of ``encode_frames``.
@@ -149,36 +173,24 @@ class BlockCodec(ModelMixin, ConfigMixin):
             ``[B, 3, T, n h, n w]`` float32; T is 1 or 4F; not clamped.
         """
         constants = _constants(self.space_factor, latents.device)
-        latents = latents.float()
-        num_luma, num_chroma = latents.shape[1] * 2 // 3, latents.shape[1] // 6
-        luma, *chroma = torch.split(latents, [num_luma, num_chroma, num_chroma], dim=1)
-        planes = [_inverse_plane(luma, constants.luma, constants.time)]
-        for plane in chroma:
-            small = _inverse_plane(plane, constants.chroma, constants.time)
-            planes.append(small.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2))
-        ycc = torch.stack(planes, dim=1)  # [B, 3, 4F, H, W]
+        n = self.space_factor
+        batch, _, *grid = latents.shape
+        cells = latents.float().reshape(batch, 3, TIME_FACTOR, n, n, *grid)
+        cells = torch.einsum("kt,bckpqfyx->bctpqfyx", constants.time, cells)
+        cells = torch.einsum("pi,bctpqfyx->bctiqfyx", constants.space, cells)
+        cells = torch.einsum("qj,bctiqfyx->bcftyixj", constants.space, cells)
+        planes = cells.flatten(6, 7).flatten(4, 5).flatten(2, 3)  # [B, 3, 4F, H, W]
+        for axis in (-2, -1):
+            planes = _mix_borders(planes, constants.border.T, axis)
         if first:
-            ycc = ycc.mean(dim=2, keepdim=True)
-        return torch.einsum("ck,bkthw->bcthw", constants.ycc_to_rgb, ycc)
+            planes = planes.mean(dim=2, keepdim=True)
+        return torch.einsum("ck,bkthw->bcthw", constants.ycc_to_rgb, planes)
 
 
-def _forward_plane(plane: Tensor, basis: Tensor, basis_time: Tensor) -> Tensor:
-    """``[B, T, H, W]`` to ``[B, 4 n n, T / 4, H / n, W / n]`` with n = len(basis)."""
-    n = basis.shape[0]
-    batch, num_frames, height, width = plane.shape
-    blocks = plane.reshape(batch, num_frames // 4, 4, height // n, n, width // n, n)
-    blocks = torch.einsum("kt,bftyixj->bfkyixj", basis_time, blocks)
-    blocks = torch.einsum("pi,bfkyixj->bfkypxj", basis, blocks)
-    blocks = torch.einsum("qj,bfkypxj->bkpqfyx", basis, blocks)
-    return blocks.flatten(1, 3)
-
-
-def _inverse_plane(coefficients: Tensor, basis: Tensor, basis_time: Tensor) -> Tensor:
-    """Inverse of ``_forward_plane``."""
-    n = basis.shape[0]
-    batch, _, num_frames, height, width = coefficients.shape
-    blocks = coefficients.reshape(batch, 4, n, n, num_frames, height, width)
-    blocks = torch.einsum("kt,bkpqfyx->btpqfyx", basis_time, blocks)
-    blocks = torch.einsum("pi,btpqfyx->btiqfyx", basis, blocks)
-    blocks = torch.einsum("qj,btiqfyx->bftyixj", basis, blocks)
-    return blocks.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+def _mix_borders(planes: Tensor, border: Tensor, axis: int) -> Tensor:
+    """Multiply the n pixels around each border between cells by ``border``, along one axis."""
+    n, planes = len(border), planes.movedim(axis, -1)
+    inner = planes[..., n // 2 : -n // 2]
+    mixed = inner.reshape(*inner.shape[:-1], -1, n) @ border.T
+    outer = planes[..., : n // 2], planes[..., -n // 2 :]
+    return torch.cat([outer[0], mixed.flatten(-2), outer[1]], dim=-1).movedim(-1, axis)

@@ -16,6 +16,7 @@ from swifti2v.errors import NumericalError, ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, optical_flow
 from swifti2v.media.resize import ResizeMode
+from swifti2v.pipelines.displacement import enlarge
 
 FLOW_SCALE = 2
 """Flow is searched on the low-resolution clip enlarged by this."""
@@ -135,9 +136,9 @@ class GivenMotion:
     """Motion that is known, such as Stage I's own.
 
     Args:
-        displacement: ``[T, 2, h, w]``, see ``Motion``.
+        displacement: ``[T, 2, a, b]``, see ``MotionReference``.
         num_frames: T of the clip.
-        size: h and w of the clip.
+        size: h and w of the clip, multiples of a and b.
 
     Raises:
         ShapeError: The displacement is of another clip.
@@ -145,18 +146,25 @@ class GivenMotion:
     """
 
     def __init__(self, displacement: Tensor, num_frames: int, size: Any) -> None:
-        expected = (num_frames, 2, *size)
-        if tuple(displacement.shape) != expected:
+        expected = (num_frames, 2)
+        cells = displacement.shape[2:]
+        if (
+            displacement.shape[:2] != expected
+            or len(cells) != 2
+            or any(side % number for side, number in zip(size, cells, strict=True))
+        ):
             raise ShapeError(
-                f"the displacement is {list(displacement.shape)}; this clip needs {list(expected)}"
+                f"the displacement is {list(displacement.shape)}; a clip of {num_frames} frames of "
+                f"{size[1]}x{size[0]} needs {[*expected, *size]}, or whole parts of the sides"
             )
         if displacement.device.type != "meta" and not bool(displacement.isfinite().all()):
             raise NumericalError("the displacement of the motion reference has NaN or infinity")
-        self.displacement = displacement.float()
+        self.displacement, self.size = displacement.float(), size
 
     def __call__(self, frame: int) -> Motion:
         """Motion of a frame."""
-        return Motion(self.displacement[frame : frame + 1])
+        own = self.displacement[frame : frame + 1, :, None]  # [1, 2, 1, a, b]
+        return Motion(enlarge(own, *self.size)[:, :, 0])
 
     def close(self) -> None:
         """Nothing runs."""

@@ -43,7 +43,8 @@ def draw_course(num_frames: int, seed: int) -> Course:
     way, ease = rng.uniform(*SPEEDS), rng.uniform(0, 1)
     part = np.arange(num_frames) / max(1, num_frames - 1)
     clock = way * ((1 - ease) * part + ease * part**2 * (3 - 2 * part))
-    periods = np.exp(rng.uniform(*np.log(_PERIODS), size=(_WAVES, _SWAYS)))
+    shortest, longest = map(math.log, _PERIODS)
+    periods = np.exp(rng.uniform(shortest, longest, size=(_WAVES, _SWAYS)))
     phases = rng.uniform(0, 2 * math.pi, size=(_WAVES, _SWAYS))
     frames = np.arange(num_frames)[:, None, None]
     waves = np.sin(2 * math.pi * frames / periods + phases) * math.sqrt(2 / _WAVES)

@@ -1,6 +1,6 @@
 """Stage I: a low-resolution video of the photo, the motion reference of Stage II."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError
+from swifti2v.media import video_to_frames
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.speed import attention_order
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.course import draw_chart, draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.progress import OnProgress, Progress
+from swifti2v.pipelines.transition import MotionReference
 from swifti2v.sampling import (
     Velocity,
     add_noise,
@@ -38,6 +40,24 @@ class Conditions:
     """``[1, L, D]``; needed only where guidance is above 1."""
     image_embeds: Tensor | None = None
     """``[1, L', D']`` of the CLIP image encoder, for models that take them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage1Clip:
+    """What Stage I generates."""
+
+    video: Tensor
+    """``[1, 3, T, H, W]`` float32 in [-1, 1]."""
+    displacement: Tensor | None
+    """``[1, 2, T, h, w]`` float32 columns and rows in pixels, where each cell's centre was in the
+    photo; None of a model that generates pixels alone."""
+
+    def to_motion_reference(self) -> MotionReference:
+        """The clip as Stage II reads it."""
+        own = self.displacement
+        return MotionReference(
+            video_to_frames(self.video), None if own is None else own[0].transpose(0, 1).cpu()
+        )
 
 
 class Stage1Pipeline:
@@ -67,7 +87,7 @@ class Stage1Pipeline:
         seed: int,
         config: Stage1Config,
         on_progress: OnProgress | None = None,
-    ) -> Tensor:
+    ) -> Stage1Clip:
         """Generate the motion reference.
 
         Args:
@@ -77,9 +97,6 @@ class Stage1Pipeline:
             seed: Of the noise.
             config: Settings.
             on_progress: Called after each step.
-
-        Returns:
-            ``[1, 3, T, H, W]`` float32 in [-1, 1].
 
         Raises:
             ShapeError: The size or the frame count does not fit the model.
@@ -102,7 +119,7 @@ class Stage1Pipeline:
         config: Stage1Config,
         sigma: float,
         on_progress: OnProgress | None = None,
-    ) -> Tensor:
+    ) -> Stage1Clip:
         """Noise a clip to a level and denoise it again: its motion, seen through this model.
 
         At ``sigma`` 1 nothing but the first frame is left of the clip, so the result is that of a
@@ -115,9 +132,6 @@ class Stage1Pipeline:
             config: Settings; ``sigma`` takes the place of ``sampling.strength``.
             sigma: Noise level to start from, in (0, 1].
             on_progress: Called after each step.
-
-        Returns:
-            ``[1, 3, T, H, W]`` float32 in [-1, 1].
 
         Raises:
             ShapeError: The size or the frame count does not fit the model.
@@ -145,7 +159,7 @@ class Stage1Pipeline:
         config: Stage1Config,
         sigmas: Sequence[float],
         on_progress: OnProgress | None,
-    ) -> Tensor:
+    ) -> Stage1Clip:
         """Noise ``clean`` to the first level, denoise it down to the last, decode it."""
         _, channels, num_frames, height, width = clean.shape
         size = (channels, height, width)
@@ -156,15 +170,12 @@ class Stage1Pipeline:
             if on_progress is not None:
                 on_progress(Progress(stage="stage1", step=step + 1, num_steps=len(sigmas) - 1))
 
-        latents = denoise(
-            self.velocity(condition, self._still(condition), conditions, config, photo),
-            latents,
-            0,
-            sigmas,
-            on_step,
-            where="Stage I",
+        displacements: list[Tensor] = []
+        velocity = self.velocity(
+            condition, self._still(condition), conditions, config, photo, displacements.append
         )
-        return self.decode(latents)
+        latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
+        return Stage1Clip(self.decode(latents), displacements[-1] if displacements else None)
 
     def _require_fit(self, pixels: PixelShape) -> None:
         LatentShape.from_pixel_shape(pixels, self.scale, int(self.vae.config["z_dim"]))
@@ -218,6 +229,7 @@ class Stage1Pipeline:
         conditions: Conditions,
         config: Stage1Config,
         photo: Tensor,
+        on_displacement: Callable[[Tensor], None],
     ) -> Velocity:
         """Bind everything but latents and noise level; guidance is mixed in here.
 
@@ -228,13 +240,14 @@ class Stage1Pipeline:
             conditions: Text and image embeddings.
             config: Settings.
             photo: ``[1, 3, 1, H, W]``, what a displacement moves.
+            on_displacement: Called with each displacement that the model tells, see ``read_motion``.
         """
         dtype = self.transformer.dtype
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             image_embeds = conditions.image_embeds
             with attention_order(config.speed.attention, latents.device):
-                output = self.transformer(
+                output: Tensor = self.transformer(
                     hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
                     timestep=sigma[:, 0] * 1000,
                     encoder_hidden_states=embeds.to(dtype),
@@ -243,17 +256,23 @@ class Stage1Pipeline:
                     else image_embeds.to(dtype),
                     return_dict=False,
                 )[0]
-            output = output.float()
-            if config.motion == "displacement":
-                output = self.read_motion(output, photo, still)[0]
-            return to_velocity(output, latents, still, sigma, config.sampling.parameterization)
+            return output.float()
 
-        return guide(
+        guided = guide(
             predict,
             conditions.prompt_embeds,
             conditions.negative_prompt_embeds,
             config.sampling.guidance_scale,
         )
+
+        def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
+            output = guided(latents, sigma)
+            if config.motion == "displacement":
+                output, displacement = self.read_motion(output, photo, still)
+                on_displacement(displacement)
+            return to_velocity(output, latents, still, sigma, config.sampling.parameterization)
+
+        return velocity
 
     def read_motion(self, output: Tensor, photo: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
         """Turn displacement and remainder into a residual to the image's latents.

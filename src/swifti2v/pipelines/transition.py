@@ -1,6 +1,7 @@
 """From Stage I to Stage II: the hybrid reference, built and encoded a piece at a time."""
 
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,17 @@ from swifti2v.models.vae import StreamingEncoder
 from swifti2v.pipelines.carrying import GivenMotion, MotionSearch, find_detail
 
 
+@dataclass(frozen=True, slots=True)
+class MotionReference:
+    """A low-resolution clip that says how things move: Stage I's output, or the user's own clip."""
+
+    frames: Frames
+    """``[T, h, w, 3]`` uint8."""
+    displacement: Tensor | None = None
+    """``[T, 2, a, b]`` float32 from every frame to frame 0, right and down in pixels of ``frames``, at
+    the centres of a x b equal cells of the frame; None where nobody knows."""
+
+
 class ReferenceFrames:
     """Frames of the hybrid reference: the motion reference enlarged, with the photo in front.
 
@@ -23,11 +35,10 @@ class ReferenceFrames:
     matter which frames were read before it.
 
     Args:
-        motion_reference: ``[T, h, w, 3]`` uint8, Stage I's output or the user's own clip.
+        motion_reference: Detail is carried along its displacement; where it has none, that is
+            searched.
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
         config: Its ``upsampling``, ``reference_start`` and ``reference_detail`` are read.
-        displacement: ``[T, 2, h, w]`` from every frame to frame 0, right and down in pixels of the
-            motion reference, for detail that is carried; None searches it.
 
     Raises:
         ShapeError: The clip's aspect is not the photo's, or the displacement is of another clip.
@@ -35,26 +46,23 @@ class ReferenceFrames:
     """
 
     def __init__(
-        self,
-        motion_reference: Frames,
-        photo: Tensor,
-        config: Stage2Config,
-        displacement: Tensor | None = None,
+        self, motion_reference: MotionReference, photo: Tensor, config: Stage2Config
     ) -> None:
-        num_frames, low_height, low_width, _ = motion_reference.shape
+        frames, displacement = motion_reference.frames, motion_reference.displacement
+        num_frames, low_height, low_width, _ = frames.shape
         height, width = photo.shape[-2:]
         if low_height * width != low_width * height:
             raise ShapeError(
                 f"the motion reference is {low_width}x{low_height}, the output {width}x{height}: "
                 "the aspects differ; crop the clip or choose an output size of its aspect"
             )
-        self.motion_reference, self.photo = motion_reference, photo
+        self.motion_reference, self.photo = frames, photo
         self.upsampling = config.upsampling
         self.starts_with_photo = config.reference_start == "photo"
         self._find_motion: MotionSearch | GivenMotion | None = None
         if config.reference_detail == "carried":
             self._find_motion = (
-                MotionSearch(motion_reference)
+                MotionSearch(frames)
                 if displacement is None
                 else GivenMotion(displacement, num_frames, (low_height, low_width))
             )
@@ -83,7 +91,7 @@ class ReferenceFrames:
 
 
 def make_reference(
-    motion_reference: Frames, photo: Tensor, config: Stage2Config | None = None
+    motion_reference: MotionReference, photo: Tensor, config: Stage2Config | None = None
 ) -> Tensor:
     """All frames of a hybrid reference at once, for short clips: see ``ReferenceFrames``.
 
@@ -91,7 +99,7 @@ def make_reference(
         ``[1, 3, T, H, W]``, not clamped.
     """
     with closing(ReferenceFrames(motion_reference, photo, config or Stage2Config())) as frames:
-        return frames.read(0, len(motion_reference))
+        return frames.read(0, len(motion_reference.frames))
 
 
 class HybridReference:
@@ -106,7 +114,6 @@ class HybridReference:
         vae: Stage II's VAE.
         config: See ``ReferenceFrames``; its ``vae_tile`` is read as well.
         offloads_history: See ``StreamingEncoder``.
-        displacement: See ``ReferenceFrames``.
 
     Raises:
         ShapeError: The motion reference or the displacement does not fit.
@@ -118,16 +125,15 @@ class HybridReference:
 
     def __init__(
         self,
-        motion_reference: Frames,
+        motion_reference: MotionReference,
         photo: Tensor,
         vae: AutoencoderKLWan | BlockCodec,
         config: Stage2Config | None = None,
         *,
         offloads_history: bool = False,
-        displacement: Tensor | None = None,
     ) -> None:
         config = config or Stage2Config()
-        self.frames = ReferenceFrames(motion_reference, photo, config, displacement)
+        self.frames = ReferenceFrames(motion_reference, photo, config)
         self._vae, self._tile = vae, config.vae_tile
         self._encoder = StreamingEncoder(vae, tile=self._tile, offloads_history=offloads_history)
         self._offloads_history = offloads_history

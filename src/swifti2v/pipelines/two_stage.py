@@ -46,7 +46,7 @@ from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import SegmentLatents, Stage2Pipeline
-from swifti2v.pipelines.transition import HybridReference
+from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 
@@ -326,7 +326,7 @@ class SwiftI2VPipeline:
         self.require_fit(config, with_stage1=False)
         conditions = self.encode(image, prompt, config, stopwatch or Stopwatch())
         yield from self.synthesize(
-            motion_reference,
+            MotionReference(motion_reference),
             image,
             conditions,
             generator,
@@ -354,21 +354,21 @@ class SwiftI2VPipeline:
         config: GenerationConfig,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
-    ) -> Frames:
-        """Stage I alone: ``[T, h, w, 3]`` uint8 at 1/downscale of the output size."""
+    ) -> MotionReference:
+        """Stage I alone, at 1/downscale of the output size."""
         require_loaded(self.components, "stage1_transformer")
         with (stopwatch or Stopwatch()).measure("stage1"), torch.no_grad():
             low = config.stage1.downscale
             photo = self._photo(image, config)
             small = resize_video(photo, config.height // low, config.width // low, "area")
-            video = self.stage1(
+            clip = self.stage1(
                 small, conditions, config.num_frames, _seed(generator), config.stage1, on_progress
             )
-            return video_to_frames(video)
+            return clip.to_motion_reference()
 
     def synthesize(
         self,
-        motion_reference: Frames,
+        motion_reference: MotionReference,
         image: Image.Image,
         conditions: Conditions,
         generator: torch.Generator | int,

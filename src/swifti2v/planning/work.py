@@ -19,7 +19,7 @@ from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.carrying import flow_size
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
-from swifti2v.pipelines.transition import ReferenceFrames
+from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
 from swifti2v.planning.costs import ClipWork, Count, Stage, StageWork, extrapolate
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
@@ -173,9 +173,10 @@ class ClipCounter:
         height, width = config.height, config.width
         low = config.stage1.downscale
         image = torch.empty(1, 3, 1, height // low, width // low, device=META)
+        time = pipeline.scale.time
         encode = _count_frames(
             lambda n: pipeline.prepare_condition(
-                image, self.small._replace(num_frames=n), config.stage1
+                image, image.expand(-1, -1, time * (n - 1), -1, -1)
             ),
             self.small.num_frames,
         )
@@ -190,11 +191,28 @@ class ClipCounter:
             lambda n: pipeline.decode(_empty(self.small._replace(num_frames=n))),
             self.small.num_frames,
         )
+        call = replace(forward, kept_bytes=0) + self._count_displacement(pipeline)
         return StageWork(
-            count=replace(forward * num_calls + decode, kept_bytes=0),
+            count=replace(call * num_calls + decode, kept_bytes=0),
             passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
             is_float8=self.models.linear.get("stage1_transformer") == "float8",
         )
+
+    def _count_displacement(self, pipeline: Stage1Pipeline) -> Count:
+        """Moving the photo and encoding that, once a step."""
+        if self.config.stage1.motion == "latents":
+            return Count()
+        low = self.config.stage1.downscale
+        photo = torch.empty(
+            1, 3, 1, self.config.height // low, self.config.width // low, device=META
+        )
+        shape = self.small._replace(channels=pipeline.transformer.config["out_channels"])
+
+        def read(number: int) -> Tensor:
+            still = _empty(self.small._replace(num_frames=number))
+            return pipeline.read_motion(_empty(shape._replace(num_frames=number)), photo, still)[0]
+
+        return _count_frames(read, self.small.num_frames)
 
     def _stage1(self) -> Stage1Pipeline:
         models = self.models
@@ -258,7 +276,7 @@ class ClipCounter:
         small = np.zeros((time + 1, config.height // low, config.width // low, 3), np.uint8)
         photo = torch.empty(1, 3, 1, config.height, config.width, device=META)
         motion = torch.zeros(time + 1, 2, *small.shape[1:3])  # given, so that nothing is searched
-        frames = ReferenceFrames(small, photo, config.stage2, motion)
+        frames = ReferenceFrames(MotionReference(small, motion), photo, config.stage2)
         enlarge = _count_again(lambda: frames.read(1, time + 1))
         encode = encoder.count
         frame = enlarge.kept_bytes

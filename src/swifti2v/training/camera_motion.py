@@ -132,14 +132,15 @@ def split_scene(picture: Frames) -> Scene:
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(small, mask, (left, top, wide, high), *models, 4, cv2.GC_INIT_WITH_RECT)
-    front = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    front = cv2.morphologyEx(front, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    front = cv2.morphologyEx(front, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+    found = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    opened = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    front = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     edges = [front[top : top + high, left : left + 3], front[top : top + 3, left : left + wide],
              front[top : top + high, left + wide - 3 : left + wide]]  # fmt: skip
     if not 0.03 < front.mean() < 0.4 or max(float(edge.mean()) for edge in edges) > 0.1:
         return Scene(picture, None, None)
-    return place_in_front(picture, picture, cv2.resize(front, (width, height)))
+    whole = cv2.resize(front, (width, height)).astype(np.uint8)
+    return place_in_front(picture, picture, whole)
 
 
 def make_scenes(pictures: Sequence[Frames], size: tuple[int, int]) -> tuple[Scene, ...]:
@@ -149,7 +150,7 @@ def make_scenes(pictures: Sequence[Frames], size: tuple[int, int]) -> tuple[Scen
         fit = min(whole / shown for whole, shown in zip(picture.shape[:2], size, strict=True))
         if fit > _ROOM:
             small = (round(picture.shape[1] * _ROOM / fit), round(picture.shape[0] * _ROOM / fit))
-            picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+            picture = np.asarray(cv2.resize(picture, small, interpolation=cv2.INTER_AREA), np.uint8)
         scenes.append(split_scene(picture))
     return tuple(scenes)
 
@@ -195,7 +196,7 @@ def place_in_front(picture: Frames, behind: Frames, front: NDArray[np.uint8]) ->
         hidden = cv2.resize(wide, (width, height), interpolation=cv2.INTER_NEAREST)[..., None]
         behind = np.where(hidden > 0, filled, picture)
     soft = cv2.GaussianBlur(front.astype(np.float32), (0, 0), 1.0)
-    return Scene(picture, soft, behind)
+    return Scene(picture, soft.astype(np.float32), behind)
 
 
 _SPLIT_SIDE = 320  # things are told apart at this longer side

@@ -9,7 +9,7 @@ from torch import Tensor
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import Frames, frames_to_video
-from swifti2v.pipelines.transition import make_reference
+from swifti2v.pipelines.transition import MotionReference, make_reference
 from swifti2v.training.data import degrade
 
 
@@ -88,4 +88,4 @@ def cut_pair(
         )
     top, left, height, width = (side // downscale for side in crop)
     part = small[places, top : top + height, left : left + width]
-    return video, make_reference(part, video[:, :, :1], stage2)
+    return video, make_reference(MotionReference(part), video[:, :, :1], stage2)

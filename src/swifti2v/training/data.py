@@ -22,7 +22,7 @@ from swifti2v.media import (
     resize_video,
     video_to_frames,
 )
-from swifti2v.pipelines.transition import make_reference
+from swifti2v.pipelines.transition import MotionReference, make_reference
 from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -
     height, width = video.shape[-2:]
     small = resize_video(video, height // downscale, width // downscale, "area")
     references = [
-        make_reference(video_to_frames(own[None]), clip[None, :, :1], stage2)
+        make_reference(MotionReference(video_to_frames(own[None])), clip[None, :, :1], stage2)
         for own, clip in zip(small, video, strict=True)
     ]
     return torch.cat(references)

@@ -21,7 +21,7 @@ MIN_DEVIATION = 1e-3
 
 def mean_channels(num_channels: int) -> tuple[int, int, int]:
     """Channels with a mean: the block averages of luma, Cb and Cr."""
-    return 0, num_channels * 2 // 3, num_channels * 5 // 6
+    return 0, num_channels // 3, num_channels * 2 // 3
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def measure_residual(
         stage2: Says what Stage II is given instead of the clip, see ``ReferenceFrames``.
 
     Returns:
-        ``[384]`` mean square of each channel.
+        ``[C]`` mean square of each channel.
     """
     codec = BlockCodec()
     energy = torch.zeros(int(codec.config["z_dim"]))

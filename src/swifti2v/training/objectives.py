@@ -157,7 +157,7 @@ def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     """
     height, width = truth.shape[-2:]
     kernel = (height // displacement.shape[-2], width // displacement.shape[-1])
-    cells = F.avg_pool2d(truth.flatten(0, 1), kernel).unflatten(0, truth.shape[:2])
+    cells = F.avg_pool3d(truth, (1, *kernel))
     error = F.smooth_l1_loss(displacement[:, :, 1:], cells[:, :, 1:], beta=0.4, reduction="none")
     return error.flatten(1).mean(dim=1)
 

@@ -128,14 +128,16 @@ class CameraMoveSource:
     def _draw_scene(self, move: CameraMove, rng: np.random.Generator) -> Scene:
         """Any; where near and far differ, one with something in front, real or drawn."""
         if move.dolly == move.orbit == 0:
-            return self.scenes[int(rng.integers(len(self.scenes)))]
+            return _choose(self.scenes, rng)
         with_front = [scene for scene in self.scenes if scene.front is not None]
         if with_front and rng.random() < 0.4:
-            return with_front[int(rng.integers(len(with_front)))]
-        first, second = rng.integers(len(self.scenes), size=2)
-        if rng.random() < 0.4:
-            return draw_thing(self.scenes[first].picture, self.scenes[second].picture, rng)
-        return self.scenes[first]
+            return _choose(with_front, rng)
+        first, second = _choose(self.scenes, rng), _choose(self.scenes, rng)
+        return draw_thing(first.picture, second.picture, rng) if rng.random() < 0.4 else first
+
+
+def _choose(options: Sequence[Option], rng: np.random.Generator) -> Option:
+    return options[int(rng.integers(len(options)))]
 
 
 def _draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:

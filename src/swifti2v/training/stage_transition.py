@@ -241,8 +241,8 @@ def make_transition_sample(
     )
     with torch.inference_mode():
         small = scale_down(frames, stage1.downscale, pipe.components.device)
-        video = pipe.stage1.redraw(small, conditions, draw.seed, stage1, draw.sigma, on_progress)
-    made, true = video_to_frames(video), video_to_frames(small)
+        clip = pipe.stage1.redraw(small, conditions, draw.seed, stage1, draw.sigma, on_progress)
+    made, true = video_to_frames(clip.video), video_to_frames(small)
     return TransitionSample(
         frames=made,
         draw=draw,

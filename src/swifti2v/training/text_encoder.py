@@ -131,7 +131,7 @@ class TextTask:
         return torch.stack(
             [
                 F.cross_entropy(answers, labels[:, question], reduction="none")
-                for question, answers in enumerate(torch.split(scores, QUESTIONS, dim=1))
+                for question, answers in enumerate(torch.split(scores, list(QUESTIONS), dim=1))
             ]
         ).sum(dim=0)
 

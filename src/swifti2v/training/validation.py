@@ -88,10 +88,10 @@ def validate_stage1(
         device = pipe.components.device
         conditions = pipe.encoder(Image.fromarray(clip.frames[0]), clip.prompt)
         with torch.no_grad():
-            video = pipe.stage1(
+            made = pipe.stage1(
                 photo.to(device), conditions, len(clip.frames), seed, pipe.config.stage1
             )
-        output = video_to_frames(video)
+        output = video_to_frames(made.video)
         results.append(
             {
                 "psnr": float(psnr(output[1:], clip.frames[1:]).mean()),

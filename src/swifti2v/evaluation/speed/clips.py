@@ -22,6 +22,7 @@ from swifti2v.models.sources import find_model
 from swifti2v.models.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
+from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.planning.costs import ClipWork
 from swifti2v.planning.devices import PRECISIONS, find_device
@@ -131,9 +132,9 @@ class Clip:
         low = config.stage1.downscale
         size = (config.num_frames, config.height // low, config.width // low, 3)
         motion = np.random.default_rng(1).integers(0, 256, size, np.uint8)
-        return self._synthesize(motion, conditions)
+        return self._synthesize(MotionReference(motion), conditions)
 
-    def _synthesize(self, motion: Frames, conditions: Conditions) -> Frames:
+    def _synthesize(self, motion: MotionReference, conditions: Conditions) -> Frames:
         segments = self.pipe.synthesize(
             motion, self.image, conditions, 0, self.config, stopwatch=self.stopwatch
         )
