@@ -59,32 +59,47 @@ def lapping(size: int) -> Tensor:
     """
     half = size // 2
     flip, eye = torch.eye(half, dtype=torch.float64).flip(0), torch.eye(half, dtype=torch.float64)
-    turn = flip @ _cosines(half, 0.0).T @ _cosines(half, 0.5) @ flip
-    butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
     middle = torch.eye(size, dtype=torch.float64)
-    middle[half:, half:] = turn
-    lapped: Tensor = (butterfly @ middle @ butterfly / 2).float()
-    return lapped
+    middle[half:, half:] = flip @ _cosines(half, 0.0).T @ _cosines(half, 0.5) @ flip
+    butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
+    return (butterfly @ middle @ butterfly / 2).float()  # type: ignore[no-any-return]
+
+
+@cache
+def side_transform(side: int, space_factor: int, device: torch.device) -> Tensor:
+    """Orthonormal matrix ``[side, side]`` of a whole row or column: borders mixed, cells transformed.
+
+    Row ``k * side / n + i`` is frequency k of cell i.
+
+    Args:
+        side: Pixels, a multiple of ``space_factor``.
+        space_factor: n, pixels of a cell's side.
+        device: Of the result.
+    """
+    n, cells = space_factor, side // space_factor
+    # Made outside inference mode, so that it can take part in a training graph as well.
+    with torch.inference_mode(False), torch.no_grad():
+        mixed = torch.eye(side)
+        mixed[n // 2 : -n // 2, n // 2 : -n // 2] = torch.kron(torch.eye(cells - 1), lapping(n))
+        basis = torch.kron(torch.eye(cells), cosine_basis(n))  # cells, then frequencies
+        by_frequency = basis.reshape(cells, n, side).transpose(0, 1).reshape(side, side)
+        return (by_frequency @ mixed).to(device)
 
 
 class _Constants(NamedTuple):
     """What the codec multiplies by, in float32."""
 
     time: Tensor
-    space: Tensor
-    border: Tensor
     rgb_to_ycc: Tensor
     ycc_to_rgb: Tensor
 
 
 @cache
-def _constants(space_factor: int, device: torch.device) -> _Constants:
+def _constants(device: torch.device) -> _Constants:
     # Not buffers of the model: those would be rounded with it when it is cast to bfloat16.
-    # Made outside inference mode, so that they can take part in a training graph as well.
     with torch.inference_mode(False), torch.no_grad():
         rgb_to_ycc = torch.tensor(_RGB_TO_YCC, dtype=torch.float32)
-        bases = cosine_basis(TIME_FACTOR), cosine_basis(space_factor), lapping(space_factor)
-        own = (*bases, rgb_to_ycc, rgb_to_ycc.inverse())
+        own = (cosine_basis(TIME_FACTOR), rgb_to_ycc, rgb_to_ycc.inverse())
         return _Constants(*(constant.to(device) for constant in own))
 
 
@@ -149,18 +164,18 @@ class BlockCodec(ModelMixin, ConfigMixin):
         Returns:
             ``[B, C, F, H/n, W/n]`` float32, unscaled latents; F is 1 or T / 4.
         """
-        constants = _constants(self.space_factor, frames.device)
+        constants = _constants(frames.device)
+        rows, columns = self._transforms(frames)
         frames = frames.float()
         if frames.shape[2] == 1:
             frames = frames.expand(-1, -1, TIME_FACTOR, -1, -1)
         planes = torch.einsum("kc,bcthw->bkthw", constants.rgb_to_ycc, frames)
-        for axis in (-2, -1):
-            planes = _mix_borders(planes, constants.border, axis)
-        n, (batch, _, _, height, width) = self.space_factor, planes.shape
-        cells = planes.reshape(batch, 3, -1, TIME_FACTOR, height // n, n, width // n, n)
-        cells = torch.einsum("kt,bcftyixj->bcfkyixj", constants.time, cells)
-        cells = torch.einsum("pi,bcfkyixj->bcfkypxj", constants.space, cells)
-        return torch.einsum("qj,bcfkypxj->bckpqfyx", constants.space, cells).flatten(1, 4)
+        planes = rows @ planes @ columns.T  # [B, 3, T, n h, n w], frequencies before cells
+        n, (batch, _, num_frames, height, width) = self.space_factor, planes.shape
+        cells = constants.time @ planes.reshape(batch, 3, -1, TIME_FACTOR, height * width)
+        cells = cells.reshape(batch, 3, -1, TIME_FACTOR, n, height // n, n, width // n)
+        channels = cells.permute(0, 1, 3, 4, 6, 2, 5, 7)
+        return channels.reshape(batch, -1, num_frames // TIME_FACTOR, height // n, width // n)
 
     def decode_frames(self, latents: Tensor, *, first: bool) -> Tensor:
         """Inverse of ``encode_frames``.
@@ -172,25 +187,21 @@ class BlockCodec(ModelMixin, ConfigMixin):
         Returns:
             ``[B, 3, T, n h, n w]`` float32; T is 1 or 4F; not clamped.
         """
-        constants = _constants(self.space_factor, latents.device)
-        n = self.space_factor
-        batch, _, *grid = latents.shape
-        cells = latents.float().reshape(batch, 3, TIME_FACTOR, n, n, *grid)
-        cells = torch.einsum("kt,bckpqfyx->bctpqfyx", constants.time, cells)
-        cells = torch.einsum("pi,bctpqfyx->bctiqfyx", constants.space, cells)
-        cells = torch.einsum("qj,bctiqfyx->bcftyixj", constants.space, cells)
-        planes = cells.flatten(6, 7).flatten(4, 5).flatten(2, 3)  # [B, 3, 4F, H, W]
-        for axis in (-2, -1):
-            planes = _mix_borders(planes, constants.border.T, axis)
+        constants = _constants(latents.device)
+        n, (batch, _, num_frames, height, width) = self.space_factor, latents.shape
+        cells = latents.float().reshape(batch, 3, TIME_FACTOR, n, n, num_frames, height, width)
+        cells = cells.permute(0, 1, 5, 2, 3, 6, 4, 7).reshape(batch, 3, num_frames, TIME_FACTOR, -1)
+        planes = (constants.time.T @ cells).reshape(batch, 3, -1, n * height, n * width)
+        rows, columns = self._transforms(planes)
+        planes = rows.T @ planes @ columns
         if first:
             planes = planes.mean(dim=2, keepdim=True)
         return torch.einsum("ck,bkthw->bcthw", constants.ycc_to_rgb, planes)
 
-
-def _mix_borders(planes: Tensor, border: Tensor, axis: int) -> Tensor:
-    """Multiply the n pixels around each border between cells by ``border``, along one axis."""
-    n, planes = len(border), planes.movedim(axis, -1)
-    inner = planes[..., n // 2 : -n // 2]
-    mixed = inner.reshape(*inner.shape[:-1], -1, n) @ border.T
-    outer = planes[..., : n // 2], planes[..., -n // 2 :]
-    return torch.cat([outer[0], mixed.flatten(-2), outer[1]], dim=-1).movedim(-1, axis)
+    def _transforms(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrices of columns of pixels and of rows."""
+        height, width = planes.shape[-2:]
+        return (
+            side_transform(height, self.space_factor, planes.device),
+            side_transform(width, self.space_factor, planes.device),
+        )

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from pydantic import ConfigDict
 from torch import nn
+from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError
 from swifti2v.models.codec import count_channels
@@ -38,20 +39,30 @@ class TransformerSize:
             )
 
 
-class Float32Conv3d(nn.Conv3d):
-    """A convolution that autocast leaves in float32.
+class PatchLinear(nn.Conv3d):
+    """A convolution with a kernel (1, n, n) that is its stride, computed as a matrix product.
 
-    The gradient of a bfloat16 1x1x1 convolution over a batch is NaN on CPUs (torch 2.13).
+    The gradient of such a convolution in bfloat16 is NaN on CPUs (torch 2.13).
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``[B, C, F, h, w]`` to ``[B, D, F, h, w]`` float32."""
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
+        """``[B, C, F, h, w]`` to ``[B, D, F, h / n, w / n]``."""
+        assert self.bias is not None
+        batch, _, num_frames, _, _ = input.shape
+        frames = input.to(self._dtype(input)).transpose(1, 2).flatten(0, 1)
+        patches = F.pixel_unshuffle(frames, self.kernel_size[1])  # [B F, C n n, h', w']
+        tokens = self.weight.flatten(1) @ patches.flatten(2) + self.bias[:, None]
+        tokens = tokens.reshape(batch, num_frames, -1, *patches.shape[2:])
+        return tokens.transpose(1, 2)
+
+    @staticmethod
+    def _dtype(input: torch.Tensor) -> torch.dtype:
+        kind = input.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
 def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
-    """A new Stage I transformer: 96 latent, 4 mask, 96 condition channels in, displacement and 96 out.
+    """A new Stage I transformer: latents, mask and condition in, displacement and latents out.
 
     Its output layer is 0: it begins with the photo at rest.
     """
@@ -63,18 +74,24 @@ def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransfor
         out_channels=2 * STAGE1_SCALE.time + channels,
         patch_size=(1, STAGE1_SCALE.patch, STAGE1_SCALE.patch),
     )
-    model.patch_embedding.__class__ = Float32Conv3d
+    model.patch_embedding.__class__ = PatchLinear
     nn.init.zeros_(model.proj_out.weight)
     nn.init.zeros_(model.proj_out.bias)
     return model
 
 
 def make_stage2_transformer(size: TransformerSize, text_dim: int) -> SegmentTransformer3DModel:
-    """A randomly initialised transformer for ``BlockCodec``: 384 latent, 384 reference channels."""
+    """A new Stage II transformer: latents and reference in, latents out.
+
+    Its output layer is 0: it begins with the reference.
+    """
     channels = count_channels(STAGE2_SCALE.space)
     made: Any = SegmentTransformer3DModel(
         **transformer_config(size, text_dim), in_channels=2 * channels, out_channels=channels
     )
+    made.patch_embedding.__class__ = PatchLinear
+    nn.init.zeros_(made.proj_out.weight)
+    nn.init.zeros_(made.proj_out.bias)
     model: SegmentTransformer3DModel = made
     return model
 
