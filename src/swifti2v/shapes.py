@@ -63,6 +63,46 @@ class FrameSize(NamedTuple):
         return self.height * self.width
 
 
+class Crop(NamedTuple):
+    """A part of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Of the frame."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Of the frame."""
+        return slice(self.left, self.left + self.width)
+
+    def grow(self, margin: int, frame: FrameSize) -> "Crop":
+        """With so many more pixels on each side, as far as the frame has them."""
+        top, left = max(0, self.top - margin), max(0, self.left - margin)
+        bottom = min(frame.height, self.top + self.height + margin)
+        right = min(frame.width, self.left + self.width + margin)
+        return Crop(top, left, bottom - top, right - left)
+
+    def within(self, other: "Crop") -> "Crop":
+        """The same part, counted from the corner of another."""
+        return Crop(self.top - other.top, self.left - other.left, self.height, self.width)
+
+    def divide(self, factor: int) -> "Crop":
+        """The same part of a frame that is smaller by a factor.
+
+        Raises:
+            ShapeError: Corner or sides are not multiples of it.
+        """
+        if any(value % factor for value in self):
+            raise ShapeError(f"{self} is not made of whole squares of {factor} pixels")
+        return Crop(*(value // factor for value in self))
+
+
 def size_of_aspect(
     aspect: FrameSize,
     multiple: int,

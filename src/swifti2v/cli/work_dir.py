@@ -174,7 +174,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in list(file.keys())}
             if (file.metadata() or {}).get("sha256") == _checksum(tensors):
                 return tensors
     except (SafetensorError, OSError) as error:

@@ -62,7 +62,7 @@ def lapping(size: int) -> Tensor:
     middle = torch.eye(size, dtype=torch.float64)
     middle[half:, half:] = flip @ _cosines(half, 0.0).T @ _cosines(half, 0.5) @ flip
     butterfly = torch.cat([torch.cat([eye, flip], 1), torch.cat([flip, -eye], 1)])
-    return (butterfly @ middle @ butterfly / 2).float()  # type: ignore[no-any-return]
+    return (butterfly @ middle @ butterfly / 2).float()
 
 
 @cache

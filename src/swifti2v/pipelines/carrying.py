@@ -1,5 +1,6 @@
 """The photo's fine detail, moved to where a low-resolution clip moved things; no network."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frame
 from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, optical_flow
 from swifti2v.media.resize import ResizeMode
 from swifti2v.pipelines.displacement import enlarge
+from swifti2v.shapes import Crop
 
 FLOW_SCALE = 2
 """Flow is searched on the low-resolution clip enlarged by this."""
@@ -32,6 +34,8 @@ CYCLE = 0.75
 """Distance after going there and back, in low-resolution pixels, with the same effect."""
 SMOOTHING = (0.75, 0.5)
 """Gaussian blur of the disagreement and of the confidence, in low-resolution pixels."""
+CROP_MARGIN = 6
+"""Low-resolution pixels around a crop that its detail depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,10 @@ class MotionSearch:
         return ThreadPoolExecutor(number, thread_name_prefix="motion")
 
 
+MotionFinder = Callable[[int], Motion]
+"""Motion of a frame of a clip."""
+
+
 class GivenMotion:
     """Motion that is known, such as Stage I's own.
 
@@ -166,12 +174,13 @@ class GivenMotion:
         own = self.displacement[frame : frame + 1, :, None]  # [1, 2, 1, a, b]
         return Motion(enlarge(own, *self.size)[:, :, 0])
 
-    def close(self) -> None:
-        """Nothing runs."""
-
 
 def find_detail(
-    small: Tensor, photo: Tensor, motion: Motion, upsampling: ResizeMode = "lanczos"
+    small: Tensor,
+    photo: Tensor,
+    motion: Motion,
+    upsampling: ResizeMode = "lanczos",
+    crop: Crop | None = None,
 ) -> Tensor:
     """The photo's detail that an enlarged low-resolution frame lacks, where motion can be trusted.
 
@@ -184,37 +193,73 @@ def find_detail(
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
         motion: Of the frame, on the device of ``photo``.
         upsampling: Kernel with which the frame was enlarged.
+        crop: Part of the enlarged frame that is asked for, in whole low-resolution pixels; ``small``
+            shows it alone. Near its border the result depends on where it ends (``CROP_MARGIN``).
 
     Returns:
-        ``[1, 3, 1, H, W]`` to add to the enlarged frame; 0 where nothing is trusted.
+        ``[1, 3, 1, H, W]``, or of the crop's size, to add to the enlarged frame; 0 where nothing is
+        trusted.
     """
     height, width = photo.shape[-2:]
-    low_size = (small.shape[-2], small.shape[-1])
-    displacement = F.interpolate(
-        motion.displacement * (height / low_size[0]), (height, width), mode="bicubic"
+    scale = (height if crop is None else crop.height) / small.shape[-2]
+    displacement = F.interpolate(motion.displacement * scale, (height, width), mode="bicubic")
+    if crop is None:
+        return move_detail(small, photo, displacement, motion.trust, upsampling)
+    displacement, trust, low = (
+        displacement[..., crop.rows, crop.columns],
+        motion.trust,
+        crop.divide(int(scale)),
     )
-    moved, inside = _look_up(photo[:, :, 0], displacement)
+    if trust is not None:
+        trust = trust[..., low.rows, low.columns]
+    return move_detail(small, photo, displacement, trust, upsampling, (crop.top, crop.left))
+
+
+def move_detail(
+    small: Tensor,
+    photo: Tensor,
+    displacement: Tensor,
+    trust: Tensor | None = None,
+    upsampling: ResizeMode = "lanczos",
+    corner: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """``find_detail`` where the displacement of every pixel is known.
+
+    Args:
+        small: ``[1, 3, 1, h, w]`` in [-1, 1], what the displacement covers.
+        photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
+        displacement: ``[1, 2, a, b]``, right and down in pixels of ``photo``.
+        trust: ``[1, 1, h, w]``, see ``Motion``.
+        upsampling: See ``find_detail``.
+        corner: Row and column of the frame at which the displacement begins.
+
+    Returns:
+        ``[1, 3, 1, a, b]``.
+    """
+    size, low_size = displacement.shape[-2:], (small.shape[-2], small.shape[-1])
+    moved, inside = _look_up(photo[:, :, 0], displacement, corner)
     low = resize_video(moved[:, :, None], low_size[0], low_size[1], "area")
     disagreement = (low - small).abs().mean(dim=1)  # [1, 1, h, w]
     confidence = torch.exp(-((_blur(disagreement, SMOOTHING[0]) / DISAGREEMENT) ** 2))
     confidence = confidence * F.interpolate(inside, low_size, mode="area")
-    if motion.trust is not None:
-        confidence = confidence * motion.trust
+    if trust is not None:
+        confidence = confidence * trust
     confidence = _blur(confidence, SMOOTHING[1])
-    weight = F.interpolate(confidence, (height, width), mode="bilinear")
-    detail = moved[:, :, None] - resize_video(low, height, width, upsampling)
+    weight = F.interpolate(confidence, size, mode="bilinear")
+    detail = moved[:, :, None] - resize_video(low, size[0], size[1], upsampling)
     return weight[:, :, None] * detail
 
 
-def _look_up(image: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+def _look_up(image: Tensor, displacement: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """An image ``[1, 3, H, W]``, mirrored at its edges, where a displacement points to.
 
-    Beside it ``[1, 1, H, W]``, whether that is in the image.
+    Beside it ``[1, 1, a, b]``, whether that is in the image.
     """
     height, width = image.shape[-2:]
+    rows, columns = displacement.shape[-2:]
     device = displacement.device
-    x = torch.arange(width, device=device) + displacement[:, 0]
-    y = torch.arange(height, device=device)[:, None] + displacement[:, 1]
+    x = corner[1] + torch.arange(columns, device=device) + displacement[:, 0]
+    y = corner[0] + torch.arange(rows, device=device)[:, None] + displacement[:, 1]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
     moved = F.grid_sample(
         image, grid, mode="bicubic", padding_mode="reflection", align_corners=False

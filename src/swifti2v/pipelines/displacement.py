@@ -50,7 +50,7 @@ def enlarge(displacement: Tensor, height: int, width: int) -> Tensor:
     sides = ((rows + 2) * factor[0], (columns + 2) * factor[1])
     wide = F.interpolate(cells, sides, mode="bilinear", align_corners=False)
     inner = wide[..., factor[0] : -factor[0], factor[1] : -factor[1]]
-    return inner.unflatten(0, (batch, frames)).transpose(1, 2)
+    return torch.unflatten(inner, 0, (batch, frames)).transpose(1, 2)
 
 
 def move_photo(photo: Tensor, displacement: Tensor) -> Tensor:
@@ -74,4 +74,4 @@ def move_photo(photo: Tensor, displacement: Tensor) -> Tensor:
         padding_mode="reflection",
         align_corners=False,
     )
-    return moved.unflatten(0, (len(photo), frames)).transpose(1, 2)
+    return torch.unflatten(moved, 0, (len(photo), frames)).transpose(1, 2)

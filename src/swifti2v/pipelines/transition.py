@@ -1,5 +1,6 @@
 """From Stage I to Stage II: the hybrid reference, built and encoded a piece at a time."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,14 @@ from swifti2v.errors import ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingEncoder
-from swifti2v.pipelines.carrying import GivenMotion, MotionSearch, find_detail
+from swifti2v.pipelines.carrying import (
+    CROP_MARGIN,
+    GivenMotion,
+    MotionFinder,
+    MotionSearch,
+    find_detail,
+)
+from swifti2v.shapes import Crop, FrameSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ class ReferenceFrames:
             searched.
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], at the output size.
         config: Its ``upsampling``, ``reference_start`` and ``reference_detail`` are read.
+        find_motion: Takes the place of displacement and search; None chooses between them.
 
     Raises:
         ShapeError: The clip's aspect is not the photo's, or the displacement is of another clip.
@@ -46,7 +55,11 @@ class ReferenceFrames:
     """
 
     def __init__(
-        self, motion_reference: MotionReference, photo: Tensor, config: Stage2Config
+        self,
+        motion_reference: MotionReference,
+        photo: Tensor,
+        config: Stage2Config,
+        find_motion: MotionFinder | None = None,
     ) -> None:
         frames, displacement = motion_reference.frames, motion_reference.displacement
         num_frames, low_height, low_width, _ = frames.shape
@@ -59,35 +72,60 @@ class ReferenceFrames:
         self.motion_reference, self.photo = frames, photo
         self.upsampling = config.upsampling
         self.starts_with_photo = config.reference_start == "photo"
-        self._find_motion: MotionSearch | GivenMotion | None = None
-        if config.reference_detail == "carried":
-            self._find_motion = (
-                MotionSearch(frames)
-                if displacement is None
-                else GivenMotion(displacement, num_frames, (low_height, low_width))
-            )
+        self._search: MotionSearch | None = None
+        self._find_motion: MotionFinder | None = None
+        if config.reference_detail == "none":
+            return
+        if find_motion is not None:
+            self._find_motion = find_motion
+        elif displacement is not None:
+            self._find_motion = GivenMotion(displacement, num_frames, (low_height, low_width))
+        else:
+            self._find_motion = self._search = MotionSearch(frames)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames ``[1, 3, stop - start, H, W]`` from ``start`` on; not clamped."""
         if self.starts_with_photo and (start, stop) == (0, 1):
             return self.photo
-        photo, device = self.photo, self.photo.device
-        small = frames_to_video(self.motion_reference[start:stop]).to(device)
-        height, width = photo.shape[-2:]
-        video = resize_video(small, height, width, self.upsampling)
-        for place, index in enumerate(range(start, stop)):
-            if index == 0 and self.starts_with_photo:
-                video[:, :, :1] = photo
+        return self._read(range(start, stop))
+
+    def read_crop(self, places: Sequence[int], crop: Crop) -> Tensor:
+        """A part ``[1, 3, N, h, w]`` of some frames, as it is in the whole ones.
+
+        Args:
+            places: The N frames.
+            crop: Corner and sides in whole pixels of the motion reference, of which the output is a
+                whole multiple.
+        """
+        frame = FrameSize(*self.photo.shape[-2:])
+        outer = crop.grow(CROP_MARGIN * frame.height // self.motion_reference.shape[1], frame)
+        part = crop.within(outer)
+        return self._read(places, outer)[..., part.rows, part.columns]
+
+    def _read(self, places: Sequence[int], crop: Crop | None = None) -> Tensor:
+        """Some frames, or what a crop of them shows."""
+        photo, parts = self.photo, self.motion_reference[list(places)]
+        shown = photo
+        if crop is not None:
+            low = crop.divide(photo.shape[-2] // self.motion_reference.shape[1])
+            parts = parts[:, low.rows, low.columns]
+            shown = photo[..., crop.rows, crop.columns]
+        small = frames_to_video(parts).to(photo.device)
+        video = resize_video(small, shown.shape[-2], shown.shape[-1], self.upsampling)
+        for number, place in enumerate(places):
+            frame = slice(number, number + 1)
+            if place == 0 and self.starts_with_photo:
+                video[:, :, frame] = shown
             elif self._find_motion is not None:
-                motion = self._find_motion(index).to(device)
-                frame = small[:, :, place : place + 1]
-                video[:, :, place : place + 1] += find_detail(frame, photo, motion, self.upsampling)
+                motion = self._find_motion(place).to(photo.device)
+                detail = find_detail(small[:, :, frame], photo, motion, self.upsampling, crop)
+                video[:, :, frame] += detail
         return video
 
     def close(self) -> None:
         """End the search for motion; nothing can be read afterwards."""
-        if self._find_motion is not None:
-            self._find_motion.close()
+        if self._search is not None:
+            self._search.close()
 
 
 def make_reference(

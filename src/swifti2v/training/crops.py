@@ -1,7 +1,6 @@
 """Rectangles that are cut out of a clip, and of what Stage I made of it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -10,16 +9,8 @@ from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import Frames, frames_to_video
 from swifti2v.pipelines.transition import MotionReference, make_reference
+from swifti2v.shapes import Crop
 from swifti2v.training.data import degrade
-
-
-class Crop(NamedTuple):
-    """A part of a frame, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random.Generator) -> Crop:
@@ -46,8 +37,7 @@ def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random
 
 def cut_clip(frames: Frames, crop: Crop, places: Sequence[int] | None = None) -> Tensor:
     """A part of some ``[T, H, W, 3]`` frames, or of all, as ``[1, 3, N, h, w]`` in [-1, 1]."""
-    top, left, height, width = crop
-    part = frames[:, top : top + height, left : left + width]
+    part = frames[:, crop.rows, crop.columns]
     return frames_to_video(part if places is None else part[places])
 
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.media import Frames
-from swifti2v.shapes import PixelShape
+from swifti2v.shapes import Crop, PixelShape
 from swifti2v.training.batch_plan import BatchPlan
 from swifti2v.training.buckets import (
     BucketRules,
@@ -23,7 +23,7 @@ from swifti2v.training.buckets import (
     format_bucket,
     probe,
 )
-from swifti2v.training.crops import Crop, draw_crop
+from swifti2v.training.crops import draw_crop
 from swifti2v.training.decoding import decode_clip, decode_pair
 from swifti2v.training.draws import Draw
 from swifti2v.training.manifest import Reject, Remark, Sample

@@ -9,16 +9,18 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 from torch import Tensor
-from torch.nn import functional as F
 
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames
+from swifti2v.pipelines.carrying import CROP_MARGIN
 from swifti2v.pipelines.course import draw_course
 from swifti2v.segments import Segment
+from swifti2v.shapes import FrameSize
 from swifti2v.training.camera_motion import Scene, draw_view, render_move
+from swifti2v.training.clip_references import START_INTERVAL, ClipReferences, carry_known
 from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
-from swifti2v.training.data import Material, degrade, pixel_frames
+from swifti2v.training.data import Material, pixel_frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.motion_prompts import draw_prompt
 
@@ -116,8 +118,8 @@ class TransitionClip:
 class MaterialSource:
     """Square crops of what is held in memory.
 
-    A quarter of the crops of clips is cut twice as large and halved, half of all is mirrored. Where
-    a step asks for more frames than all clips of a kind have, the other kinds take its share.
+    Half of them is mirrored. Where a step asks for more frames than all clips of a kind have, the
+    other kinds take its share.
 
     Args:
         material: Clips and pictures.
@@ -145,7 +147,8 @@ class MaterialSource:
         self.lengths = lengths
         self.material, self.transition, self.mix = material, transition, mix
         self.crop, self.downscale = crop, downscale
-        self.stage2 = stage2
+        self.stage2 = stage2 or Stage2Config()
+        self._references = ClipReferences(material.clips, downscale, self.stage2)
         there = {
             "clips": len(material.clips),
             "pictures": len(material.pictures),
@@ -191,13 +194,11 @@ class MaterialSource:
         kind = int(rng.choice(3, p=shares / shares.sum()))
         if kind == 2:
             return self._cut_transition(rng, frames, num_frames)
-        if kind == 1:
-            name, video = self._render_picture(rng, frames, num_frames)
-        else:
-            name, video = self._cut_clip(rng, frames, num_frames)
+        draw = self._render_picture if kind == 1 else self._cut_clip
+        name, video, reference = draw(rng, frames, num_frames)
         if rng.random() < 0.5:
-            video = video.flip(-1)
-        return name, video, degrade(video[None], self.downscale, self.stage2)[0], ""
+            video, reference = video.flip(-1), reference.flip(-1)
+        return name, video, reference, ""
 
     def _shares(self, num_frames: int) -> NDArray[np.float64]:
         """Of clips, pictures and transition samples among those that are long enough."""
@@ -213,27 +214,31 @@ class MaterialSource:
 
     def _cut_clip(
         self, rng: np.random.Generator, frames: list[int], num_frames: int
-    ) -> tuple[str, Tensor]:
+    ) -> tuple[str, Tensor, Tensor]:
         index = _draw_long(self.material.clips, num_frames, rng)
         clip = self.material.clips[index]
-        start = int(rng.integers(len(clip) - num_frames + 1))
-        is_halved = rng.random() < 0.25 and 2 * self.crop <= min(clip.shape[1:3])
-        side = 2 * self.crop if is_halved else self.crop
-        crop = draw_crop(clip.shape[1:3], side, 1, rng)
-        video = cut_clip(clip, crop, [start + frame for frame in frames])[0]
-        return f"clip {index}", F.avg_pool3d(video, (1, 2, 2)) if is_halved else video
+        num_starts = (len(clip) - num_frames) // START_INTERVAL + 1
+        start = START_INTERVAL * int(rng.integers(num_starts))
+        crop = draw_crop(clip.shape[1:3], self.crop, self.downscale, rng)
+        video = cut_clip(clip, crop, [start + frame for frame in frames])
+        reference = self._references.read(index, start, frames, crop)
+        return f"clip {index}", video[0], reference[0]
 
     def _render_picture(
         self, rng: np.random.Generator, frames: list[int], num_frames: int
-    ) -> tuple[str, Tensor]:
+    ) -> tuple[str, Tensor, Tensor]:
         index = int(rng.integers(len(self.material.pictures)))
-        picture, size = self.material.pictures[index], self.material.size
-        view = draw_view(picture.shape[:2], size, rng)
-        crop = draw_crop(size, self.crop, 1, rng)
-        course = draw_course(num_frames, int(rng.integers(2**62))).at(frames)
-        scene = Scene(picture, None, None)
-        video, _ = render_move(scene, view, draw_prompt(rng).move, course, size, crop)
-        return f"picture {index}", video
+        scene, size = Scene(self.material.pictures[index], None, None), self.material.size
+        view, move = draw_view(scene.picture.shape[:2], size, rng), draw_prompt(rng).move
+        course = draw_course(num_frames, int(rng.integers(2**62)))
+        crop = draw_crop(size, self.crop, self.downscale, rng)
+        outer = crop.grow(CROP_MARGIN * self.downscale, FrameSize(*size))
+        video, way = render_move(scene, view, move, course.at(frames), size, outer)
+        photo, _ = render_move(scene, view, move, course.at([0]), size)
+        reference = carry_known(video, photo, way, outer, self.downscale, self.stage2)
+        part = crop.within(outer)
+        inner = (..., part.rows, part.columns)
+        return f"picture {index}", video[inner], reference[inner]
 
     def _cut_transition(
         self, rng: np.random.Generator, frames: list[int], num_frames: int
