@@ -75,7 +75,7 @@ def make_ablation_table(
     index, num_shards = shard
     costs = output_dir / "costs.json"
     if index == 1 and not costs.is_file():
-        transformer = ablations.start(config.seeds[0])
+        transformer = ablations.make_transformer(config.seeds[0])
         meter = CostMeter(config, pipe, transformer, held_out.clips[0][:num_frames])
         _write(costs, json.dumps([asdict(cost) for cost in meter.measure()], indent=1))
     for arm, seed in ablations.runs()[index - 1 :: num_shards]:

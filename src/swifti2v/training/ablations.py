@@ -35,10 +35,9 @@ from swifti2v.segments import plan_segments
 from swifti2v.storage import write_whole
 from swifti2v.training.ablation_clips import TestClip
 from swifti2v.training.data import Material
-from swifti2v.training.nano_codec import measure_residual
 from swifti2v.training.nano_config import RedrawConfig
-from swifti2v.training.nano_models import TransformerSize
-from swifti2v.training.nano_stage2 import fit_to_task, start_stage2
+from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
+from swifti2v.training.nano_stage2 import start_stage2
 from swifti2v.training.optimizers import OptimizerConfig
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.run_config import PhaseConfig, RunConfig
@@ -98,8 +97,6 @@ class AblationConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(batch_size=6, ema_decay=0.99))
     """Its seed is replaced."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    num_fit_batches: int = 8
-    """Batches for the ridge regression of the output layer before the steps."""
     model: str = "nano"
     """Gives codecs, lengths and sizes, and the Stage I that redraws clips."""
     redraw: RedrawConfig = field(default_factory=RedrawConfig)
@@ -207,9 +204,6 @@ class Ablations:
         num_frames = len(tests[0].truth)
         side = config.crop
         self.settings = replace(pipe.config, num_frames=num_frames, height=side, width=side)
-        self.residual = measure_residual(
-            material.clips, self.settings.stage1.downscale, config.stage2
-        )
 
     def runs(self) -> list[tuple[Arm, int]]:
         """All runs, one seed of every arm after the other."""
@@ -238,11 +232,12 @@ class Ablations:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         return path
 
-    def start(self, seed: int) -> SegmentTransformer3DModel:
-        """A new Stage II of the table's size, as the runs of a seed start."""
+    def make_transformer(self, seed: int) -> SegmentTransformer3DModel:
+        """A new Stage II of the table's size."""
         text_dim = int(self.components.stage2_transformer.config["text_dim"])
-        num_steps = self.config.stage2.sampling.num_inference_steps
-        return start_stage2(self.config.size, text_dim, self.residual, num_steps, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make_stage2_transformer(self.config.size, text_dim)
 
     def _train(self, arm: Arm, seed: int, directory: Path) -> SegmentTransformer3DModel:
         config, settings = self.config, self.settings
@@ -250,7 +245,7 @@ class Ablations:
         stage2 = config.arm_stage2(arm)
         run = replace(config.run, seed=seed)
         text_dim = int(self.components.stage2_transformer.config["text_dim"])
-        transformer = self.start(seed)
+        transformer = self.make_transformer(seed)
         length = mean_window_length(objective.windows, (settings.num_frames - 1) // 4 + 1, stage2)
         steps = math.ceil(config.latent_frames / (run.batch_size * length))
         source = MaterialSource(
@@ -275,7 +270,7 @@ class Ablations:
         )
         checkpoints = directory / "checkpoints"
         if not (checkpoints / "latest").is_file():
-            fit_to_task(task, run, config.num_fit_batches)
+            start_stage2(task, run)
         phase = PhaseConfig(name=arm.name, steps=steps, optimizer=config.optimizer)
         ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
         trainer = Trainer(task, run, (phase,), directory, ranks)

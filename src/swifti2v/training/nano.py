@@ -26,7 +26,7 @@ from swifti2v.training.data import (
 from swifti2v.training.data_record import describe_files, read_record, require_same_data
 from swifti2v.training.nano_assembly import assemble
 from swifti2v.training.nano_budget import Part
-from swifti2v.training.nano_codec import fit_codec, measure_residual
+from swifti2v.training.nano_codec import fit_codec
 from swifti2v.training.nano_config import NanoConfig, Stage2Phase
 from swifti2v.training.nano_models import (
     STAGE1_SCALE,
@@ -34,7 +34,7 @@ from swifti2v.training.nano_models import (
     make_stage1_transformer,
     make_stage2_transformer,
 )
-from swifti2v.training.nano_stage2 import fit_to_task, redraw_motions, start_stage2
+from swifti2v.training.nano_stage2 import redraw_motions, start_stage2
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.run_config import PhaseConfig, RunConfig
 from swifti2v.training.run_directory import begin_run_directory, require_run_directory
@@ -132,22 +132,15 @@ class NanoTraining:
     def train_stage2(
         self, text_encoder: UMT5EncoderModel, stage1: WanTransformer3DModel
     ) -> SegmentTransformer3DModel:
-        """Stage II: a ridge regression, then the phases of its curriculum."""
+        """Stage II: its start, then the phases of its curriculum."""
         own = self.config.stage2
-        is_new = not self._is_begun("stage2")
-        if is_new:
-            residual = measure_residual(
-                self.material.clips, self.config.downscale, self.settings.stage2
-            )
-            transformer = start_stage2(
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(own.run.seed)
+            transformer = make_stage2_transformer(
                 own.size,
                 self.config.text.width,
-                residual,
-                self.config.num_inference_steps,
-                own.run.seed,
+                reads_noise=self.config.num_inference_steps > 1,
             )
-        else:  # its weights are those of the checkpoint
-            transformer = make_stage2_transformer(own.size, self.config.text.width)
         nn.Module.to(transformer, self.device)
         redrawn: Sequence[TransitionClip] = ()
         if any(phase.mix.transition > 0 for phase in own.phases):
@@ -179,8 +172,8 @@ class NanoTraining:
             # The prompt does not reach nano's Stage II: its clips have no captions.
             lambda prompts: no_text.expand(len(prompts), -1, -1),
         )
-        if is_new:
-            fit_to_task(task, own.run, own.num_fit_batches)
+        if not self._is_begun("stage2"):
+            start_stage2(task, own.run)
         self._train("stage2", task, own.run, own.phases)
         return transformer
 

@@ -6,13 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec, count_channels
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import normalize_latents
-from swifti2v.training.data import degrade
 
 PIECES_PER_CLIP = 6
 MIN_DEVIATION = 1e-3
@@ -71,33 +69,6 @@ def fit_codec(
 def _to_config(values: Tensor) -> tuple[float, ...]:
     # Six digits are exact for float32's purposes here and keep the configuration readable.
     return tuple(float(f"{value:.6g}") for value in values.tolist())
-
-
-@torch.no_grad()
-def measure_residual(
-    clips: Sequence[Frames], downscale: int, stage2: Stage2Config | None = None
-) -> Tensor:
-    """Energy of what is lost in a small version of the clips, in unscaled latents.
-
-    Args:
-        clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
-        downscale: How much smaller.
-        stage2: Says what Stage II is given instead of the clip, see ``ReferenceFrames``.
-
-    Returns:
-        ``[C]`` mean square of each channel.
-    """
-    codec = BlockCodec()
-    energy = torch.zeros(int(codec.config["z_dim"]))
-    for clip in clips:
-        start = min(20, len(clip) - 5)
-        # One frame more in front: the first frame of a degraded clip is left as it is.
-        video = frames_to_video(clip[start : start + 5])
-        lost = codec.encode_frames(video[:, :, 1:]) - codec.encode_frames(
-            degrade(video, downscale, stage2)[:, :, 1:]
-        )
-        energy += lost.square().mean(dim=(0, 2, 3, 4))
-    return energy / len(clips)
 
 
 def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:

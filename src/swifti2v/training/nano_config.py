@@ -146,22 +146,22 @@ class Stage2TrainingConfig:
 
     size: TransformerSize = field(default_factory=lambda: TransformerSize(num_heads=6))
     objective: Stage2Objective = field(
-        default_factory=lambda: Stage2Objective(noise=INFERENCE_LEVELS, channel_weight_limit=2.0)
+        default_factory=lambda: Stage2Objective(
+            noise=INFERENCE_LEVELS, channel_weight_limit=2.0, error="root"
+        )
     )
-    crop: int = 192
+    crop: int = 128
     """Side of a crop in pixels, a multiple of 16."""
-    num_fit_batches: int = 14
-    """Batches for the ridge regression of the output layer before the phases."""
     redraw: RedrawConfig = field(default_factory=RedrawConfig)
-    run: RunConfig = field(default_factory=lambda: RunConfig(batch_size=6, ema_decay=0.998))
+    run: RunConfig = field(default_factory=lambda: RunConfig(batch_size=4, ema_decay=0.998))
     """Seed, batch and checkpoints."""
     phases: tuple[Stage2Phase, ...] = (
         Stage2Phase(
             name="clips",
-            minutes=65,
-            mix=MixConfig(clips=0.5, pictures=0.5),
+            minutes=240,
+            mix=MixConfig(clips=0.5, pictures=0.5, uncarried=0.5),
             optimizer=OptimizerConfig(
-                learning_rate=3e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
+                learning_rate=5e-4, decay="cosine_tail", betas=_BETAS, warmup_steps=30
             ),
         ),
     )
@@ -170,8 +170,6 @@ class Stage2TrainingConfig:
     def __post_init__(self) -> None:
         if self.crop < 16 or self.crop % 16:
             raise ConfigError(f"stage2.crop is {self.crop}; it must be a multiple of 16")
-        if self.num_fit_batches < 1:
-            raise ConfigError(f"stage2.num_fit_batches is {self.num_fit_batches}; give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,5 +247,5 @@ class NanoConfig:
                 motion="displacement",
                 sampling=sampling,
             ),
-            stage2=Stage2Config(sampling=sampling),
+            stage2=Stage2Config(reference_detail="carried", sampling=sampling),
         )

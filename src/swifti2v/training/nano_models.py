@@ -45,13 +45,18 @@ class PatchLinear(nn.Conv3d):
     The gradient of such a convolution in bfloat16 is NaN on CPUs (torch 2.13).
     """
 
+    first_channel: int = 0
+    """Input channels before it are not read; as an ordinary convolution has weights of 0 for them."""
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``[B, C, F, h, w]`` to ``[B, D, F, h / n, w / n]``."""
         assert self.bias is not None
         batch, _, num_frames, _, _ = input.shape
-        frames = input.to(self._dtype(input)).transpose(1, 2).flatten(0, 1)
+        read = input[:, self.first_channel :]
+        frames = read.to(self._dtype(input)).transpose(1, 2).flatten(0, 1)
         patches = F.pixel_unshuffle(frames, self.kernel_size[1])  # [B F, C n n, h', w']
-        tokens = self.weight.flatten(1) @ patches.flatten(2) + self.bias[:, None]
+        weight = self.weight[:, self.first_channel :].flatten(1)
+        tokens = weight @ patches.flatten(2) + self.bias[:, None]
         tokens = tokens.reshape(batch, num_frames, -1, *patches.shape[2:])
         return tokens.transpose(1, 2)
 
@@ -80,16 +85,26 @@ def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransfor
     return model
 
 
-def make_stage2_transformer(size: TransformerSize, text_dim: int) -> SegmentTransformer3DModel:
+def make_stage2_transformer(
+    size: TransformerSize, text_dim: int, *, reads_noise: bool = True
+) -> SegmentTransformer3DModel:
     """A new Stage II transformer: latents and reference in, latents out.
 
     Its output layer is 0: it begins with the reference.
+
+    Args:
+        size: Of the transformer.
+        text_dim: Features of a prompt's token.
+        reads_noise: False for a model of one step, to which the noise says nothing.
     """
     channels = count_channels(STAGE2_SCALE.space)
     made: Any = SegmentTransformer3DModel(
         **transformer_config(size, text_dim), in_channels=2 * channels, out_channels=channels
     )
     made.patch_embedding.__class__ = PatchLinear
+    if not reads_noise:
+        made.patch_embedding.first_channel = channels
+        nn.init.zeros_(made.patch_embedding.weight[:, :channels])
     nn.init.zeros_(made.proj_out.weight)
     nn.init.zeros_(made.proj_out.bias)
     model: SegmentTransformer3DModel = made

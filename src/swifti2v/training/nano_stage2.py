@@ -4,63 +4,38 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from swifti2v.config import GenerationConfig
 from swifti2v.media import Frames, video_to_frames
-from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.sampling import plan_sigmas
 from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
 from swifti2v.training.draws import draws_of_step, split_batch
-from swifti2v.training.initialization import fit_output_layer, initialize_stage2
+from swifti2v.training.initialization import initialize_stage2
 from swifti2v.training.motion_prompts import ask_for
 from swifti2v.training.nano_config import RedrawConfig
-from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
 from swifti2v.training.precision import compute_in
 from swifti2v.training.run_config import RunConfig
-from swifti2v.training.stage1 import Stage1Task
 from swifti2v.training.stage2 import Stage2Task
 from swifti2v.training.stage2_sources import TransitionClip
 from swifti2v.training.stage_transition import TransitionConfig, make_transition_sample
 
+NUM_START_BATCHES = 12
+"""Batches whose references the start of Stage II is measured on."""
 
-def start_stage2(
-    size: TransformerSize,
-    text_dim: int,
-    residual_energy: Tensor,
-    num_inference_steps: int,
-    seed: int,
-) -> SegmentTransformer3DModel:
-    """A new Stage II whose block 0 fetches the same place of the clean frames.
+
+def start_stage2(task: Stage2Task, run: RunConfig) -> None:
+    """Write the start into the new transformer of a task, see ``initialize_stage2``.
 
     Args:
-        size: Of the transformer.
-        text_dim: Features of a prompt's token.
-        residual_energy: ``[384]`` from ``measure_residual``.
-        num_inference_steps: Of the sampler whose noise levels it is told apart.
-        seed: Of the weights.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformer = make_stage2_transformer(size, text_dim)
-        sigmas = torch.tensor(plan_sigmas(num_inference_steps)[:-1])
-        initialize_stage2(transformer, residual_energy, sigmas)
-    return transformer
-
-
-def fit_to_task(task: Stage1Task | Stage2Task, run: RunConfig, num_batches: int) -> None:
-    """Solve the output layer by ridge regression on batches of a task.
-
-    Args:
-        task: Its model's ``proj_out`` is changed.
-        run: Seed, batch size and precision.
-        num_batches: Drawn where training does not reach, so that it sees other samples.
+        task: Its model is changed.
+        run: Seed and batch size; the batches are drawn where training does not reach.
     """
     parts = split_batch(run.batch_size, 1, 1)
-    draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(num_batches))
-    with compute_in(run.precision, task.model.device):
-        fit_output_layer(task.model, (task.draw_fit_sample(draw) for draw in draws))
+    draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(NUM_START_BATCHES))
+    references = (task.encode(task.load_batch(draw))[1] for draw in draws)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        initialize_stage2(task.model, references)
 
 
 def redraw_motions(

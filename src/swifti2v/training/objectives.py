@@ -1,6 +1,7 @@
 """Training losses as pure functions: tensors in, one number for each sample out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -17,6 +18,27 @@ Model = Callable[[Tensor, Tensor], Tensor]
 at least of those whose error counts."""
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorMeasure:
+    """How the errors of a window's latents become one number."""
+
+    channel_weight: Tensor | None = None
+    """``[C]`` weight of each channel; None weighs all alike."""
+    kind: Literal["squared", "root"] = "squared"
+    """Mean of the squares; or mean over the cells of the root of each one's mean square."""
+
+    def __call__(self, squares: Tensor) -> Tensor:
+        """``[B]`` of ``[B, C, N, h, w]`` squared errors."""
+        if self.kind == "squared":
+            return _weighted_mean(squares, self.channel_weight)
+        if self.channel_weight is not None:
+            squares = squares * self.channel_weight[:, None, None, None]
+        return (squares.mean(dim=1) + _LEAST_SQUARE).sqrt().flatten(1).mean(dim=1)
+
+
+_LEAST_SQUARE = 1e-5  # below it the root of a cell's error is as good as squared
+
+
 def segment_flow_loss(
     model: Model,
     latents: Tensor,
@@ -26,7 +48,7 @@ def segment_flow_loss(
     noise: Tensor,
     *,
     parameterization: Parameterization = "velocity",
-    channel_weight: Tensor | None = None,
+    measure: ErrorMeasure | None = None,
 ) -> Tensor:
     """Flow-matching loss on the target frames of one segment, with teacher forcing.
 
@@ -41,17 +63,17 @@ def segment_flow_loss(
         sigma: ``[B]`` noise level of the target frames, in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
         parameterization: What the model predicts.
-        channel_weight: ``[C]`` weight of each channel; 1 if not given.
+        measure: How errors count; the mean of their squares if not given.
 
     Returns:
-        ``[B]``, mean squared error of the velocity.
+        ``[B]``, error of the velocity.
 
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.2 (training with CSG and teacher forcing).
     """
     arguments = (model, latents, reference, segment, sigma, noise, parameterization)
-    error = _window_error(*arguments)[:, :, -len(segment.target) :]
-    return _weighted_mean(error, channel_weight)
+    squares = _window_error(*arguments)[:, :, -len(segment.target) :]
+    return (measure or ErrorMeasure())(squares)
 
 
 def window_flow_loss(
@@ -63,7 +85,7 @@ def window_flow_loss(
     noise: Tensor,
     *,
     parameterization: Parameterization = "velocity",
-    channel_weight: Tensor | None = None,
+    measure: ErrorMeasure | None = None,
 ) -> Tensor:
     """The same on all frames of the window, to find out what leaving the given ones out is worth.
 
@@ -71,7 +93,7 @@ def window_flow_loss(
     noise alone. Arguments and result as in ``segment_flow_loss``.
     """
     arguments = (model, latents, reference, segment, sigma, noise, parameterization)
-    return _weighted_mean(_window_error(*arguments), channel_weight)
+    return (measure or ErrorMeasure())(_window_error(*arguments))
 
 
 def _window_error(

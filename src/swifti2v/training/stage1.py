@@ -14,7 +14,6 @@ from swifti2v.config import Stage1Config
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.training.draws import Draw
-from swifti2v.training.initialization import FitSample
 from swifti2v.training.latents import each_clip, encode_clips
 from swifti2v.training.nano_codec import weigh_channels
 from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
@@ -189,14 +188,3 @@ class Stage1Task:
     def draw_sigma(self, draw: Draw) -> Tensor:
         """``[b]`` noise levels of a micro-batch."""
         return draw_step_sigmas(self.objective.noise, draw)
-
-    @torch.no_grad()
-    def draw_fit_sample(self, draw: Draw) -> FitSample:
-        """A batch for the ridge regression of the output layer, unweighted."""
-        batch = self.load_batch(draw)
-        latents = self.encode(batch)
-        sigma = self.draw_sigma(draw).to(latents.device)
-        level = sigma[:, None, None, None, None]
-        noisy = (1 - level) * latents + level * draw.noise_like(latents)
-        predict = self.predictor(batch, latents)
-        return FitSample(lambda: predict(noisy, sigma[:, None]), latents - latents[:, :, :1])

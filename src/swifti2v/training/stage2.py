@@ -17,11 +17,10 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
 from swifti2v.segments import Segment
 from swifti2v.training.draws import Draw
-from swifti2v.training.initialization import FitSample
 from swifti2v.training.latents import encode_clips
 from swifti2v.training.nano_codec import weigh_channels
 from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
-from swifti2v.training.objectives import segment_flow_loss, window_flow_loss
+from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss, window_flow_loss
 from swifti2v.training.stage2_sources import Stage2Batch, Stage2Latents, Stage2Source
 from swifti2v.training.windows import WindowConfig, draw_window, localize
 
@@ -43,6 +42,9 @@ class Stage2Objective:
     """The target frames, or all frames of a window."""
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
+    error: Literal["squared", "root"] = "squared"
+    """Mean square of all errors, or mean over the cells of the root of each cell's mean square:
+    places that cannot be told then do not outweigh all others."""
 
 
 class Stage2Task:
@@ -114,7 +116,9 @@ class Stage2Task:
             self.draw_sigma(draw).to(latents.device),
             draw.noise_like(latents),
             parameterization=self.stage2.sampling.parameterization,
-            channel_weight=None if weight is None else weight.to(latents.device),
+            measure=ErrorMeasure(
+                None if weight is None else weight.to(latents.device), self.objective.error
+            ),
         )
 
     def validate(self, directory: Path) -> Mapping[str, float]:
@@ -148,21 +152,6 @@ class Stage2Task:
             encode_frames_of_window(self.vae, batch.video.to(device), batch),
             encode_frames_of_window(self.vae, batch.reference.to(device), batch),
         )
-
-    @torch.no_grad()
-    def draw_fit_sample(self, draw: Draw) -> FitSample:
-        """A batch for the ridge regression of the output layer, unweighted."""
-        batch = self.load_batch(draw)
-        latents, reference = self.encode(batch)
-        num_given = len(batch.segment.window) - len(batch.segment.target)
-        sigma = torch.zeros(latents.shape[0], latents.shape[2], device=latents.device)
-        sigma[:, num_given:] = self.draw_sigma(draw)[:, None].to(latents.device)
-        level = sigma[:, None, :, None, None]
-        noisy = (1 - level) * latents + level * draw.noise_like(latents)
-        predict = self.predictor(batch)
-        shown = prepare_window_reference(latents[:, :, :num_given], reference, self.stage2)
-        inputs = torch.cat([noisy, shown], dim=1)
-        return FitSample(lambda: predict(inputs, sigma), (latents - reference)[:, :, num_given:])
 
 
 def encode_frames_of_window(vae: VideoVAE, video: Tensor, batch: Stage2Batch) -> Tensor:

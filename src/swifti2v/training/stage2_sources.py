@@ -1,7 +1,7 @@
 """Where Stage II's training windows come from: clips and pictures in memory, or a manifest's files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -87,8 +87,13 @@ class MixConfig:
     """A camera that moves over large pictures, and the small version of that."""
     transition: float = 0.0
     """Stage-transition samples: clips and what Stage I made of their small versions."""
+    uncarried: float = 0.0
+    """Part of the pictures whose reference has no detail of the photo, as where things come into
+    view; in [0, 1]."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.uncarried <= 1:
+            raise ConfigError(f"mix.uncarried is {self.uncarried}; it must be in [0, 1]")
         shares = self.shares()
         if min(shares) < 0 or sum(shares) <= 0:
             raise ConfigError(
@@ -235,7 +240,9 @@ class MaterialSource:
         outer = crop.grow(CROP_MARGIN * self.downscale, FrameSize(*size))
         video, way = render_move(scene, view, move, course.at(frames), size, outer)
         photo, _ = render_move(scene, view, move, course.at([0]), size)
-        reference = carry_known(video, photo, way, outer, self.downscale, self.stage2)
+        detail = "none" if rng.random() < self.mix.uncarried else self.stage2.reference_detail
+        stage2 = replace(self.stage2, reference_detail=detail)
+        reference = carry_known(video, photo, way, outer, self.downscale, stage2)
         part = crop.within(outer)
         inner = (..., part.rows, part.columns)
         return f"picture {index}", video[inner], reference[inner]
