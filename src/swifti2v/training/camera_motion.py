@@ -1,4 +1,4 @@
-"""A camera that moves over pictures with near and far things, and where it makes each point go."""
+"""A camera that moves over pictures with near and far things."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,94 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.media import Frames
+from swifti2v.pipelines.camera_moves import CameraMove
 from swifti2v.pipelines.course import Course
 
-SHIFT = 0.12
-"""Way of a pan or tilt over a whole clip, in widths (heights) of the frame."""
-ZOOM = 0.8
-"""Size of what is seen at the end of a zoom in, relative to its start; a zoom out is the inverse."""
-ROLL = 0.14
-"""Radians of a roll over a whole clip."""
-PARALLAX = (0.3, 1.3)
-"""Of a dolly: how much of a zoom the farthest and the nearest things do."""
-ORBIT = 0.24
-"""How far the nearest and farthest things part in an orbit, in widths of the frame."""
-SWAY = (0.008, 0.006)
-"""Of a hand: deviation in widths (heights) of the frame, and in radians."""
 NEAR = 0.95
 """Depth of what stands in front."""
 RAMP = (0.15, 0.65)
 """Depth of the rest, at the upper and the lower edge of the frame; 0 is the farthest."""
 VIEW_SIDES = (0.5, 0.9)
 """Least and greatest side of the first view, as a part of the picture's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CameraMove:
-    """What the camera does over a clip: 1 is the usual way, 2 twice as far, below 0 the other way."""
-
-    pan: float = 0.0
-    """To the right."""
-    tilt: float = 0.0
-    """Downwards."""
-    zoom: float = 0.0
-    """In."""
-    roll: float = 0.0
-    """Clockwise, so that what is seen turns counter-clockwise."""
-    dolly: float = 0.0
-    """Forwards: near things grow faster."""
-    orbit: float = 0.0
-    """To the right around the middle distance: near things go left, far ones right."""
-    sway: float = 0.0
-    """Of the hand that holds it."""
-
-    def displace(
-        self, course: Course, depth: Tensor, points: Tensor, size: tuple[float, float]
-    ) -> Tensor:
-        """Where each point of a frame was in the first frame, relative to where it is.
-
-        Args:
-            course: Of T frames.
-            depth: ``[h, w]`` of the points, 0 far to 1 near, or a number for all.
-            points: ``[h, w, 2]`` columns and rows in pixels from the frame's centre.
-            size: Height and width of the frame in pixels.
-
-        Returns:
-            ``[T, h, w, 2]`` columns and rows in pixels.
-        """
-        height, width = size
-        clock, sway = course.clock[:, None, None], self.sway * course.sway[:, :, None, None]
-        far, near = PARALLAX
-        growth = self.zoom + self.dolly * (far + (near - far) * depth)
-        scale = ZOOM ** (growth * clock)  # [T, h, w]
-        angle = ROLL * self.roll * clock + SWAY[1] * sway[:, 2]
-        right = SHIFT * self.pan * clock + SWAY[0] * sway[:, 0]
-        right = right + ORBIT * self.orbit * (depth - 0.5) * clock
-        down = SHIFT * self.tilt * clock + SWAY[0] * sway[:, 1]
-        x, y = points.unbind(-1)
-        sine, cosine = torch.sin(angle), torch.cos(angle)
-        column = scale * (cosine * x - sine * y) + width * right - x
-        row = scale * (sine * x + cosine * y) + height * down - y
-        return torch.stack([column, row], dim=-1)
-
-
-MOVES: dict[str, CameraMove] = {
-    "pan left": CameraMove(pan=-1),
-    "pan right": CameraMove(pan=1),
-    "tilt up": CameraMove(tilt=-1),
-    "tilt down": CameraMove(tilt=1),
-    "zoom in": CameraMove(zoom=1),
-    "zoom out": CameraMove(zoom=-1),
-    "roll left": CameraMove(roll=-1),
-    "roll right": CameraMove(roll=1),
-    "dolly in": CameraMove(dolly=1),
-    "dolly out": CameraMove(dolly=-1),
-    "orbit left": CameraMove(orbit=-1),
-    "orbit right": CameraMove(orbit=1),
-    "handheld": CameraMove(sway=1),
-    "static": CameraMove(),
-}
-"""What can be asked for by a name of its own."""
 
 
 @dataclass(frozen=True, slots=True)

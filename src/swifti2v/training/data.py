@@ -22,8 +22,9 @@ from swifti2v.media import (
     resize_video,
     video_to_frames,
 )
+from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.transition import MotionReference, make_reference
-from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
 
 logger = logging.getLogger(__name__)
 

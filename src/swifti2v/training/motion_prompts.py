@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swifti2v.training.camera_motion import MOVES, CameraMove
-
-SLOW, FAST = 0.5, 1.7
-"""How much of the usual way a slow and a fast move go."""
+from swifti2v.pipelines.camera_moves import FAST, MOVES, SLOW, CameraMove
 
 AXES = ("pan", "tilt", "zoom", "roll", "dolly", "orbit")
 """What a sentence names at most once."""

@@ -7,8 +7,9 @@ import torch
 
 from swifti2v.config import GenerationConfig
 from swifti2v.media import Frames, video_to_frames
+from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
 from swifti2v.training.draws import draws_of_step, split_batch
 from swifti2v.training.initialization import initialize_stage2
 from swifti2v.training.motion_prompts import ask_for

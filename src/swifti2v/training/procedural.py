@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from swifti2v.media import open_writer, video_to_frames
+from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.shapes import PixelShape
 from swifti2v.storage import whole_file, write_whole
-from swifti2v.training.camera_motion import MOVES, Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
 from swifti2v.training.data import draw_picture
 from swifti2v.training.motion_prompts import ask_for
 

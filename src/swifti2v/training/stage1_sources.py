@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swifti2v.pipelines.camera_moves import CameraMove
 from swifti2v.pipelines.course import draw_chart, draw_course
 from swifti2v.shapes import FrameSize
 from swifti2v.training.camera_motion import (
-    CameraMove,
     Scene,
     draw_thing,
     draw_view,

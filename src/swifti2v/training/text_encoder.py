@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.text import tokenize_prompts
+from swifti2v.pipelines.camera_moves import FAST, SLOW
 from swifti2v.training.draws import Draw
 from swifti2v.training.motion_prompts import (
     AXES,
-    FAST,
-    SLOW,
     MotionPrompt,
     draw_prompt,
     known_phrases,
