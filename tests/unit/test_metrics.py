@@ -55,9 +55,13 @@ def moving_clip(
     pan: float = 0.0,
     tilt: float = 0.0,
     zoom: float = 0.0,
+    roll: float = 0.0,
     seed: int = 0,
 ) -> Frames:
-    """A camera's view of a larger picture; at the end the content has moved by the arguments."""
+    """A camera's view of a larger picture; at the end the content has moved by the arguments.
+
+    ``roll`` is clockwise, in degrees.
+    """
     margin = 64
     picture = texture(height + 2 * margin, width + 2 * margin, seed)
     centre = np.array([width + 2 * margin - 1, height + 2 * margin - 1]) / 2
@@ -65,7 +69,9 @@ def moving_clip(
     for t in np.linspace(0, 1, num_frames):
         scale = 1 + zoom * t
         shift = np.array([(width - 1) / 2 + pan * t, (height - 1) / 2 + tilt * t])
-        matrix = np.column_stack([np.eye(2) * scale, shift - scale * centre])
+        sine, cosine = np.sin(np.radians(roll * t)), np.cos(np.radians(roll * t))
+        turn = scale * np.array([[cosine, -sine], [sine, cosine]])
+        matrix = np.column_stack([turn, shift - turn @ centre])
         frames.append(cv2.warpAffine(picture, matrix, (width, height), flags=cv2.INTER_CUBIC))
     return np.stack(frames)
 
@@ -383,6 +389,8 @@ def test_residual_across_a_cut_is_large_or_unseen():
         ("tilt down", {"tilt": -6}),
         ("zoom in", {"zoom": 0.08}),
         ("zoom out", {"zoom": -0.08}),
+        ("roll left", {"roll": 6}),
+        ("roll right", {"roll": -6}),
         ("static", {}),
     ],
 )
@@ -393,7 +401,14 @@ def test_camera_direction_of_a_slow_move(label, motion):  # 10 px are 6 % of the
     assert result.pan_px == pytest.approx(motion.get("pan", 0), abs=0.5)
     assert result.tilt_px == pytest.approx(motion.get("tilt", 0), abs=0.5)
     assert result.zoom == pytest.approx(motion.get("zoom", 0), abs=0.008)
+    assert result.roll_degrees == pytest.approx(motion.get("roll", 0), abs=0.3)
     assert result.inliers > 0.8
+
+
+def test_camera_names_two_moves_at_once_the_stronger_first():
+    assert camera_direction(moving_clip(33, pan=10, zoom=0.2)).moves == ("zoom in", "pan left")
+    assert camera_direction(moving_clip(33, tilt=-9, roll=-3)).moves == ("tilt down", "roll right")
+    assert camera_direction(moving_clip(33)).moves == ()
 
 
 def test_camera_names_the_strongest_component_of_a_fast_move():

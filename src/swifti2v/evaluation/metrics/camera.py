@@ -1,5 +1,6 @@
 """Which way the camera moved, measured by optical flow."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -13,14 +14,17 @@ from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, to_u
 from swifti2v.media.flow import MIN_SIDE, optical_flow
 
 CameraLabel: TypeAlias = Literal[
-    "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "static"
-]
+    "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "roll left",
+    "roll right", "static",
+]  # fmt: skip
 CAMERA_LABELS: tuple[CameraLabel, ...] = get_args(CameraLabel)
 
 STATIC_SHIFT = 0.01
 """Pans below this part of the width, and tilts below this part of the height, are static."""
 STATIC_ZOOM = 0.015
 """Changes of scale below this are static."""
+STATIC_ROLL = 0.015
+"""Rotations below this many radians are static."""
 STEP = 4
 """Frames between two measurements: motion is then large against the flow's error."""
 MEASURE_SIDE = 640
@@ -39,8 +43,8 @@ INLIER_PX = 1.0
 class CameraMotion:
     """Motion of the scene as a whole from the first to the last frame."""
 
-    label: CameraLabel
-    """The strongest component, or ``static``."""
+    moves: tuple[CameraLabel, ...]
+    """Components beyond the limits of ``static``, the strongest first."""
     pan_px: float
     """How far the centre's content moved right; positive is ``pan left``."""
     tilt_px: float
@@ -48,12 +52,17 @@ class CameraMotion:
     zoom: float
     """Growth of the content: 0.1 is 10 % larger (``zoom in``), negative is ``zoom out``."""
     roll_degrees: float
-    """Rotation of the content, clockwise; has no label."""
+    """Rotation of the content, clockwise; positive is ``roll left``."""
     inliers: float
     """Part of the textured points that follow the camera, in [0, 1]; 0 without texture.
 
     Where it is low (strong parallax, a close or fast scene) the label is a guess.
     """
+
+    @property
+    def label(self) -> CameraLabel:
+        """The strongest component, or ``static``."""
+        return self.moves[0] if self.moves else "static"
 
 
 def camera_direction(frames: FramePieces) -> CameraMotion:
@@ -62,14 +71,16 @@ def camera_direction(frames: FramePieces) -> CameraMotion:
     Flow is measured every four frames at textured points; a shift, a change of scale and a
     rotation about the centre are fitted robustly to it, so that a moving subject does not
     count, and composed over the clip. The label is the component that moves the frame's edge
-    most, if it exceeds 1 % of the width (pan) or height (tilt), or 1.5 % of scale (zoom).
+    most, if it exceeds 1 % of the width (pan) or height (tilt), 1.5 % of scale (zoom) or 0.015
+    radians (roll).
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
 
     Returns:
         The label and its measurements, in pixels of ``frames``. Content that moves right is
-        ``pan left``, content that moves down is ``tilt up``, content that grows ``zoom in``.
+        ``pan left``, content that moves down is ``tilt up``, content that grows ``zoom in``, and
+        content that turns clockwise ``roll left``.
 
     Raises:
         ShapeError: Fewer than two frames, or sides too small for flow.
@@ -90,12 +101,13 @@ def camera_direction(frames: FramePieces) -> CameraMotion:
     if not shares:
         raise ShapeError("camera motion needs at least two frames")
     pan, tilt, zoom = shift.real / scale, shift.imag / scale, abs(factor) - 1
+    roll = float(np.angle(factor))
     return CameraMotion(
-        label=_label(pan, tilt, zoom, *size),
+        moves=_moves(pan, tilt, zoom, roll, *size),
         pan_px=pan,
         tilt_px=tilt,
         zoom=zoom,
-        roll_degrees=float(np.degrees(np.angle(factor))),
+        roll_degrees=math.degrees(roll),
         inliers=float(np.mean(shares)),
     )
 
@@ -165,12 +177,17 @@ def _fit_similarity(
     return growth, shift, residual
 
 
-def _label(pan: float, tilt: float, zoom: float, height: int, width: int) -> CameraLabel:
-    edge: dict[CameraLabel, float] = {"static": 0.0}
+def _moves(
+    pan: float, tilt: float, zoom: float, roll: float, height: int, width: int
+) -> tuple[CameraLabel, ...]:
+    """Components by how far they move the frame's edge."""
+    edge: dict[CameraLabel, float] = {}
     if abs(pan) >= STATIC_SHIFT * width:
         edge["pan left" if pan > 0 else "pan right"] = abs(pan)
     if abs(tilt) >= STATIC_SHIFT * height:
         edge["tilt up" if tilt > 0 else "tilt down"] = abs(tilt)
     if abs(zoom) >= STATIC_ZOOM:
         edge["zoom in" if zoom > 0 else "zoom out"] = abs(zoom) * width / 2
-    return max(edge, key=lambda label: edge[label])
+    if abs(roll) >= STATIC_ROLL:
+        edge["roll left" if roll > 0 else "roll right"] = abs(roll) * width / 2
+    return tuple(sorted(edge, key=lambda label: -edge[label]))
