@@ -44,15 +44,15 @@ def tiny_components(seed: int = 0) -> Components:
     """
     torch.manual_seed(seed)
     text_config = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    codec = BlockCodec(latents_std=(0.5,) * 384)
+    codec = BlockCodec(latents_std=(0.5,) * 768)
     stage1: Any = WanTransformer3DModel  # untyped in diffusers
     parts = Components(
         text_encoder=UMT5EncoderModel(text_config),
         tokenizer=ByT5Tokenizer(extra_ids=0),
-        stage1_transformer=stage1(in_channels=772, out_channels=384, **TRANSFORMER),
+        stage1_transformer=stage1(in_channels=1540, out_channels=768, **TRANSFORMER),
         stage1_vae=codec,
         stage2_transformer=SegmentTransformer3DModel(
-            in_channels=768, out_channels=384, **TRANSFORMER
+            in_channels=1536, out_channels=768, **TRANSFORMER
         ),
         stage2_vae=codec,
         max_text_length=TEXT_LENGTH,

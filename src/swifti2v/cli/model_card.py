@@ -1,5 +1,7 @@
 """``swifti2v models card``: measure a model on held-out files and write the tables of its card."""
 
+import json
+import math
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from swifti2v.cli.card_inputs import (
+    MAX_FPS,
+    find_held_out,
+    find_moving,
+    read_clip,
+    read_photo,
+    say,
+)
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.report import peak_rss_bytes
 from swifti2v.cli.seeds import choose_seed
@@ -19,12 +29,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from swifti2v.config import GenerationConfig
-    from swifti2v.evaluation.card_tables import Card, WeightsRow
-    from swifti2v.evaluation.model_card import CameraRow, Stage2Row
+    from swifti2v.evaluation.card import Card, WeightsRow
+    from swifti2v.evaluation.card_camera import CameraRow
+    from swifti2v.evaluation.model_card import Stage2Row
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
-MAX_FPS = 16.0
-"""Faster clips are resampled to this rate; slower ones keep theirs, so no frame is shown twice."""
 PROMPT = "zoom in"
 """Of the clip that is timed."""
 
@@ -43,14 +52,23 @@ def card(
         Path,
         typer.Option("-o", "--output", help="Card; only what its markers enclose is replaced."),
     ],
+    moving: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Held-out clip whose camera moves; the others count as still. Give each one."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="nano, a directory or a Hub id.")] = "nano",
     num_frames: Annotated[int, typer.Option(help="Frames of every clip, 4k + 1.")] = 33,
     height: Annotated[int, typer.Option(help="Output height in pixels.")] = 384,
     width: Annotated[int, typer.Option(help="Output width in pixels.")] = 640,
     seed: Annotated[int, typer.Option(help="Seed of the initial noise; -1 draws one.")] = 0,
-    full_photos: Annotated[
-        int, typer.Option(min=0, help="Photos whose camera clips go through Stage II as well.")
-    ] = 1,
+    further_photos: Annotated[
+        int,
+        typer.Option(
+            min=0, help="The first so many photos are also asked to roll, dolly, orbit and more."
+        ),
+    ] = 3,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,15 +76,19 @@ def card(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all measurements as one JSON object.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
-    """Measure codec, both stages and cost on held-out files; write the card's tables."""
+    """Measure codec, both stages and cost on held-out files; write the card's tables, print the marks."""
     with exit_codes(debug=debug):
-        from swifti2v.evaluation.card_tables import render_tables, replace_tables
+        from swifti2v.evaluation.card import describe_card
+        from swifti2v.evaluation.card_tables import render_marks, render_tables, replace_tables
         from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
         replace_tables(_read_card(output), "")  # refuse a card without markers before any work
-        clip_paths, photo_paths = _find_held_out(held_out, clips, photos)
+        clip_paths, photo_paths = find_held_out(held_out, clips, photos)
         pipe = SwiftI2VPipeline.from_pretrained(model, device=device)
         config = pipe.configure(num_frames=num_frames, height=height, width=width)
         pipe.require_fit(config)
@@ -75,13 +97,17 @@ def card(
             config=config,
             variants=_variants(config, variant or []),
             seed=choose_seed(seed),
-            num_full_photos=full_photos,
-            clips={path.stem: _read_clip(path, config) for path in clip_paths},
-            photos={path.stem: _read_photo(path, config) for path in photo_paths},
+            num_further=further_photos,
+            moving=find_moving(moving or [], clip_paths),
+            clips={path.stem: read_clip(path, config) for path in clip_paths},
+            photos={path.stem: read_photo(path, config) for path in photo_paths},
         )
-        tables = render_tables(_measure(pipe, job))
-        write_whole(output, replace_tables(_read_card(output), tables))
-        typer.echo(str(output.resolve()))
+        made = _measure(pipe, job)
+        write_whole(output, replace_tables(_read_card(output), render_tables(made)))
+        if as_json:
+            typer.echo(json.dumps(describe_card(made), allow_nan=False))
+        else:
+            typer.echo(f"{render_marks(made)}\n{output.resolve()}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +122,10 @@ class Job:
     """Further settings of Stage II, by the name of their row."""
     seed: int
     """Of the noise."""
-    num_full_photos: int
-    """Photos whose camera clips go through Stage II as well."""
+    num_further: int
+    """Photos that are asked for further moves as well."""
+    moving: list[str]
+    """Names of the clips whose camera moves."""
     clips: dict[str, "npt.NDArray[np.uint8]"]
     """``[T, H, W, 3]`` each, by name."""
     photos: dict[str, "Image.Image"]
@@ -106,24 +134,23 @@ class Job:
 
 def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
     from swifti2v.evaluation import model_card
-    from swifti2v.evaluation.card_tables import Card
+    from swifti2v.evaluation.card import Card
+    from swifti2v.evaluation.card_camera import ASKS, FURTHER_ASKS, measure_camera
 
     config, low = job.config, job.config.stage1.downscale
-    photos = job.photos | _first_frames(job.clips)
     weights = _weights(job.model, pipe)  # now: the files may change while this runs
-    _say(
-        f"{job.model}: timing a clip of {config.num_frames} frames, {config.width}x{config.height}"
-    )
-    image = next(iter(photos.values()))
+    say(f"{job.model}: timing a clip of {config.num_frames} frames, {config.width}x{config.height}")
+    image = next(iter(job.photos.values()))
     seconds = model_card.measure_seconds(pipe, image, PROMPT, config, job.seed)
     peak = peak_rss_bytes()  # before the metrics add their own
-    _say(f"codec: {len(job.clips)} clips at two sizes")
+    say(f"codec: {len(job.clips)} clips at two sizes")
     codec = model_card.measure_codec(pipe.components.stage2_vae, job.clips)
     small = {name: model_card.downscale(frames, low) for name, frames in job.clips.items()}
     codec += model_card.measure_codec(pipe.components.stage1_vae, small)
-    camera = model_card.measure_camera(
-        pipe, photos, config, list(photos)[: job.num_full_photos], job.seed, on_row=_say_camera
-    )
+    further = list(job.photos)[: job.num_further]
+    count = len(job.photos) * len(ASKS) + len(further) * len(FURTHER_ASKS)
+    say(f"camera: {count} clips of {len(job.photos)} photos")
+    camera = measure_camera(pipe, job.photos, config, further, job.seed, on_row=_say_camera)
     stage2 = model_card.measure_stage2(
         pipe, job.clips, config, job.variants, job.seed, on_row=_say_stage2
     )
@@ -132,6 +159,7 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
         setting=_setting(config, job.seed),
         codec=codec,
         stage2=stage2,
+        moving=job.moving,
         camera=camera,
         seconds=seconds,
         peak_rss_bytes=peak,
@@ -140,22 +168,20 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
     )
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def _say_stage2(row: "Stage2Row") -> None:
-    _say(
+    say(
         f"Stage II, {row.clip}, {row.method}: {row.psnr_db:.2f} dB, coherence {row.coherence:.3f}, "
-        f"seam {row.seam:.2f}, HF energy {row.hf_ratio:.2f}, cadence {row.cadence:.2f}, "
+        f"seam {row.seam:.2f}, detail energy {row.hf_ratio:.2f}, cadence {row.cadence:.2f}, "
         f"carried {row.carried:.3f}, blockiness {row.blockiness:.3f}"
     )
 
 
 def _say_camera(row: "CameraRow") -> None:
-    _say(
-        f"{row.stage}, {row.photo}, '{row.prompt}': {row.measured}, "
-        f"first frame {row.first_frame_psnr_db:.2f} dB, cadence {row.cadence:.2f}, "
+    px = row.displacement_px
+    off = "" if math.isnan(px) else f"displacement off {px:.3f} px, "
+    say(
+        f"{row.stage}, {row.photo}, '{row.prompt}': {', '.join(row.measured) or 'static'}, "
+        f"{off}first frame {row.first_frame_psnr_db:.2f} dB, cadence {row.cadence:.2f}, "
         f"carried {row.carried:.3f}, blockiness {row.blockiness:.3f}"
     )
 
@@ -169,75 +195,6 @@ def _read_card(path: Path) -> str:
             "'<!-- tables -->' and '<!-- /tables -->' where the tables shall stand"
         )
     return path.read_text(encoding="utf-8")
-
-
-def _find_held_out(
-    names: Sequence[str], clips: Path, photos: Path
-) -> tuple[list[Path], list[Path]]:
-    """Files of the clips and of the photos, in the order of the names.
-
-    Raises:
-        InputError: A name is not exactly one file, or there is no clip.
-    """
-    from swifti2v.errors import InputError
-
-    found: tuple[list[Path], list[Path]] = ([], [])
-    for name in names:
-        matches = [
-            (paths, file)
-            for paths, folder in zip(found, (clips, photos), strict=True)
-            if folder.is_dir()
-            for file in sorted(folder.iterdir())
-            if file.is_file() and name in (file.name, file.stem)
-        ]
-        if len(matches) != 1:
-            files = ", ".join(str(file) for _, file in matches) or "no file"
-            raise InputError(
-                f"--held-out {name} is {files} in {clips} and {photos}; name exactly one, "
-                "with its suffix if need be"
-            )
-        paths, file = matches[0]
-        paths.append(file)
-    stems = [file.stem for files in found for file in files]
-    if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise InputError(f"--held-out: {', '.join(repeated)} is there twice; give each file once")
-    if not found[0]:
-        raise InputError(f"--held-out names no clip in {clips}; Stage II is measured on clips")
-    return found
-
-
-def _read_clip(path: Path, config: "GenerationConfig") -> "npt.NDArray[np.uint8]":
-    """The first frames, at most at ``MAX_FPS``, scaled to cover the size and cropped."""
-    import numpy as np
-    from PIL import Image
-
-    from swifti2v.media import fit_image, iter_frames, probe_clip
-
-    info = probe_clip(path)
-    for note in info.notes:
-        typer.echo(f"note: {path}: {note}", err=True)
-    fps = MAX_FPS if info.fps > MAX_FPS else None
-    # One more than is needed, so that a clip that is too short is refused.
-    frames = iter_frames(path, fps, max_frames=config.num_frames + 1, min_frames=config.num_frames)
-    fitted = [
-        np.asarray(fit_image(Image.fromarray(frame), config.height, config.width).image)
-        for frame in frames
-    ]
-    return np.stack(fitted[: config.num_frames])
-
-
-def _read_photo(path: Path, config: "GenerationConfig") -> "Image.Image":
-    from swifti2v.media import fit_image, load_image
-
-    return fit_image(load_image(path), config.height, config.width).image
-
-
-def _first_frames(truths: dict[str, "npt.NDArray[np.uint8]"]) -> dict[str, "Image.Image"]:
-    from PIL import Image
-
-    return {
-        f"{name}, frame 0": Image.fromarray(frames[0].copy()) for name, frames in truths.items()
-    }
 
 
 def _variants(config: "GenerationConfig", texts: Sequence[str]) -> dict[str, "GenerationConfig"]:
@@ -268,7 +225,7 @@ def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
 
     from torch import nn
 
-    from swifti2v.evaluation.card_tables import WeightsRow
+    from swifti2v.evaluation.card import WeightsRow
     from swifti2v.models.official import locate
     from swifti2v.models.sources import find_model
 

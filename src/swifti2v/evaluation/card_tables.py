@@ -2,134 +2,46 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
-from swifti2v.evaluation.metrics.camera import CAMERA_LABELS
-from swifti2v.evaluation.model_card import (
-    CAMERA_PROMPTS,
-    CARRIED,
-    FLOW_WARP,
-    LANCZOS,
-    MODEL,
-    MODEL_NO_ANCHOR,
-    CameraRow,
-    CameraStage,
-    CodecRow,
-    Stage2Row,
-)
+from swifti2v.evaluation.card import Card, find_marks, over_carried
+from swifti2v.evaluation.card_camera import ASKS, FURTHER_ASKS, CameraRow, CameraStage
+from swifti2v.evaluation.intervals import Estimate, bootstrap_mean
+from swifti2v.evaluation.model_card import CARRIED, MODEL, Stage2Row
 from swifti2v.units import GB, MB
 
 START, END = "<!-- tables -->", "<!-- /tables -->"
 """Lines of the card between which the tables stand."""
-COHERENCE_MARK = 0.15
-"""Detail coherence that the model has to add to Lanczos."""
-PSNR_MARK_DB = -4.0
-"""PSNR against Lanczos that it may cost."""
-CARRIED_MARK_DB = 0.3
-"""PSNR that it has to add to the photo's detail carried along without a network."""
 STAGES: tuple[CameraStage, ...] = ("Stage I", "Stage I + II")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightsRow:
-    """One component's file."""
-
-    component: str
-    """Role in the model."""
-    num_parameters: int
-    """Weights in it."""
-    num_bytes: int
-    """Size of the file."""
-    sha256: str
-    """Of its bytes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Card:
-    """All measurements of one model."""
-
-    model: str
-    """Name in the tables."""
-    setting: str
-    """One sentence: sizes, frames, rate, seed."""
-    codec: Sequence[CodecRow]
-    """At the output's and at Stage I's size."""
-    stage2: Sequence[Stage2Row]
-    """Every clip and method."""
-    camera: Sequence[CameraRow]
-    """Every photo and prompt."""
-    seconds: dict[str, float]
-    """Of one clip, by stage."""
-    peak_rss_bytes: int
-    """Most memory of the process up to the end of that clip, with the held-out clips in it."""
-    weights: Sequence[WeightsRow] = ()
-    """Files of the model."""
-    machine: dict[str, str] = field(default_factory=dict)
-    """What it was measured on, by name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mark:
-    """A bar for Stage II and where it stands."""
-
-    text: str
-    """What is compared."""
-    difference: Estimate
-    """Over the clips, paired."""
-    num_above: int
-    """Clips that pass by themselves."""
-    is_met: bool
-    """Whether the mean passes."""
-
-
-def stage2_marks(rows: Sequence[Stage2Row]) -> list[Mark]:
-    """Compare the model with ways that need no network, and with itself without the photo.
-
-    Args:
-        rows: Of all clips; methods that are missing give no mark.
-    """
-    bars = (
-        (LANCZOS, "coherence", COHERENCE_MARK, f"at least +{COHERENCE_MARK:.2f}"),
-        (LANCZOS, "psnr_db", PSNR_MARK_DB, f"at least \N{MINUS SIGN}{-PSNR_MARK_DB:.0f} dB"),
-        (MODEL_NO_ANCHOR, "coherence", 0.0, "above 0"),
-        (MODEL_NO_ANCHOR, "psnr_db", 0.0, "above 0 dB"),
-        (CARRIED, "coherence", 0.0, "above 0"),
-        (CARRIED, "psnr_db", CARRIED_MARK_DB, f"at least +{CARRIED_MARK_DB:.1f} dB"),
-        (FLOW_WARP, "coherence", 0.0, "goal: above 0"),
-        (FLOW_WARP, "psnr_db", 0.0, "goal: above 0 dB"),
-    )
-    by_key = {(row.clip, row.method): row for row in rows}
-    marks = []
-    for other, column, bar, wanted in bars:
-        pairs = [
-            (row, by_key[clip, other])
-            for (clip, method), row in by_key.items()
-            if method == MODEL and (clip, other) in by_key
-        ]
-        if not pairs:
-            continue
-        differences = [getattr(a, column) - getattr(b, column) for a, b in pairs]
-        passes = [value > bar if bar == 0 else value >= bar for value in differences]
-        mean = bootstrap_mean(differences)
-        name = "coherence" if column == "coherence" else "PSNR"
-        marks.append(
-            Mark(
-                text=f"{name}, {MODEL} \N{MINUS SIGN} {other}: {wanted}",
-                difference=mean,
-                num_above=sum(passes),
-                is_met=mean.value > bar if bar == 0 else mean.value >= bar,
-            )
-        )
-    return marks
+STAGE2_COLUMNS: tuple[tuple[str, Callable[[Stage2Row], float], int], ...] = (
+    ("PSNR, dB", lambda row: row.psnr_db, 2),
+    ("detail coherence", lambda row: row.coherence, 3),
+    ("seam score", lambda row: row.seam, 2),
+    ("detail energy", lambda row: row.hf_ratio, 2),
+    ("cadence", lambda row: row.cadence, 2),
+    ("carried coherence", lambda row: row.carried, 3),
+    ("blockiness", lambda row: row.blockiness, 3),
+)
+CAMERA_COLUMNS: tuple[tuple[str, Callable[[CameraRow], float], int], ...] = (
+    ("displacement off, px", lambda row: row.displacement_px, 3),
+    ("inliers", lambda row: row.inliers, 2),
+    ("first frame, dB", lambda row: row.first_frame_psnr_db, 2),
+    ("detail energy", lambda row: row.hf_ratio, 2),
+    ("cadence", lambda row: row.cadence, 2),
+    ("carried coherence", lambda row: row.carried, 3),
+    ("blockiness", lambda row: row.blockiness, 3),
+)
 
 
 def render_tables(card: Card) -> str:
     """Markdown of all measurements, without the markers; ends with a line break."""
     parts = [
         f"_{card.setting} Brackets hold 95 % intervals (bootstrap over clips or photos, Wilson's "
-        "for shares); with three clips they are hardly more than the range._",
+        "for shares); with four clips they are hardly more than the range._",
+        "### Marks",
+        "After both stages, mean over photos and the seven moves that every photo is asked for; "
+        "Stage I's displacement over all moves without parallax; Stage II alone over clips.",
+        render_marks(card),
         *_codec_part(card),
         *_stage2_part(card),
         *_camera_part(card),
@@ -152,6 +64,21 @@ def replace_tables(text: str, tables: str) -> str:
             "the tables go between them"
         )
     return f"{before}{START}\n\n{tables.strip()}\n\n{END}{after}"
+
+
+def render_marks(card: Card) -> str:
+    """A Markdown table of the marks, with what is reached."""
+    lines = [
+        [
+            mark.text,
+            str(mark.bar),
+            _estimate(mark.measured, 3),
+            f"{mark.num_passing} of {mark.measured.num_items}",
+            {True: "yes", False: "**no**", None: "not measured"}[mark.is_met],
+        ]
+        for mark in find_marks(card)
+    ]
+    return _table(["mark", "wanted", "measured", "passing alone", "met"], lines)
 
 
 def _codec_part(card: Card) -> list[str]:
@@ -177,117 +104,110 @@ def _codec_part(card: Card) -> list[str]:
 
 
 def _stage2_part(card: Card) -> list[str]:
-    columns: list[tuple[str, Callable[[Stage2Row], float], int]] = [
-        ("PSNR, dB", lambda row: row.psnr_db, 2),
-        ("detail coherence", lambda row: row.coherence, 3),
-        ("seam score", lambda row: row.seam, 2),
-        ("HF energy", lambda row: row.hf_ratio, 2),
-        ("cadence", lambda row: row.cadence, 2),
-        ("carried coherence", lambda row: row.carried, 3),
-        ("blockiness", lambda row: row.blockiness, 3),
-    ]
-    methods = dict.fromkeys(row.method for row in card.stage2)
-    means = []
-    for method in methods:
-        rows = [row for row in card.stage2 if row.method == method]
-        values = [_interval([get(row) for row in rows], digits) for _, get, digits in columns]
-        means.append([_bold(method, card.model), *values])
-    clips = [
-        [row.clip, _named(row.method, card.model)]
-        + [_number(get(row), digits) for _, get, digits in columns]
-        for row in card.stage2
-    ]
-    names = [name for name, _, _ in columns]
-    marks = [
-        [
-            _named(mark.text, card.model),
-            _estimate(mark.difference, 2, signed=True),
-            f"{mark.num_above} of {mark.difference.num_items}",
-            "yes" if mark.is_met else "**no**",
-        ]
-        for mark in stage2_marks(card.stage2)
-    ]
-    return [
+    names = [name for name, _, _ in STAGE2_COLUMNS]
+    over = [f"over {CARRIED}: dB", "coherence"]
+    parts = [
         "### Stage II alone, given the true low-resolution clip",
         "Mean over the clips; frame 0 is the photo and does not count. Seam score: 1 is no seam "
-        "(baselines know no segments, theirs is the clips' own). HF energy: 1 is as much fine "
+        "(baselines know no segments, theirs is the clips' own). Detail energy: 1 is as much fine "
         "detail as the clip has, right or wrong. Cadence: 1 is even motion within latent frames. "
         "Carried coherence: with the photo moved onto the frame. Blockiness: 1 is no steps at "
         "edges of 8-pixel blocks.",
-        _table(["method", *names], means),
-        _table(["mark", "difference", "clips", "met"], marks),
-        _folded("Every clip", _table(["clip", "method", *names], clips)),
     ]
+    for group, rows in card.stage2_groups().items():
+        if not rows:
+            continue
+        clips = dict.fromkeys(row.clip for row in rows)
+        means = [
+            _stage2_means(card, rows, method)
+            for method in dict.fromkeys(row.method for row in rows)
+        ]
+        camera = "a still camera" if group == "still" else "a moving camera"
+        parts += [
+            f"**Clips with {camera}**: {', '.join(clips)}.",
+            _table(["method", *names, *over], means),
+        ]
+    every = [
+        [row.clip, _named(row.method, card.model)]
+        + [_number(get(row), digits) for _, get, digits in STAGE2_COLUMNS]
+        for row in card.stage2
+    ]
+    return [*parts, _folded("Every clip", _table(["clip", "method", *names], every))]
+
+
+def _stage2_means(card: Card, rows: Sequence[Stage2Row], method: str) -> list[str]:
+    own = [row for row in rows if row.method == method]
+    values = [_interval([get(row) for row in own], digits) for _, get, digits in STAGE2_COLUMNS]
+    for column, digits in ((lambda row: row.psnr_db, 2), (lambda row: row.coherence, 3)):
+        added = bootstrap_mean(over_carried(rows, method, column))
+        values.append("" if method == CARRIED else _estimate(added, digits, signed=True))
+    return [_bold(method, card.model), *values]
 
 
 def _camera_part(card: Card) -> list[str]:
-    parts = ["### Stage I: does the camera do as the prompt says?"]
+    parts = [
+        "### Does the camera do as the prompt says?",
+        "Means over all prompts, the further ones included. Displacement off: mean distance of Stage "
+        "I's displacement from the true one, in pixels of its frames, for moves without parallax.",
+    ]
     lines = []
     for stage in STAGES:
         rows = [row for row in card.camera if row.stage == stage]
-        if not rows:
-            continue
-        right = sum(row.is_right for row in rows)
-        photos = dict.fromkeys(row.photo for row in rows)
-        lines.append(
-            [
-                stage,
-                f"{right} of {len(rows)}",
-                str(len(photos)),
-                _estimate(wilson_share(right, len(rows)), 2),
-                _interval([_first_frame(rows, photo) for photo in photos]),
-                _number(sum(row.inliers for row in rows) / len(rows)),
-                _interval([row.cadence for row in rows]),
-                _interval([row.carried for row in rows], 3),
-                _interval([row.blockiness for row in rows], 3),
-            ]
-        )
-    header = [
-        "output of",
-        "right",
-        "photos",
-        "share",
-        "first frame's PSNR to the photo, dB",
-        "inliers",
+        named = [row for row in rows if row.is_right is not None]
+        right = sum(bool(row.is_right) for row in named)
+        values = [_interval([get(row) for row in rows], n) for _, get, n in CAMERA_COLUMNS]
+        lines.append([stage, f"{right} of {len(named)}", *values])
+    parts.append(_table(["output of", "as asked", *(name for name, _, _ in CAMERA_COLUMNS)], lines))
+    parts += [
+        "By prompt, after both stages, means over photos: how what is seen moves, grows and turns. A "
+        "dolly is as asked where it looks like a zoom; an orbit and a hand have no name to go by.",
+        _by_prompt(card),
     ]
-    header += ["cadence", "carried coherence", "blockiness"]
-    parts.append(_table(header, lines))
     for stage in STAGES:
-        rows = [row for row in card.camera if row.stage == stage]
-        if rows:
-            parts.append(_folded(f"{stage}: asked (rows) and measured (columns)", _confusion(rows)))
-            parts.append(_folded(f"{stage}: every photo", _by_photo(rows)))
+        parts.append(_folded(f"{stage}: every photo", _by_photo(card, stage)))
     return parts
 
 
-def _first_frame(rows: Iterable[CameraRow], photo: str) -> float:
-    values = [row.first_frame_psnr_db for row in rows if row.photo == photo]
-    return sum(values) / len(values)
-
-
-def _confusion(rows: Sequence[CameraRow]) -> str:
+def _by_prompt(card: Card) -> str:
     lines = []
-    for asked in CAMERA_LABELS:
-        of_asked = [row for row in rows if row.asked == asked]
-        counts = [sum(row.measured == label for row in of_asked) for label in CAMERA_LABELS]
-        cells = [
-            f"**{count}**" if label == asked else str(count)
-            for label, count in zip(CAMERA_LABELS, counts, strict=True)
-        ]
-        lines.append([asked, *cells])
-    return _table(["", *CAMERA_LABELS], lines)
+    for ask in (*ASKS, *FURTHER_ASKS):
+        first, rows = (card.camera_rows(stage, [ask.prompt]) for stage in STAGES)
+        if not rows:
+            continue
+        right = f"{sum(bool(row.is_right) for row in rows)} of {len(rows)}" if ask.labels else ""
+        columns = (
+            ([100 * row.pan for row in rows], 1),
+            ([100 * row.tilt for row in rows], 1),
+            ([100 * row.zoom for row in rows], 1),
+            ([row.roll_degrees for row in rows], 1),
+            ([row.displacement_px for row in first], 3),
+            ([row.hf_ratio for row in rows], 2),
+            ([row.cadence for row in rows], 2),
+            ([row.carried for row in rows], 3),
+        )
+        cells = [_number(bootstrap_mean(values).value, digits) for values, digits in columns]
+        lines.append([ask.prompt, right, *cells])
+    header = ["prompt", "as asked", "right, % of width", "down, % of height", "larger, %"]
+    header += ["clockwise, degrees", "displacement off, px"]
+    return _table([*header, "detail energy", "cadence", "carried coherence"], lines)
 
 
-def _by_photo(rows: Sequence[CameraRow]) -> str:
-    lines = []
-    for photo in dict.fromkeys(row.photo for row in rows):
-        by_prompt = {row.prompt: row for row in rows if row.photo == photo}
-        cells = [
-            "" if row is None else "right" if row.is_right else row.measured
-            for row in (by_prompt.get(prompt) for prompt in CAMERA_PROMPTS)
-        ]
-        lines.append([photo, *cells, _number(_first_frame(rows, photo))])
-    return _table(["photo", *CAMERA_PROMPTS, "first frame, dB"], lines)
+def _by_photo(card: Card, stage: CameraStage) -> str:
+    """Right, or the components that were measured instead."""
+    prompts = [ask.prompt for ask in (*ASKS, *FURTHER_ASKS)]
+    by_key = {(row.photo, row.prompt): row for row in card.camera_rows(stage, prompts)}
+    photos = dict.fromkeys(photo for photo, _ in by_key)
+    asked = [prompt for prompt in prompts if any((photo, prompt) in by_key for photo in photos)]
+    lines = [
+        [prompt, *(_verdict(by_key.get((photo, prompt))) for photo in photos)] for prompt in asked
+    ]
+    return _table(["prompt", *photos], lines)
+
+
+def _verdict(row: CameraRow | None) -> str:
+    if row is None:
+        return ""
+    return "right" if row.is_right else ", ".join(row.measured) or "static"
 
 
 def _cost_part(card: Card) -> list[str]:
@@ -336,9 +256,7 @@ def _bold(method: str, model: str) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    if math.isnan(value):
-        return "\N{EN DASH}"
-    return "exact" if math.isinf(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _interval(values: Sequence[float], digits: int = 2) -> str:
@@ -346,8 +264,8 @@ def _interval(values: Sequence[float], digits: int = 2) -> str:
 
 
 def _estimate(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
-    if math.isnan(estimate.value) or math.isinf(estimate.value):
-        return _number(estimate.value, digits)
+    if math.isnan(estimate.value):
+        return _number(estimate.value)
     sign = "+" if signed else ""
     text = f"{estimate.value:{sign}.{digits}f}"
     if estimate.low is None or estimate.high is None:

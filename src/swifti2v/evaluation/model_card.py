@@ -1,10 +1,9 @@
-"""What a two-stage model can do, measured on held-out clips and photos: the rows of its card."""
+"""What a two-stage model can do with held-out clips: codec, Stage II and seconds of its card."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,19 +20,17 @@ from swifti2v.evaluation.baselines import (
 )
 from swifti2v.evaluation.metrics.blockiness import blockiness
 from swifti2v.evaluation.metrics.cadence import cadence
-from swifti2v.evaluation.metrics.camera import CameraLabel, camera_direction
 from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
-from swifti2v.evaluation.metrics.fidelity import first_frame_psnr, psnr
+from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.evaluation.metrics.frames import FramePieces
 from swifti2v.evaluation.metrics.seam import seam_score
+from swifti2v.evaluation.metrics.series import mean_psnr
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-
-CameraStage: TypeAlias = Literal["Stage I", "Stage I + II"]
 
 LANCZOS = "Lanczos"
 CARRIED = "carried, no network"
@@ -42,17 +39,6 @@ COPY_DETAIL = "Lanczos + photo's detail in place"
 WARP_DETAIL = "Lanczos + photo's detail warped"
 MODEL = "model"
 MODEL_NO_ANCHOR = "model without the photo's detail"
-
-CAMERA_PROMPTS: dict[str, CameraLabel] = {
-    "pan left": "pan left",
-    "pan right": "pan right",
-    "tilt up": "tilt up",
-    "tilt down": "tilt down",
-    "zoom in": "zoom in",
-    "zoom out": "zoom out",
-    "static camera": "static",
-}
-"""Prompts that ask for one camera motion each, and the label a measurement should give."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +52,7 @@ class CodecRow:
     width: int
     """Pixels."""
     psnr_db: float
-    """Of all frames together; infinity where nothing is lost."""
+    """Of all frames together; 60 at most."""
     coherence: float
     """Detail coherence."""
 
@@ -80,7 +66,7 @@ class Stage2Row:
     method: str
     """Model, variant of it, or baseline."""
     psnr_db: float
-    """Against the clip, frames 1 to T-1 together."""
+    """Against the clip, frames 1 to T-1 together; 60 at most."""
     coherence: float
     """Detail coherence with the clip, frames 1 to T-1."""
     seam: float
@@ -93,37 +79,6 @@ class Stage2Row:
     """Coherence with the photo moved onto the frames; NaN where nothing can be compared."""
     blockiness: float
     """Steps at the edges of 8-pixel blocks, mean of frames 1 to T-1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CameraRow:
-    """A clip made from a photo and a prompt that asks for one camera motion."""
-
-    photo: str
-    """Name of the photo."""
-    prompt: str
-    """What was asked."""
-    asked: CameraLabel
-    """The prompt's label."""
-    stage: CameraStage
-    """Whose output was measured."""
-    measured: CameraLabel
-    """What optical flow sees."""
-    inliers: float
-    """Part of the points that follow the camera; a low one makes ``measured`` a guess."""
-    first_frame_psnr_db: float
-    """Of frame 0 against the photo at the output's size."""
-    cadence: float
-    """Unevenness of motion within latent frames."""
-    carried: float
-    """Coherence with the photo moved onto the frames; NaN where nothing can be compared."""
-    blockiness: float
-    """Steps at the edges of 8-pixel blocks, mean of frames 1 to T-1."""
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the camera did as asked."""
-        return self.measured == self.asked
 
 
 def downscale(frames: Frames, factor: int) -> Frames:
@@ -157,6 +112,24 @@ def clip_psnr(output: FramePieces, truth: FramePieces) -> float:
     return -10 * math.log10(mean) if mean > 0 else math.inf
 
 
+def clip_faults(output: Frames, photo: Frames, time_factor: int) -> dict[str, float]:
+    """What is seen without a truth: jumps, ghosts and blocks.
+
+    Args:
+        output: ``[T, H, W, 3]`` uint8.
+        photo: ``[H, W, 3]``, frame 0 in full.
+        time_factor: Pixel frames of a latent frame.
+
+    Returns:
+        ``cadence``, ``carried`` and ``blockiness`` as rows hold them.
+    """
+    return {
+        "cadence": cadence(output, time_factor),
+        "carried": float(carried_coherence(output, photo, step=time_factor).nanmean()),
+        "blockiness": float(blockiness(output[1:]).mean()),
+    }
+
+
 def measure_codec(vae: VideoVAE, clips: Mapping[str, Frames]) -> list[CodecRow]:
     """Encode and decode every clip, a latent frame at a time.
 
@@ -175,7 +148,7 @@ def measure_codec(vae: VideoVAE, clips: Mapping[str, Frames]) -> list[CodecRow]:
                 clip=name,
                 height=truth.shape[1],
                 width=truth.shape[2],
-                psnr_db=clip_psnr(output, truth),
+                psnr_db=mean_psnr([clip_psnr(output, truth)]),
                 coherence=detail_coherence(output, truth),
             )
         )
@@ -274,87 +247,16 @@ def measure_stage2(
             row = Stage2Row(
                 clip=name,
                 method=method,
-                psnr_db=clip_psnr(output[1:], truth[1:]),
+                psnr_db=mean_psnr([clip_psnr(output[1:], truth[1:])]),
                 coherence=detail_coherence(output, truth),
                 seam=seam_score(output, starts, pipe.stage2.scale.time),
                 hf_ratio=float(hf_energy_ratio(output[1:], truth[1:]).nanmean()),
-                **_faults(output, truth[0], pipe.stage2.scale.time),
+                **clip_faults(output, truth[0], pipe.stage2.scale.time),
             )
             rows.append(row)
             if on_row is not None:
                 on_row(row)
     return rows
-
-
-def _faults(output: Frames, photo: Frames, time_factor: int) -> dict[str, float]:
-    """What is seen without a truth: jumps, ghosts and blocks."""
-    return {
-        "cadence": cadence(output, time_factor),
-        "carried": float(carried_coherence(output, photo, step=time_factor).nanmean()),
-        "blockiness": float(blockiness(output[1:]).mean()),
-    }
-
-
-def measure_camera(
-    pipe: SwiftI2VPipeline,
-    photos: Mapping[str, Image.Image],
-    config: GenerationConfig,
-    full_photos: Collection[str] = (),
-    seed: int = 0,
-    on_row: Callable[[CameraRow], None] | None = None,
-) -> list[CameraRow]:
-    """Ask for seven camera motions of every photo and measure what the camera does.
-
-    Args:
-        pipe: The model.
-        photos: Images of the size of ``config``, by name.
-        config: Settings.
-        full_photos: Names of the photos whose clips go through Stage II as well.
-        seed: Of the noise.
-        on_row: Called with each row when it is done.
-    """
-    rows = []
-    for name, image in photos.items():
-        for prompt in CAMERA_PROMPTS:
-            for row in _camera_rows(pipe, name, image, prompt, config, name in full_photos, seed):
-                rows.append(row)
-                if on_row is not None:
-                    on_row(row)
-    return rows
-
-
-def _camera_rows(
-    pipe: SwiftI2VPipeline,
-    name: str,
-    image: Image.Image,
-    prompt: str,
-    config: GenerationConfig,
-    is_full: bool,
-    seed: int,
-) -> Iterator[CameraRow]:
-    photo = np.array(image)  # a copy: torch takes no read-only array
-    conditions = pipe.encode(image, prompt, config, Stopwatch())
-    reference = pipe.generate_motion_reference(image, conditions, seed, config)
-    small = downscale(photo[None], config.stage1.downscale)[0]
-
-    def to_row(stage: CameraStage, output: Frames, truth: Frames, time_factor: int) -> CameraRow:
-        motion = camera_direction(output)
-        return CameraRow(
-            photo=name,
-            prompt=prompt,
-            asked=CAMERA_PROMPTS[prompt],
-            stage=stage,
-            measured=motion.label,
-            inliers=motion.inliers,
-            first_frame_psnr_db=first_frame_psnr(output, truth),
-            **_faults(output, truth, time_factor),
-        )
-
-    yield to_row("Stage I", reference.frames, small, pipe.stage1.scale.time)
-    if is_full:
-        segments = pipe.synthesize(reference, image, conditions, seed, config)
-        output = np.concatenate([segment.frames for segment in segments])
-        yield to_row("Stage I + II", output, photo, pipe.stage2.scale.time)
 
 
 def measure_seconds(
