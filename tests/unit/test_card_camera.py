@@ -1,13 +1,16 @@
 """What a prompt asks for, what Stage I's displacement should be, and rows of planted models."""
 
+import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.evaluation.card_camera import (
     ASKS,
     FURTHER_ASKS,
@@ -19,7 +22,8 @@ from swifti2v.pipelines.camera_moves import MOVES, ROLL, SHIFT, ZOOM, CameraMove
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo
 from swifti2v.pipelines.stage1 import Stage1Clip, Stage1Pipeline
-from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from tests.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
 from tests.unit.test_model_card import texture
 
 FRAME = (24, 40)
@@ -149,3 +153,25 @@ def test_a_model_without_displacement_has_no_error():
     assert all(math.isnan(row.displacement_px) for row in rows)
     full = [row for row in rows if row.stage == "Stage I + II"]
     assert min(row.first_frame_psnr_db for row in full) > 50  # frame 0 is the photo, which is grey
+
+
+def test_a_saved_model_that_generates_displacement_is_loaded_and_measured(tmp_path):
+    parts = tiny_components()
+    stage1 = dict(parts.stage1_transformer.config) | {"out_channels": 8 + 768}
+    kind: Any = type(parts.stage1_transformer)  # untyped in diffusers
+    parts.stage1_transformer = kind.from_config(stage1)
+    torch.nn.init.zeros_(parts.stage1_transformer.proj_out.weight)
+    torch.nn.init.zeros_(parts.stage1_transformer.proj_out.bias)
+    settings = copy.deepcopy(SETTINGS)
+    settings["stage1"]["motion"] = "displacement"
+    settings["stage1"]["sampling"]["parameterization"] = "reference_residual"
+    config = parse_config(GenerationConfig, settings, "test")
+    SwiftI2VPipeline(parts, config).save_pretrained(tmp_path)
+    pipe = SwiftI2VPipeline.from_pretrained(tmp_path, device="cpu")
+    rows = measure_camera(pipe, {"a": Image.fromarray(texture())}, pipe.config, ["a"], seed=SEED)
+    off = {row.prompt: row.displacement_px for row in rows if row.stage == "Stage I"}
+    way = SHIFT * SIZE / 4 * float(draw_course(NUM_FRAMES, SEED).clock[1:].mean())
+    assert off["static camera"] == off["do not zoom in"] == 0  # the photo rests
+    assert off["tilt down"] == pytest.approx(way, rel=1e-5)
+    assert off["slowly pan right"] == pytest.approx(way / 2, rel=1e-5)
+    assert math.isnan(off["orbit left"])

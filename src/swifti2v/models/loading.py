@@ -168,7 +168,8 @@ def load_components(
         device=device,
         loras={role: own.loras for role, own in loaded.items() if own.loras},
     )
-    _require_match(components, str(name), stages)
+    motion = (index.settings.get("stage1") or {}).get("motion", "latents")
+    _require_match(components, str(name), stages, displaces=motion == "displacement")
     return components, index.settings
 
 
@@ -387,8 +388,10 @@ LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
 }
 
 
-def _require_match(parts: Components, name: str, stages: Sequence[Stage]) -> None:
-    """Refuse components that do not belong together."""
+def _require_match(
+    parts: Components, name: str, stages: Sequence[Stage], *, displaces: bool
+) -> None:
+    """Refuse components that do not belong together, or not to how Stage I tells motion."""
     first, second = parts.stage1_transformer.config, parts.stage2_transformer.config
     codec, fine = parts.stage1_vae.config, parts.stage2_vae.config
     text_dim = parts.text_encoder.config.d_model
@@ -401,7 +404,10 @@ def _require_match(parts: Components, name: str, stages: Sequence[Stage]) -> Non
             first["in_channels"],
             2 * codec["z_dim"] + codec["scale_factor_temporal"],
         ),
-        "stage1_transformer out_channels": (first["out_channels"], codec["z_dim"]),
+        "stage1_transformer out_channels": (
+            first["out_channels"],
+            codec["z_dim"] + (2 * codec["scale_factor_temporal"] if displaces else 0),
+        ),
         "stage2_transformer in_channels": (
             second["in_channels"],
             # As many as it gives are latents alone, see ComponentSource.reference.
