@@ -57,7 +57,7 @@ def camera_row(photo: str, ask: CameraAsk, stage: CameraStage, **changes: Any) -
         stage=stage,
         measured=() if ask.labels == ("static",) else ask.labels,
         pan=-0.125,
-        tilt=0.0,
+        tilt=-0.0001,
         zoom=0.25,
         roll_degrees=-3.0,
         inliers=0.75,

@@ -1,6 +1,10 @@
 import json
 import math
+import os
+import re
+import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli import app
+from swifti2v.config import read_config
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.card_camera import ASKS
 from swifti2v.evaluation.card_tables import END, START
@@ -32,6 +37,7 @@ from swifti2v.evaluation.model_card import (
 from swifti2v.media import open_writer
 from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
+ROOT = Path(__file__).parents[2]
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
 
 
@@ -290,3 +296,24 @@ def test_bad_input_is_one_line_and_leaves_the_card_alone(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert (output.read_text(encoding="utf-8") if card is not None else None) == card
+
+
+def test_the_shipped_card_is_measured_on_exactly_what_training_holds_out(tmp_path):
+    held_out = read_config(ROOT / "src/swifti2v/configs/nano.yaml")["held_out"]
+    recorder = tmp_path / "swifti2v"
+    recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    recorder.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ["bash", str(ROOT / "runs/nano_card.sh")]
+    words = subprocess.check_output(script, text=True, env=environment).splitlines()
+    pairs = list(pairwise(words))
+    named = {Path(value).stem for flag, value in pairs if flag == "--held-out"}
+    moving = [value for flag, value in pairs if flag == "--moving"]
+    assert named == set(held_out)
+    assert len(moving) == 4
+    assert named > set(moving)
+    data = (ROOT / "docs/nano.md").read_text(encoding="utf-8").partition("### Data")[2]
+    for name in held_out:
+        (line,) = [line for line in data.splitlines() if re.search(rf"\b{name}\b", line)]
+        assert "*held out*" in line
+        assert ("moving camera" in line) == (name in moving)

@@ -256,7 +256,7 @@ def _bold(method: str, model: str) -> str:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return "\N{EN DASH}" if math.isnan(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def _interval(values: Sequence[float], digits: int = 2) -> str:
