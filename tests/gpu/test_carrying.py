@@ -6,7 +6,7 @@ import torch
 from swifti2v.config import Stage2Config
 from swifti2v.evaluation.model_card import downscale
 from swifti2v.media import frames_to_video
-from swifti2v.pipelines.transition import make_reference
+from swifti2v.pipelines.transition import MotionReference, make_reference
 from tests.evaluation_clips import panning_clip
 
 pytestmark = pytest.mark.gpu
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 def test_carried_detail_is_that_of_the_cpu_and_repeats_itself():
     clip = panning_clip(5, 4)
     low, photo, config = (
-        downscale(clip, 4),
+        MotionReference(downscale(clip, 4)),
         frames_to_video(clip[:1]),
         Stage2Config(reference_detail="carried"),
     )

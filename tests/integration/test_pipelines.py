@@ -27,7 +27,7 @@ from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline, predict_window
-from swifti2v.pipelines.transition import HybridReference
+from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
 from swifti2v.segments import plan_segments
@@ -89,7 +89,7 @@ def test_refining_stage_ones_own_clip_is_generating(pipe, image):
     conditions = pipe.encode(image, "pan left", pipe.config, Stopwatch())
     motion = pipe.generate_motion_reference(image, conditions, 5, pipe.config)
     refined = np.concatenate(
-        [s.frames for s in pipe.refine(motion, image, "pan left", generator=5)]
+        [s.frames for s in pipe.refine(motion.frames, image, "pan left", generator=5)]
     )
     assert np.array_equal(refined, pipe(image, "pan left", generator=5).frames)
 
@@ -140,7 +140,7 @@ def test_nothing_reads_past_the_segment(pipe, image):
 
 def test_reference_is_encoded_only_as_far_as_asked_and_then_forgotten(pipe, image):
     motion = np.zeros((17, 16, 16, 3), dtype=np.uint8)
-    reference = HybridReference(motion, image_to_tensor(image), pipe.components.stage2_vae)
+    reference = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
     reference.latents((0, 1))
     assert "2/5 encoded" in repr(reference)
     reference.latents((0, 2, 3))
@@ -162,7 +162,7 @@ def test_the_hybrid_reference_is_the_upsampled_clip_with_the_photo_first(pipe, i
     whole = resize_video(frames_to_video(motion), SIZE, SIZE, "lanczos")
     whole[:, :, :1] = photo
     expected = StreamingEncoder(vae).encode(whole)
-    reference = HybridReference(motion, photo, vae)
+    reference = HybridReference(MotionReference(motion), photo, vae)
     assert torch.equal(reference.latents((0, 1, 2)), expected)
     assert torch.equal(reference.latents((0,)), StreamingEncoder(vae).encode(photo))
 
@@ -170,8 +170,8 @@ def test_the_hybrid_reference_is_the_upsampled_clip_with_the_photo_first(pipe, i
 def test_a_reference_without_the_photo_keeps_the_photo_as_anchor(pipe, image):
     vae, photo = pipe.components.stage2_vae, image_to_tensor(image)
     motion = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
-    plain = HybridReference(motion, photo, vae)
-    other = HybridReference(motion, photo, vae, Stage2Config(reference_start="motion"))
+    plain = HybridReference(MotionReference(motion), photo, vae)
+    other = HybridReference(MotionReference(motion), photo, vae, Stage2Config(reference_start="motion"))
     whole = resize_video(frames_to_video(motion), SIZE, SIZE, "lanczos")
     assert torch.equal(other.latents((0, 1, 2)), StreamingEncoder(vae).encode(whole))
     assert torch.equal(other.anchor(), plain.anchor())
@@ -216,14 +216,14 @@ def run_recorded(pipe: Any, image: Any, **settings: Any) -> tuple[Any, Any, Any,
     recorder = Recorder(pipe.components.stage2_transformer)
     stage2: Any = Stage2Pipeline(recorder, pipe.components.stage2_vae)  # type: ignore[arg-type]
     motion = np.random.default_rng(1).integers(0, 256, (25, 16, 16, 3), dtype=np.uint8)
-    reference = HybridReference(motion, image_to_tensor(image), pipe.components.stage2_vae)
+    reference = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
     latents = {0: reference.latents((0,))}
     conditions = Conditions(prompt_embeds=torch.randn(1, 4, 16))
     windows = []
     for done in stage2.stream(reference, conditions, 7, config):
         windows.append(done.segment)
         latents |= dict(zip(done.segment.target, done.latents.split(1, dim=2), strict=True))
-    full = HybridReference(motion, image_to_tensor(image), pipe.components.stage2_vae)
+    full = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
     return recorder.calls, windows, latents, full.latents(tuple(range(7)))
 
 
@@ -238,9 +238,9 @@ def test_anchor_and_context_reach_the_model_bit_identical_at_every_step(pipe, im
         window = windows[number // 3].window
         given = len(window) - len(windows[number // 3].target)
         for place, frame in enumerate(window[:given]):
-            assert torch.equal(hidden[:, :384, place], latents[frame][:, :, 0])
+            assert torch.equal(hidden[:, :768, place], latents[frame][:, :, 0])
             assert sigma[0, place] == 0
-        assert torch.equal(hidden[:, 384:], reference[:, :, list(window)])
+        assert torch.equal(hidden[:, 768:], reference[:, :, list(window)])
         expected = plan_sigmas(3)[number % 3]
         assert sigma[0, given:].tolist() == pytest.approx([expected] * (len(window) - given))
         assert positions == list(range(len(window)))
@@ -250,7 +250,7 @@ def test_anchor_and_context_reach_the_model_bit_identical_at_every_step(pipe, im
 def test_given_frames_are_predicted_where_they_are_asked_for(pipe):
     """As a loss on the whole window does; sampling leaves them out."""
     segment = plan_segments(5, 2, 1)[1]
-    hidden, sigma = torch.randn(1, 768, 4, 4, 4), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    hidden, sigma = torch.randn(1, 1536, 4, 4, 4), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
     arguments = (segment, hidden, sigma, torch.randn(1, 4, 16), pipe.config.stage2)
     transformer = pipe.components.stage2_transformer
     whole = predict_window(transformer, *arguments)
@@ -267,7 +267,7 @@ def test_the_open_points_are_settings(pipe, image):
     )  # fmt: skip
     hidden, sigma, positions = calls[3]  # first step of the second segment
     assert positions == list(windows[1].window) == [0, 2, 3, 4]
-    assert torch.equal(hidden[:, 384:, 1], latents[2][:, :, 0])
+    assert torch.equal(hidden[:, 768:, 1], latents[2][:, :, 0])
     assert sigma.unique().tolist() == [1.0]
 
 
@@ -281,7 +281,7 @@ def test_one_window_over_everything_is_a_plain_wan22_denoise():
     motion = np.random.default_rng(1).integers(0, 256, (17, 16, 24, 3), dtype=np.uint8)
     embeds = torch.randn(1, 6, 16)
     config = Stage2Config(segment_size=4, context_size=0)
-    reference = HybridReference(motion, photo, vae)
+    reference = HybridReference(MotionReference(motion), photo, vae)
     (result,) = stage2.stream(reference, Conditions(prompt_embeds=embeds), 11, config)
 
     scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)  # type: ignore[no-untyped-call]

@@ -9,7 +9,6 @@ from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Progress
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline, plan_redraw_sigmas
 from swifti2v.sampling import add_noise, denoise, draw_noise, plan_sigmas
-from swifti2v.shapes import LatentShape
 from tests.tiny import tiny_components
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32
@@ -53,14 +52,16 @@ def run_by_hand(
     sigmas: list[float],
 ) -> torch.Tensor:
     """The recipe of ``__call__``, written out; ``start`` takes the place of the still image."""
-    shape = LatentShape(384, 3, HEIGHT // 8, WIDTH // 8)
-    condition = stage1.prepare_condition(image, shape, config)
-    noise = draw_noise((384, 2, 4), range(3), 7, "cpu", stage="stage1")
+    after = stage1.continue_image(image, NUM_FRAMES, 7, config)
+    condition = stage1.prepare_condition(image, after)
+    noise = draw_noise((768, 2, 4), range(3), 7, "cpu", stage="stage1")
+    unexpected: list[torch.Tensor] = []
     still = condition[:, 4:, :1].expand(-1, -1, 3, -1, -1)
     clean = still if start is None else start
     latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
-    velocity = stage1.velocity(condition, still, conditions, config)
+    velocity = stage1.velocity(condition, still, conditions, config, image, unexpected.append)
     latents = denoise(velocity, latents, 0, sigmas)
+    assert not unexpected  # these models tell no displacement
     return StreamingDecoder(stage1.vae).decode(latents)
 
 
@@ -71,7 +72,7 @@ def test_a_call_is_its_recipe_to_the_bit(stage1, conditions, video, config):
     sampling = config.sampling
     sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
     expected = run_by_hand(stage1, image, None, conditions, config, sigmas)
-    assert torch.equal(stage1(image, conditions, NUM_FRAMES, 7, config), expected)
+    assert torch.equal(stage1(image, conditions, NUM_FRAMES, 7, config).video, expected)
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def test_redrawing_is_the_recipe_from_the_noised_clip(stage1, conditions, video,
     assert plan_redraw_sigmas(config.sampling, 0.9)[1:] == plan_sigmas(3)[2:]
     sigmas = plan_redraw_sigmas(config.sampling, 0.9)
     expected = run_by_hand(stage1, video[:, :, :1], clean, conditions, config, sigmas)
-    redrawn = stage1.redraw(video, conditions, 7, config, 0.9)
+    redrawn = stage1.redraw(video, conditions, 7, config, 0.9).video
     assert redrawn.shape == video.shape
     assert torch.equal(redrawn, expected)
 
@@ -89,18 +90,18 @@ def test_redrawing_is_the_recipe_from_the_noised_clip(stage1, conditions, video,
 @torch.no_grad()
 def test_from_pure_noise_only_the_first_frame_is_left(stage1, conditions, video):
     config = Stage1Config(sampling=SamplingConfig(num_inference_steps=2))
-    call = stage1(video[:, :, :1], conditions, NUM_FRAMES, 7, config)
-    assert torch.equal(stage1.redraw(video, conditions, 7, config, 1.0), call)
-    assert not torch.equal(stage1.redraw(video, conditions, 7, config, 0.99), call)
+    call = stage1(video[:, :, :1], conditions, NUM_FRAMES, 7, config).video
+    assert torch.equal(stage1.redraw(video, conditions, 7, config, 1.0).video, call)
+    assert not torch.equal(stage1.redraw(video, conditions, 7, config, 0.99).video, call)
 
 
 @torch.no_grad()
 def test_it_is_guided_and_seeded(stage1, conditions, video):
     plain = Stage1Config()
     guided = Stage1Config(sampling=SamplingConfig(guidance_scale=3.0))
-    own = stage1.redraw(video, conditions, 7, plain, 0.8)
-    assert not torch.equal(own, stage1.redraw(video, conditions, 8, plain, 0.8))
-    assert not torch.equal(own, stage1.redraw(video, conditions, 7, guided, 0.8))
+    own = stage1.redraw(video, conditions, 7, plain, 0.8).video
+    assert not torch.equal(own, stage1.redraw(video, conditions, 8, plain, 0.8).video)
+    assert not torch.equal(own, stage1.redraw(video, conditions, 7, guided, 0.8).video)
 
 
 def test_progress_counts_the_steps_that_are_left(stage1, conditions, video):

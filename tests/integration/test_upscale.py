@@ -28,7 +28,7 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import StreamingEncoder
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.stage2 import Stage2Pipeline
-from swifti2v.pipelines.transition import HybridReference
+from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass, upscale
 from swifti2v.sampling import draw_noise, plan_sigmas
@@ -78,7 +78,7 @@ def test_over_the_whole_clip_it_is_a_plain_wan22_denoise_from_the_noised_clip(ki
         sampling=SamplingConfig(num_inference_steps=10, strength=0.7),
     )  # fmt: skip
     upsampled = resize_video(frames_to_video(clip), 64, 64, "lanczos")
-    reference = HybridReference(clip, upsampled[:, :, :1], vae)
+    reference = HybridReference(MotionReference(clip), upsampled[:, :, :1], vae)
     (result,) = stage2.stream(reference, Conditions(prompt_embeds=embeds), 11, config)
     assert result.segment.target == (0, 1, 2, 3, 4)
 
@@ -112,8 +112,8 @@ def test_later_segments_are_given_the_first_frame_that_was_generated(pipe):
         assert hidden.shape[2] == 3
         assert (sigma > 0).all()  # the first frame, too
     for hidden, sigma, *_ in seen[steps:]:
-        assert torch.equal(hidden[:, :384, 0], segments[0].latents[:, :, 0])
-        assert torch.equal(hidden[:, :384, 1], segments[0].latents[:, :, 2])  # context
+        assert torch.equal(hidden[:, :768, 0], segments[0].latents[:, :, 0])
+        assert torch.equal(hidden[:, :768, 1], segments[0].latents[:, :, 2])  # context
         assert sigma[0, :2].tolist() == [0, 0]
         assert (sigma[0, 2:] > 0).all()
 

@@ -21,7 +21,12 @@ from swifti2v.media.flow import optical_flow
 from swifti2v.models.sources import find_model
 from swifti2v.pipelines import carrying
 from swifti2v.pipelines.progress import Stopwatch
-from swifti2v.pipelines.transition import HybridReference, ReferenceFrames, make_reference
+from swifti2v.pipelines.transition import (
+    HybridReference,
+    MotionReference,
+    ReferenceFrames,
+    make_reference,
+)
 from swifti2v.pipelines.upscale import second_pass
 from tests.evaluation_clips import panning_clip
 from tests.tiny import SIZE, tiny_pipeline
@@ -36,7 +41,8 @@ def photo_of(clip: Any) -> torch.Tensor:
 
 
 def carried(clip: Any, displacement: torch.Tensor | None = None) -> torch.Tensor:
-    reference = ReferenceFrames(downscale(clip, LOW), photo_of(clip), CARRIED, displacement)
+    motion = MotionReference(downscale(clip, LOW), displacement)
+    reference = ReferenceFrames(motion, photo_of(clip), CARRIED)
     with closing(reference):
         return reference.read(0, len(clip))
 
@@ -69,19 +75,19 @@ def test_a_moved_photo_keeps_its_detail():
 def test_without_confidence_it_is_the_enlarged_clip_bit_by_bit():
     clip = panning_clip(5, 4)
     away = move(5, 3 * WIDTH)
-    expected = make_reference(downscale(clip, LOW), photo_of(clip), PLAIN)
+    expected = make_reference(MotionReference(downscale(clip, LOW)), photo_of(clip), PLAIN)
     assert torch.equal(carried(clip, away), expected)
     # Another picture: nothing of the photo is recognized.
     dark, light = clip // 8, 255 - clip // 8
     mixed = np.concatenate([dark[:1], light[1:]])
-    expected = make_reference(downscale(mixed, LOW), photo_of(mixed), PLAIN)
+    expected = make_reference(MotionReference(downscale(mixed, LOW)), photo_of(mixed), PLAIN)
     assert torch.equal(carried(mixed), expected)
 
 
 def test_new_and_covered_places_are_the_enlarged_clip():
     clip = panning_clip(9, 4).copy()
     clip[4:, 32:56, 32:56] = 255 - clip[4:, 32:56, 32:56]  # something appears
-    expected = make_reference(downscale(clip, LOW), photo_of(clip), PLAIN)
+    expected = make_reference(MotionReference(downscale(clip, LOW)), photo_of(clip), PLAIN)
     added = (carried(clip) - expected).abs().mean(dim=1)[0]  # [T, H, W]
     inside = added[8, 16:80, 72:120].mean()
     assert inside > 0.05
@@ -94,9 +100,8 @@ def test_frames_do_not_depend_on_how_many_are_read_or_in_which_order(kind):
     clip = panning_clip(9, 4)
     whole = carried(clip, None if kind == "searched" else move(9, 1.0))
     given = None if kind == "searched" else move(9, 1.0)
-    with closing(
-        ReferenceFrames(downscale(clip, LOW), photo_of(clip), CARRIED, given)
-    ) as reference:
+    motion = MotionReference(downscale(clip, LOW), given)
+    with closing(ReferenceFrames(motion, photo_of(clip), CARRIED)) as reference:
         for start, stop in ((5, 9), (1, 5), (0, 1), (6, 7), (0, 3)):
             assert torch.equal(reference.read(start, stop), whole[:, :, start:stop])
 
@@ -104,9 +109,9 @@ def test_frames_do_not_depend_on_how_many_are_read_or_in_which_order(kind):
 def test_a_frame_depends_on_itself_the_first_and_the_photo_alone():
     clip = panning_clip(9, 4)
     low, photo = downscale(clip, LOW), photo_of(clip)
-    whole = make_reference(low, photo, CARRIED)
+    whole = make_reference(MotionReference(low), photo, CARRIED)
     some = [0, 3, 8]
-    assert torch.equal(make_reference(low[some], photo, CARRIED), whole[:, :, some])
+    assert torch.equal(make_reference(MotionReference(low[some]), photo, CARRIED), whole[:, :, some])
 
 
 def test_known_displacement_takes_the_place_of_the_search():
@@ -121,7 +126,7 @@ def test_known_displacement_takes_the_place_of_the_search():
 
 def test_displacement_of_another_clip_is_refused():
     clip = panning_clip(5, 4)
-    with pytest.raises(ShapeError, match=r"is \[4, 2, 24, 40\]; this clip needs \[5, 2, 24, 40\]"):
+    with pytest.raises(ShapeError, match=r"is \[4, 2, 24, 40\]; .* needs \[5, 2, 24, 40\]"):
         carried(clip, move(4, 1.0))
     broken = move(5, 1.0).clone()
     broken[2, 0, 3, 3] = torch.nan
@@ -189,7 +194,7 @@ def test_the_search_looks_only_so_far_ahead():
 def test_a_resumed_run_is_the_uninterrupted_one(done):
     pipe = tiny_pipeline()
     clip = panning_clip(17, 2, SIZE, SIZE)
-    low, image = downscale(clip, LOW), Image.fromarray(clip[0])
+    low, image = MotionReference(downscale(clip, LOW)), Image.fromarray(clip[0])
     config = pipe.configure(**{"stage2.reference_detail": "carried"})
     conditions = pipe.encode(image, "", config, Stopwatch())
     whole = list(pipe.synthesize(low, image, conditions, 3, config))
@@ -206,7 +211,8 @@ def test_segments_of_any_size_see_the_same_reference():
     windows = ([(0, 1), (0, 1, 2), (0, 2, 3, 4)], [(0, 1, 2, 3, 4)])
     latents = []
     for asked in windows:
-        with closing(HybridReference(downscale(clip, LOW), photo_of(clip), vae, CARRIED)) as own:
+        motion = MotionReference(downscale(clip, LOW))
+        with closing(HybridReference(motion, photo_of(clip), vae, CARRIED)) as own:
             latents.append([own.latents(window) for window in asked][-1])
     assert torch.equal(latents[0], latents[1][:, :, [0, 2, 3, 4]])
 

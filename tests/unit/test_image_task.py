@@ -37,14 +37,14 @@ def make_batch(side: int = 64) -> ImageBatch:
 def make_task(
     objective: ImageObjective,
     *,
-    in_channels: int = 768,
+    in_channels: int = 1536,
     parameterization: str = "velocity",
     **stage2: Any,
 ) -> ImageTask:
     torch.manual_seed(0)
     parts = tiny_components()
     transformer = SegmentTransformer3DModel(
-        in_channels=in_channels, out_channels=384, **TRANSFORMER
+        in_channels=in_channels, out_channels=768, **TRANSFORMER
     )
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.1)
     sampling = {"parameterization": parameterization}
@@ -71,7 +71,7 @@ def run(task: ImageTask, noisy: torch.Tensor, sigma: torch.Tensor, beside: Any) 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("in_channels", [384, 768])
+@pytest.mark.parametrize("in_channels", [768, 1536])
 @pytest.mark.parametrize("error_of", ["velocity", "clean"])
 def test_flow_is_that_of_a_clip_of_one_frame(in_channels: int, error_of: Any) -> None:
     task, batch = (
@@ -80,10 +80,10 @@ def test_flow_is_that_of_a_clip_of_one_frame(in_channels: int, error_of: Any) ->
     )
     loss = task.loss(batch, DRAW)
     latents = encode_clips(task.vae, batch.video)
-    assert latents.shape == (2, 384, 1, 8, 8)
+    assert latents.shape == (2, 768, 1, 8, 8)
     beside = (
         encode_clips(task.vae, degrade(batch.video, 4, Stage2Config(reference_start="motion")))
-        if in_channels == 768
+        if in_channels == 1536
         else None
     )
     sigma, noise = task.draw_sigma(DRAW), DRAW.noise_like(latents)

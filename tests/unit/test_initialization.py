@@ -35,9 +35,9 @@ def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
     torch.manual_seed(0)
     model = make_stage2_transformer(SIZE, TEXT_WIDTH)
     sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(384), sigmas)
+    initialize_stage2(model, torch.rand(768), sigmas)
     nn.init.normal_(model.proj_out.weight)
-    hidden_states = torch.randn(1, 768, 3, 4, 4)
+    hidden_states = torch.randn(1, 1536, 3, 4, 4)
     sigma = torch.tensor([[0.0, 0.9, 0.9]])
     tokenizer, encoder = (
         make_tokenizer(),
@@ -55,7 +55,7 @@ def test_stage2_starts_with_clean_frames_flagged() -> None:
     torch.manual_seed(0)
     model = make_stage2_transformer(SIZE, TEXT_WIDTH)
     sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(384), sigmas)
+    initialize_stage2(model, torch.rand(768), sigmas)
     embedder = model.condition_embedder
     levels = torch.cat([torch.zeros(1), sigmas]) * 1000
     features = embedder.act_fn(embedder.time_embedder(embedder.timesteps_proj(levels)))

@@ -20,7 +20,7 @@ def codec() -> BlockCodec:
 
 def test_codec_statistics_scale_the_material(codec: BlockCodec) -> None:
     mean = torch.tensor(codec.config["latents_mean"])
-    assert mean.nonzero().flatten().tolist() == [0, 256, 320]
+    assert mean.nonzero().flatten().tolist() == [0, 256, 512]
     latents = StreamingEncoder(codec).encode(torch.zeros(1, 3, 1, 64, 64))
     assert latents.isfinite().all()
     assert min(codec.config["latents_std"]) > 0
@@ -45,9 +45,9 @@ def test_small_versions_lose_high_frequencies() -> None:
 
 def test_statistics_of_small_cells_are_those_of_small_videos() -> None:
     codec = fit_codec(MATERIAL.clips, 4, 4)
-    assert codec.config["z_dim"] == len(codec.config["latents_std"]) == 96
+    assert codec.config["z_dim"] == len(codec.config["latents_std"]) == 192
     mean = torch.tensor(codec.config["latents_mean"])
-    assert mean.nonzero().flatten().tolist() == [0, 64, 80]
+    assert mean.nonzero().flatten().tolist() == [0, 64, 128]
     small = resize_video(frames_to_video(MATERIAL.clips[0][1:9]), 16, 16, "area")
     latents = codec.encode_frames(small)
     scaled = (latents - mean[:, None, None, None])[:, 1:16] / torch.tensor(

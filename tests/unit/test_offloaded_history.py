@@ -10,7 +10,7 @@ from swifti2v.models.causal_conv import History
 from swifti2v.models.frame_codec import fetch_history, store_history
 from swifti2v.models.placement import is_streamed, place
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
-from swifti2v.pipelines.transition import HybridReference
+from swifti2v.pipelines.transition import HybridReference, MotionReference
 from tests.tiny import SIZE, tiny_pipeline, tiny_vae
 
 CPU = torch.device("cpu")
@@ -83,7 +83,11 @@ def test_a_reference_encoded_in_larger_pieces_is_the_same(tile):
     photo = torch.rand(1, 3, 1, 64, 112) * 2 - 1
     kept, moved = (
         HybridReference(
-            clip, photo, tiny_vae(), Stage2Config(vae_tile=tile), offloads_history=offloads
+            MotionReference(clip),
+            photo,
+            tiny_vae(),
+            Stage2Config(vae_tile=tile),
+            offloads_history=offloads,
         )
         for offloads in (False, True)
     )

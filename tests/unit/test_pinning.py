@@ -57,7 +57,7 @@ def model() -> Any:
 def run(transformer: Any) -> torch.Tensor:
     torch.manual_seed(1)
     output: torch.Tensor = transformer(
-        torch.randn(1, 772, 2, 4, 4),
+        torch.randn(1, 1540, 2, 4, 4),
         torch.tensor([500.0]),
         torch.randn(1, 5, 16),
         return_dict=False,

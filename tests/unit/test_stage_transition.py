@@ -70,11 +70,11 @@ def test_a_sample_is_the_clip_scaled_down_and_redrawn(pipe, clip):
     small = resize_video(frames_to_video(clip), SIZE // 4, SIZE // 4, "area")
     conditions = pipe.encoder(_first(clip), "zoom")
     with torch.inference_mode():
-        video = pipe.stage1.redraw(
+        redrawn = pipe.stage1.redraw(
             small, conditions, sample.draw.seed, GENERATION.stage1, sample.draw.sigma
         )
     assert sample.frames.dtype == np.uint8
-    assert np.array_equal(sample.frames, video_to_frames(video))
+    assert np.array_equal(sample.frames, video_to_frames(redrawn.video))
 
 
 def test_the_less_noise_the_nearer_it_is_to_the_clip_through_the_vae(pipe, clip):

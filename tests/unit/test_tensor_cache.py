@@ -373,7 +373,7 @@ def test_the_fingerprint_of_a_model_tells_weights_dtype_and_configuration():
     with torch.no_grad():
         changed.get_parameter("bias")[7] += 1e-3
     others = [make(1), make(0).to(torch.bfloat16), changed, nn.Linear(300, 300, bias=False)]
-    codecs = [BlockCodec(latents_std=(std,) * 384) for std in (0.5, 1.0)]
+    codecs = [BlockCodec(latents_std=(std,) * 768) for std in (0.5, 1.0)]
     hashes = {own, *(fingerprint_model(model) for model in (*others, *codecs))}
     assert len(hashes) == 1 + len(others) + len(codecs)
     with pytest.raises(LoadingError, match="not in memory"):

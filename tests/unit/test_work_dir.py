@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from swifti2v.cli.work_dir import WorkDir
 from swifti2v.errors import InputError, MediaError
+from swifti2v.pipelines.transition import MotionReference
 
 PLAN: dict[str, Any] = {
     "seed": 1,
@@ -45,13 +46,16 @@ def test_nothing_is_made_before_the_start(tmp_path):
 def test_latents_and_motion_reference_come_back_exactly(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
     work_dir = started(tmp_path / "run")
-    work_dir.save_motion_reference(frames)
+    work_dir.save_motion_reference(MotionReference(frames))
     work_dir.save_segment(0, latents(0))
     work_dir.save_segment(2, latents(2)[..., ::2])
 
     again = started(tmp_path / "run", resume=True)
 
-    np.testing.assert_array_equal(again.load_motion_reference(), frames)
+    motion = again.load_motion_reference()
+    assert motion is not None
+    np.testing.assert_array_equal(motion.frames, frames)
+    assert motion.displacement is None
     assert list(again.finished) == [0, 2]
     assert torch.equal(again.finished[0], latents(0))
     assert torch.equal(again.finished[2], latents(2)[..., ::2])
