@@ -1,5 +1,7 @@
 """The structured start of nano's Stage II, and the ridge regression of an output layer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,12 @@ from swifti2v.models.text import encode_prompt
 from swifti2v.sampling import plan_sigmas
 from swifti2v.training.data import make_procedural_material
 from swifti2v.training.draws import Draw
-from swifti2v.training.initialization import fit_output_layer, initialize_stage2
+from swifti2v.training.initialization import (
+    CHANNELS,
+    LOW_CHANNELS,
+    fit_output_layer,
+    initialize_stage2,
+)
 from swifti2v.training.nano_codec import fit_codec, measure_residual
 from swifti2v.training.nano_config import INFERENCE_LEVELS, NanoConfig, TextEncoderConfig
 from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
@@ -35,9 +42,9 @@ def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
     torch.manual_seed(0)
     model = make_stage2_transformer(SIZE, TEXT_WIDTH)
     sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(768), sigmas)
+    initialize_stage2(model, torch.rand(CHANNELS), sigmas)
     nn.init.normal_(model.proj_out.weight)
-    hidden_states = torch.randn(1, 1536, 3, 4, 4)
+    hidden_states = torch.randn(1, 2 * CHANNELS, 3, 4, 4)
     sigma = torch.tensor([[0.0, 0.9, 0.9]])
     tokenizer, encoder = (
         make_tokenizer(),
@@ -51,11 +58,32 @@ def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
     torch.testing.assert_close(with_prompt, without, atol=1e-4, rtol=1e-4)
 
 
+def test_tokens_start_with_the_low_frequencies_of_their_reference() -> None:
+    """Which those are is read from the codec: a smooth picture has all of its energy in them."""
+    torch.manual_seed(0)
+    model: Any = make_stage2_transformer(SIZE, TEXT_WIDTH)
+    initialize_stage2(model, torch.rand(CHANNELS), torch.tensor(plan_sigmas(4)[:-1]))
+    ramp = torch.linspace(-0.5, 0.5, 32)
+    colours = torch.tensor([[1.0, 0.3, -0.8], [0.5, -0.9, 0.2]])
+    picture = colours[0][:, None, None] * ramp + colours[1][:, None, None] * ramp[:, None]
+    reference = BlockCodec().encode_frames(picture[None, :, None])
+    low = list(LOW_CHANNELS)
+    assert reference[:, low].square().sum() > 0.98 * reference.square().sum()
+    for channel in (0, CHANNELS // 3, CHANNELS * 2 // 3):  # the means of luma, Cb and Cr
+        assert channel in low
+    noise = torch.randn(reference.shape)
+    tokens = model.patch_embedding(torch.cat([noise, reference], dim=1))[0, : 4 * len(low), 0]
+    for patch in range(4):
+        own = reference[0, low, 0, patch // 2 :: 2, patch % 2 :: 2]
+        found = tokens[patch * len(low) : (patch + 1) * len(low)]
+        torch.testing.assert_close(found, 0.7 * own, atol=1e-5, rtol=1e-5)
+
+
 def test_stage2_starts_with_clean_frames_flagged() -> None:
     torch.manual_seed(0)
     model = make_stage2_transformer(SIZE, TEXT_WIDTH)
     sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(768), sigmas)
+    initialize_stage2(model, torch.rand(CHANNELS), sigmas)
     embedder = model.condition_embedder
     levels = torch.cat([torch.zeros(1), sigmas]) * 1000
     features = embedder.act_fn(embedder.time_embedder(embedder.timesteps_proj(levels)))
