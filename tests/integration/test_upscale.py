@@ -133,7 +133,8 @@ def test_finished_segments_with_the_first_frame_continue_a_run(pipe):
     whole = list(upscale(pipe, clip, config=config))
     rest = list(
         pipe.synthesize(
-            clip, first_frame(clip, config), pipe.encoder(first_frame(clip, config), ""), 0, config,
+            MotionReference(clip), first_frame(clip, config),
+            pipe.encoder(first_frame(clip, config), ""), 0, config,
             finished={0: whole[0].latents},
         )
     )  # fmt: skip

@@ -41,7 +41,7 @@ PHASES = (
 )
 
 
-def make_transformer(channels: int = 384, **size: int) -> SegmentTransformer3DModel:
+def make_transformer(channels: int = 768, **size: int) -> SegmentTransformer3DModel:
     torch.manual_seed(0)
     model: SegmentTransformer3DModel = SegmentTransformer3DModel(
         in_channels=2 * channels, out_channels=channels, **{**TRANSFORMER, **size}
@@ -112,11 +112,11 @@ def test_given_frames_reach_the_transformer_as_they_are_with_sigma_0():
     latents, reference = task.encode(batch)
     given = 1 + len(batch.segment.context)
     assert given == 2
-    assert torch.equal(inputs[:, :384, :given], latents[:, :, :given])
-    assert torch.equal(inputs[:, 384:], reference)
+    assert torch.equal(inputs[:, :768, :given], latents[:, :, :given])
+    assert torch.equal(inputs[:, 768:], reference)
     assert torch.equal(sigma[:, :given], torch.zeros(3, given))
     assert torch.equal(sigma[:, given:], task.draw_sigma(own)[:, None].expand_as(sigma[:, given:]))
-    assert not torch.equal(inputs[:, :384, given:], latents[:, :, given:])
+    assert not torch.equal(inputs[:, :768, given:], latents[:, :, given:])
     assert positions == list(range(len(batch.segment.window)))
     assert torch.equal(prompt, encode_prompts(batch.prompts))
 
@@ -132,8 +132,8 @@ def test_the_open_points_get_through():
     latents, reference = task.encode(batch)
     assert positions == list(batch.segment.window)
     assert positions[1] > 1
-    assert torch.equal(inputs[:, 384:, :2], latents[:, :, :2])
-    assert torch.equal(inputs[:, 384:, 2:], reference[:, :, 2:])
+    assert torch.equal(inputs[:, 768:, :2], latents[:, :, :2])
+    assert torch.equal(inputs[:, 768:, 2:], reference[:, :, 2:])
     assert torch.equal(sigma, task.draw_sigma(own)[:, None].expand_as(sigma))
 
 
@@ -147,7 +147,7 @@ def test_the_loss_is_the_segments_flow_loss(parameterization, limit):
     batch, own = load_later_segment(task)
     window = list(batch.segment.window)
     found = task.encode(batch)
-    latents, reference, noise = (torch.randn(3, 384, 5, 4, 4) for _ in range(3))
+    latents, reference, noise = (torch.randn(3, 768, 5, 4, 4) for _ in range(3))
     for whole, part in zip(
         (latents, reference, noise), (*found, own.noise_like(found[0])), strict=True
     ):
@@ -312,7 +312,7 @@ def test_a_fit_sample_wants_the_residual_of_the_target():
     ((inputs, sigma, _, _),) = seen
     latents, reference = task.encode(batch)
     assert torch.equal(sample.residual, (latents - reference)[:, :, 2:])
-    assert torch.equal(inputs[:, :384, :2], latents[:, :, :2])
+    assert torch.equal(inputs[:, :768, :2], latents[:, :, :2])
     assert (sigma[:, :2] == 0).all()
     assert (sigma[:, 2:] > 0).all()
 
@@ -359,7 +359,7 @@ def test_divided_and_loaded_by_workers_the_losses_are_the_same(tmp_path):
 
 
 def test_a_codec_of_other_cells_trains_too():
-    codec = BlockCodec(z_dim=96, scale_factor_spatial=4)
+    codec = BlockCodec(z_dim=192, scale_factor_spatial=4)
     task = make_task(vae=codec)
     batch, own = load_later_segment(task)
     assert task.encode(batch)[0].shape[-2:] == (8, 8)
