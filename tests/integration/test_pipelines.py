@@ -140,7 +140,9 @@ def test_nothing_reads_past_the_segment(pipe, image):
 
 def test_reference_is_encoded_only_as_far_as_asked_and_then_forgotten(pipe, image):
     motion = np.zeros((17, 16, 16, 3), dtype=np.uint8)
-    reference = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
+    reference = HybridReference(
+        MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae
+    )
     reference.latents((0, 1))
     assert "2/5 encoded" in repr(reference)
     reference.latents((0, 2, 3))
@@ -171,7 +173,9 @@ def test_a_reference_without_the_photo_keeps_the_photo_as_anchor(pipe, image):
     vae, photo = pipe.components.stage2_vae, image_to_tensor(image)
     motion = np.random.default_rng(1).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
     plain = HybridReference(MotionReference(motion), photo, vae)
-    other = HybridReference(MotionReference(motion), photo, vae, Stage2Config(reference_start="motion"))
+    other = HybridReference(
+        MotionReference(motion), photo, vae, Stage2Config(reference_start="motion")
+    )
     whole = resize_video(frames_to_video(motion), SIZE, SIZE, "lanczos")
     assert torch.equal(other.latents((0, 1, 2)), StreamingEncoder(vae).encode(whole))
     assert torch.equal(other.anchor(), plain.anchor())
@@ -216,14 +220,18 @@ def run_recorded(pipe: Any, image: Any, **settings: Any) -> tuple[Any, Any, Any,
     recorder = Recorder(pipe.components.stage2_transformer)
     stage2: Any = Stage2Pipeline(recorder, pipe.components.stage2_vae)  # type: ignore[arg-type]
     motion = np.random.default_rng(1).integers(0, 256, (25, 16, 16, 3), dtype=np.uint8)
-    reference = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
+    reference = HybridReference(
+        MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae
+    )
     latents = {0: reference.latents((0,))}
     conditions = Conditions(prompt_embeds=torch.randn(1, 4, 16))
     windows = []
     for done in stage2.stream(reference, conditions, 7, config):
         windows.append(done.segment)
         latents |= dict(zip(done.segment.target, done.latents.split(1, dim=2), strict=True))
-    full = HybridReference(MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae)
+    full = HybridReference(
+        MotionReference(motion), image_to_tensor(image), pipe.components.stage2_vae
+    )
     return recorder.calls, windows, latents, full.latents(tuple(range(7)))
 
 
@@ -339,7 +347,9 @@ def test_stage_one_is_the_plain_wan21_recipe(image):
     )
     assert ours.displacement is None  # it generates pixels alone
     assert expected.std() > 1e-3
-    torch.testing.assert_close((ours.video[0].transpose(0, 1) + 1) / 2, expected[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        (ours.video[0].transpose(0, 1) + 1) / 2, expected[0], atol=1e-4, rtol=0
+    )
 
 
 class ExplicitSigmas(diffusers.FlowMatchEulerDiscreteScheduler):

@@ -111,7 +111,9 @@ def test_a_frame_depends_on_itself_the_first_and_the_photo_alone():
     low, photo = downscale(clip, LOW), photo_of(clip)
     whole = make_reference(MotionReference(low), photo, CARRIED)
     some = [0, 3, 8]
-    assert torch.equal(make_reference(MotionReference(low[some]), photo, CARRIED), whole[:, :, some])
+    assert torch.equal(
+        make_reference(MotionReference(low[some]), photo, CARRIED), whole[:, :, some]
+    )
 
 
 def test_known_displacement_takes_the_place_of_the_search():

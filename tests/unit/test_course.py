@@ -95,9 +95,7 @@ def test_place_clock_and_sway_can_be_read_from_the_chart(seed, size):
 
     assert chart.shape == (3, 9, height, width)
     # Means over whole waves see no wave.
-    torch.testing.assert_close(
-        chart[2].mean(dim=(1, 2)), 2 * course.clock - 1, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(chart[2].mean(dim=(1, 2)), 2 * course.clock - 1, atol=1e-5, rtol=0)
     column = (torch.arange(width) + 0.5) / width * 2 - 1
     row = (torch.arange(height) + 0.5) / height * 2 - 1
     waves = chart[2] - chart[2].mean(dim=(1, 2), keepdim=True)

@@ -209,10 +209,10 @@ def _look(picture: NDArray[Any], view: View, points: Tensor) -> Tensor:
     """Colours ``[T, C, h, w]`` of a picture ``[H, W, C]`` at ``[T, h, w, 2]`` frame pixels."""
     sign = torch.tensor([-1.0 if view.is_mirrored else 1.0, 1.0])
     places = torch.tensor(view.center) + view.scale * sign * points  # picture pixels
-    lowest = (places.amin(dim=(0, 1, 2)) - 3).clamp(min=0).int().tolist()
-    starts = [min(at, side - 2) for at, side in zip(lowest, picture.shape[1::-1], strict=True)]
-    highest = places.amax(dim=(0, 1, 2)).int().tolist()
-    stops = [max(at + 4, start + 2) for at, start in zip(highest, starts, strict=True)]
+    whole = torch.tensor(picture.shape[1::-1])
+    places = whole - (places.remainder(2 * whole) - whole).abs()  # mirrored into the picture
+    starts = (places.amin(dim=(0, 1, 2)) - 3).clamp(min=0).int().tolist()
+    stops = (places.amax(dim=(0, 1, 2)) + 4).int().tolist()
     part = np.ascontiguousarray(picture[starts[1] : stops[1], starts[0] : stops[0]])
     shown = torch.tensor(part).permute(2, 0, 1).float()
     sides = torch.tensor([shown.shape[2], shown.shape[1]])
