@@ -28,7 +28,6 @@ from swifti2v.training.camera_motion import (
     View,
     draw_thing,
     draw_view,
-    even_course,
     make_scenes,
     place_in_front,
     render_move,
@@ -49,6 +48,7 @@ def smooth_picture() -> Frames:
 
 FLAT = Scene(smooth_picture(), None, None)
 CENTRAL = View(center=(SIDE / 2, SIDE / 2), scale=1.1)
+EVEN = Course(torch.linspace(0, 1, 5), torch.zeros(5, 3))
 SWAYING = Course(
     torch.linspace(0, 1, 5),
     torch.tensor([[0, 0, 0], [1, -0.5, 0.8], [2, 1, -1.5], [-1, 2, 1], [0.5, -2, 2.0]]),
@@ -58,7 +58,7 @@ SWAYING = Course(
 def of(
     name: str, scene: Scene = FLAT, view: View = CENTRAL, size: tuple[int, int] = SIZE
 ) -> tuple[Tensor, Tensor]:
-    course = SWAYING if name == "handheld" else even_course(5)
+    course = SWAYING if name == "handheld" else EVEN
     return render_move(scene, view, MOVES[name], course, size)
 
 
@@ -204,7 +204,7 @@ def test_a_thing_in_front_covers_what_is_behind_and_uncovers_it():
 @pytest.mark.parametrize("name", ["pan right", "zoom out", "roll left", "orbit left", "handheld"])
 def test_a_crop_is_that_of_the_whole(name, center, crop):
     """Even where the view reaches beyond the picture, which is mirrored there."""
-    view, course = replace(CENTRAL, center=center), even_course(5)
+    view, course = replace(CENTRAL, center=center), EVEN
     course = SWAYING if name == "handheld" else course
     top, left, height, width = crop
     whole = render_move(thing(), view, MOVES[name], course, SIZE)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from swifti2v.errors import InputError, MediaError
 from swifti2v.media import open_writer
+from swifti2v.training.camera_motion import MOVES
 from swifti2v.training.data import (
     Material,
     degrade,
@@ -86,15 +87,15 @@ def test_too_short_clips_are_named(folder: Path) -> None:
 
 
 def test_procedural_material_is_repeatable_and_moves() -> None:
-    sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": 9, "num_clips": 7}
+    sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": 9, "num_clips": len(MOVES)}
     first, again = (make_procedural_material(**sizes, seed=3) for _ in range(2))
     other = make_procedural_material(**sizes, seed=4)
-    assert [clip.shape for clip in first.clips] == [(9, HEIGHT, WIDTH, 3)] * 7
+    assert [clip.shape for clip in first.clips] == [(9, HEIGHT, WIDTH, 3)] * len(MOVES)
     for a, b, c in zip(first.clips, again.clips, other.clips, strict=True):
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)
     is_moving = [not np.array_equal(clip[0], clip[-1]) for clip in first.clips]
-    assert is_moving == [True] * 6 + [False]  # the last motion is "static"
+    assert is_moving == [name != "static" for name in MOVES]  # a hand moves, too
     assert all(still.std() > 5 for still in first.stills)
 
 

@@ -135,11 +135,6 @@ class View:
     """Whether left and right are exchanged."""
 
 
-def even_course(num_frames: int) -> Course:
-    """A clock that runs evenly from 0 to 1, and no sway."""
-    return Course(torch.linspace(0, 1, num_frames), torch.zeros(num_frames, 3))
-
-
 def draw_view(
     picture_size: tuple[int, int], frame_size: tuple[int, int], rng: np.random.Generator
 ) -> View:

@@ -23,8 +23,9 @@ from swifti2v.media import (
     video_to_frames,
 )
 from swifti2v.pipelines.camera_moves import MOVES
+from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.transition import MotionReference, make_reference
-from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, render_move
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def make_procedural_material(
         picture = _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))
         move = list(MOVES.values())[index % len(MOVES)]
         view = draw_view((2 * height, 2 * width), (height, width), rng)
-        course = even_course(num_frames)
+        course = draw_course(num_frames, int(rng.integers(2**62)))
         video, _ = render_move(Scene(picture, None, None), view, move, course, (height, width))
         clips.append(_to_frames(video.permute(1, 2, 3, 0)))
     pictures = [

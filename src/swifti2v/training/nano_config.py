@@ -131,7 +131,7 @@ class RedrawConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_clips: int = 84
-    """Clips; the seven motions in turn."""
+    """Clips; the moves of ``camera_motion.MOVES`` in turn."""
     sigma: tuple[float, float] = (0.6, 1.0)
     """Least and greatest noise level that Stage I starts from."""
     seed: int = 2

@@ -8,8 +8,9 @@ import torch
 from swifti2v.config import GenerationConfig
 from swifti2v.media import Frames, video_to_frames
 from swifti2v.pipelines.camera_moves import MOVES
+from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.draws import draws_of_step, split_batch
 from swifti2v.training.initialization import initialize_stage2
 from swifti2v.training.motion_prompts import ask_for
@@ -18,7 +19,7 @@ from swifti2v.training.precision import compute_in
 from swifti2v.training.run_config import RunConfig
 from swifti2v.training.stage2 import Stage2Task
 from swifti2v.training.stage2_sources import TransitionClip
-from swifti2v.training.stage_transition import TransitionConfig, make_transition_sample
+from swifti2v.training.stage_transition import TransitionConfig, draw_for, make_transition_sample
 
 NUM_START_BATCHES = 12
 """Batches whose references the start of Stage II is measured on."""
@@ -64,7 +65,8 @@ def redraw_motions(
         motion = list(MOVES)[index % len(MOVES)]
         picture = pictures[int(rng.integers(len(pictures)))]
         view = draw_view(picture.shape[:2], size, rng)
-        course = even_course(settings.num_frames)
+        # The course that Stage I is shown as well, so that both move alike.
+        course = draw_course(settings.num_frames, draw_for(transition, f"{index}").seed)
         video, _ = render_move(Scene(picture, None, None), view, MOVES[motion], course, size)
         frames = video_to_frames(video[None])
         prompt = ask_for(motion, rng)

@@ -9,9 +9,10 @@ from PIL import Image
 
 from swifti2v.media import open_writer, video_to_frames
 from swifti2v.pipelines.camera_moves import MOVES
+from swifti2v.pipelines.course import draw_course
 from swifti2v.shapes import PixelShape
 from swifti2v.storage import whole_file, write_whole
-from swifti2v.training.camera_motion import Scene, draw_view, even_course, render_move
+from swifti2v.training.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.data import draw_picture
 from swifti2v.training.motion_prompts import ask_for
 
@@ -57,7 +58,8 @@ def write_procedural_clips(
                 continue
             picture = video_to_frames(draw_picture(2 * size[0], 2 * size[1], rng)[None, :, None])[0]
             scene, view = Scene(picture, None, None), draw_view(picture.shape[:2], size, rng)
-            video, _ = render_move(scene, view, MOVES[motion], even_course(bucket.num_frames), size)
+            course = draw_course(bucket.num_frames, int(rng.integers(2**62)))
+            video, _ = render_move(scene, view, MOVES[motion], course, size)
             with (
                 whole_file(directory / name, ending=".mkv") as unfinished,
                 open_writer(
