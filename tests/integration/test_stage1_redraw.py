@@ -6,6 +6,7 @@ import torch
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.progress import Progress
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline, plan_redraw_sigmas
 from swifti2v.sampling import add_noise, denoise, draw_noise, plan_sigmas
@@ -52,7 +53,7 @@ def run_by_hand(
     sigmas: list[float],
 ) -> torch.Tensor:
     """The recipe of ``__call__``, written out; ``start`` takes the place of the still image."""
-    after = stage1.continue_image(image, NUM_FRAMES, 7, config)
+    after = stage1.continue_image(image, draw_course(NUM_FRAMES, 7), config)
     condition = stage1.prepare_condition(image, after)
     noise = draw_noise((768, 2, 4), range(3), 7, "cpu", stage="stage1")
     unexpected: list[torch.Tensor] = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.media import Frames
-from swifti2v.pipelines.course import Course, draw_course
+from swifti2v.pipelines.course import Course, draw_course, even_course
 from swifti2v.pipelines.displacement import move_photo
 from swifti2v.training.camera_motion import (
     MOVES,
@@ -48,7 +48,7 @@ def smooth_picture() -> Frames:
 
 FLAT = Scene(smooth_picture(), None, None)
 CENTRAL = View(center=(SIDE / 2, SIDE / 2), scale=1.1)
-EVEN = Course(torch.linspace(0, 1, 5), torch.zeros(5, 3))
+EVEN = even_course(5)
 SWAYING = Course(
     torch.linspace(0, 1, 5),
     torch.tensor([[0, 0, 0], [1, -0.5, 0.8], [2, 1, -1.5], [-1, 2, 1], [0.5, -2, 2.0]]),

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swifti2v.pipelines.course import SPEEDS, SWAY_CONTRAST, Course, draw_chart, draw_course
+from swifti2v.pipelines.course import (
+    SPEEDS,
+    SWAY_CONTRAST,
+    Course,
+    draw_chart,
+    draw_course,
+    even_course,
+)
 
 seeds = st.integers(0, 2**40)
 
@@ -69,6 +76,13 @@ def test_a_longer_clip_goes_on_swaying():
 @pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**70])
 def test_any_integer_is_a_seed(seed):
     assert draw_course(5, seed).clock.isfinite().all()
+
+
+def test_an_even_course_has_no_sway():
+    course = even_course(5)
+    assert course.clock.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert course.sway.shape == (5, 3)
+    assert not course.sway.any()
 
 
 def test_some_frames_of_a_course():

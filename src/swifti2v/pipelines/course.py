@@ -52,6 +52,11 @@ def draw_course(num_frames: int, seed: int) -> Course:
     return Course(torch.tensor(clock).float(), torch.tensor(sway).float())
 
 
+def even_course(num_frames: int) -> Course:
+    """Clock and sway of a clip that is known by its frames alone: it runs evenly, without a sway."""
+    return Course(torch.linspace(0, 1, num_frames), torch.zeros(num_frames, _SWAYS))
+
+
 def draw_chart(course: Course, height: int, width: int) -> Tensor:
     """Frames that show place and time: where a frame ends, how far the motion is, how a hand sways.
 

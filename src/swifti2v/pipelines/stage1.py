@@ -14,7 +14,7 @@ from swifti2v.media import video_to_frames
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.speed import attention_order
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
-from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.pipelines.course import Course, draw_chart, draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.progress import OnProgress, Progress
 from swifti2v.pipelines.transition import MotionReference
@@ -103,9 +103,8 @@ class Stage1Pipeline:
             NumericalError: The model returned NaN or infinity.
         """
         self._require_fit(PixelShape(num_frames, image.shape[3], image.shape[4]))
-        condition = self.prepare_condition(
-            image, self.continue_image(image, num_frames, seed, config)
-        )
+        after = self.continue_image(image, draw_course(num_frames, seed), config)
+        condition = self.prepare_condition(image, after)
         sampling = config.sampling
         sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
         still = self._still(condition)
@@ -144,7 +143,7 @@ class Stage1Pipeline:
         sigmas = plan_redraw_sigmas(config.sampling, sigma)
         self._require_fit(PixelShape(*video.shape[2:]))
         image = video[:, :, :1]
-        after = self.continue_image(image, video.shape[2], seed, config)
+        after = self.continue_image(image, draw_course(video.shape[2], seed), config)
         condition = self.prepare_condition(image, after)
         clean = StreamingEncoder(self.vae).encode(video)
         return self._sample(clean, image, condition, conditions, seed, config, sigmas, on_progress)
@@ -186,25 +185,23 @@ class Stage1Pipeline:
         first = condition[:, num_mask_channels:, :1]
         return first.expand(-1, -1, condition.shape[2], -1, -1)
 
-    def continue_image(
-        self, image: Tensor, num_frames: int, seed: int, config: Stage1Config
-    ) -> Tensor:
+    def continue_image(self, image: Tensor, course: Course, config: Stage1Config) -> Tensor:
         """What follows the image in the condition video.
 
         Args:
-            image: ``[1, 3, 1, H, W]``.
-            num_frames: T, the image included.
-            seed: Of the course that the chart shows.
+            image: ``[B, 3, 1, H, W]``.
+            course: Of the T frames, the image included; the chart shows it.
             config: Says whether it is grey or a chart.
 
         Returns:
-            ``[1, 3, T - 1, H, W]``.
+            ``[B, 3, T - 1, H, W]``.
         """
         height, width = image.shape[-2:]
+        num_frames = len(course.clock)
         if config.condition == "zeros":
             return torch.zeros_like(image).expand(-1, -1, num_frames - 1, -1, -1)
-        course = draw_course(num_frames, seed).at(list(range(1, num_frames)))
-        return draw_chart(course, height, width)[None].to(image)
+        chart = draw_chart(course.at(list(range(1, num_frames))), height, width)
+        return chart.to(image).expand(len(image), -1, -1, -1, -1)
 
     def prepare_condition(self, image: Tensor, after: Tensor) -> Tensor:
         """Mask and image latents, as Wan2.1-I2V lays them out.

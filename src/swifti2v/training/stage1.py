@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swifti2v.config import Stage1Config
 from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.pipelines.course import even_course
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.training.draws import Draw
 from swifti2v.training.latents import each_clip, encode_clips
@@ -91,13 +92,13 @@ class Stage1Task:
         weight = self.channel_weight
         predict = self.predictor(batch, latents)
         displacements: list[Tensor] = []
+        with torch.no_grad():
+            photo = self.pipeline.decode(latents[:, :, :1])
 
         def model(noisy: Tensor, sigma: Tensor) -> Tensor:
             output = predict(noisy, sigma)
             if self.stage1.motion == "latents":
                 return output
-            assert isinstance(batch, Stage1Batch)
-            photo = batch.video[:, :, :1].to(output.device)
             residual, displacement = self.pipeline.read_motion(output, photo, still)
             displacements.append(displacement)
             return residual
@@ -167,11 +168,11 @@ class Stage1Task:
                 lambda v: self.pipeline.prepare_condition(v[:, :, :1], v[:, :, 1:]),
                 videos,
             )
-        num_frames = batch.video.shape[2]
+        course = even_course(batch.video.shape[2])
         return each_clip(
             self.vae,
             lambda photo: self.pipeline.prepare_condition(
-                photo, torch.zeros_like(photo).expand(-1, -1, num_frames - 1, -1, -1)
+                photo, self.pipeline.continue_image(photo, course, self.stage1)
             ),
             photos,
         )

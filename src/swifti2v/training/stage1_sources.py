@@ -41,7 +41,8 @@ class Stage1Batch:
     prompts: tuple[str, ...]
     """Of the b samples."""
     after: Tensor | None = None
-    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for grey."""
+    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for that of
+    ``even_course``: ``video`` is a whole clip, and nobody knows more of it."""
     displacement: Tensor | None = None
     """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
 
