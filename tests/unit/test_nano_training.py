@@ -17,17 +17,21 @@ from torch import Tensor
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.training.camera_motion import CAMERA_MOTIONS
 from swifti2v.training.data import make_procedural_material
 from swifti2v.training.draws import Draw
+from swifti2v.training.motion_prompts import draw_prompt
 from swifti2v.training.nano import NanoTraining, train_nano
 from swifti2v.training.nano_assembly import round_weights
 from swifti2v.training.nano_budget import MINUTES_SHARE, limit_minutes, limit_steps
 from swifti2v.training.nano_config import NanoConfig
-from swifti2v.training.nano_models import make_stage2_transformer
+from swifti2v.training.nano_models import (
+    PatchLinear,
+    make_stage1_transformer,
+    make_stage2_transformer,
+)
 from swifti2v.training.run_config import PhaseConfig
 from swifti2v.training.run_log import StepMetrics
-from swifti2v.training.text_encoder import TextTask
+from swifti2v.training.text_encoder import TextTask, label_prompt
 from tests.regression import losses, make_trainer
 
 SETTINGS: dict[str, Any] = {
@@ -39,7 +43,8 @@ SETTINGS: dict[str, Any] = {
     "text": {"width": 32, "num_layers": 1, "run": {"batch_size": 2}},
     "stage1": {
         "size": {"num_heads": 2, "num_layers": 2},
-        "num_fit_batches": 2,
+        "run": {"batch_size": 2},
+        "num_frames": {9: 0.5, 17: 0.5},
         "num_drawn_frames": {1: 0.75, 4: 0.25},
     },
     "stage2": {
@@ -61,7 +66,7 @@ SETTINGS: dict[str, Any] = {
 }
 TINY = parse_config(NanoConfig, SETTINGS, "tests")
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
-PARTS = ("text", "motion_start", "stage1", "stage2")
+PARTS = ("text", "stage1", "stage2")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ def test_stopped_in_every_part_it_ends_with_the_same_weights(
 ) -> None:
     config, output = limit_steps(TINY, 3), tmp_path / "out"
     for part, step in (
-        ("text", 2), ("motion_start", 1), ("stage1", 2), ("stage2", 1), ("stage2", 4),
+        ("text", 2), ("stage1", 2), ("stage2", 1), ("stage2", 4),
     ):  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
             train_nano(config, output, resume=True, on_step=stop_at(part, step))
@@ -169,12 +174,11 @@ def test_lengths_that_no_clip_has_are_left_out_or_refused(tmp_path: Path) -> Non
 
 def test_the_text_encoder_learns_to_tell_motions_apart(tmp_path: Path) -> None:
     task = TextTask(TINY.text, torch.device("cpu"))
-    batch = task.load_batch(Draw(seed=0, step=0, batch_size=40, indices=tuple(range(40))))
-    for prompt, label in zip(batch.ids, batch.labels.tolist(), strict=True):
-        motion = CAMERA_MOTIONS[label]
-        if motion.startswith(("pan", "tilt", "zoom")):
-            assert motion.split()[1] in prompt.lower() or motion.startswith(("tilt", "zoom"))
-    assert set(batch.labels.tolist()) == set(range(7))
+    own = Draw(seed=0, step=0, batch_size=40, indices=tuple(range(40)))
+    batch = task.load_batch(own)
+    drawn = [draw_prompt(rng) for rng in own.samples()]
+    assert batch.ids == tuple(prompt.text for prompt in drawn)
+    assert batch.labels.tolist() == [list(label_prompt(prompt)) for prompt in drawn]
     optimizer = replace(TINY.text.phases[0].optimizer, learning_rate=5e-3, decay="constant")
     phases = (PhaseConfig(steps=100, optimizer=optimizer),)
     make_trainer(tmp_path, task, phases, batch_size=16, ema_decay=None).run()
@@ -187,7 +191,6 @@ def test_impossible_settings_are_refused() -> None:
         ({"height": 90}, "height 90"),
         ({"height": 392}, "height 392"),  # a multiple of 8 that is no whole token of Stage I
         ({"num_frames": 10}, "num_frames 10"),
-        ({"num_frames": 5}, "draws up to 8 of the 1"),
         ({"stage2": {"crop": 100}}, "multiple of 16"),
         ({"stage2": {"crop": 512}}, "larger than the clips"),
         ({"stage2": {"num_fit_batches": 0}}, "num_fit_batches is 0"),
@@ -195,10 +198,13 @@ def test_impossible_settings_are_refused() -> None:
         ({"stage2": {"phases": [{"steps": 1, "mix": {"clips": 0}}]}}, "mix is"),
         ({"stage2": {"phases": [{"steps": 1, "minutes": 1}]}}, "minutes or steps"),
         ({"stage1": {"size": {"num_heads": 1}}}, "1 heads"),
-        ({"stage1": {"size": {"num_layers": 1}}}, "at least 2"),
-        ({"stage1": {"run": {"batch_size": 8}}}, "batch_size is 8; .* seven motions"),
+        ({"stage1": {"size": {"num_layers": 0}}}, "0 layers"),
         ({"stage1": {"num_drawn_frames": {}}}, "num_drawn_frames is"),
-        ({"stage1": {"motion_start": {"steps": 0}}}, "above 0"),
+        ({"stage1": {"num_drawn_frames": {0: 1.0}}}, "at least one frame"),
+        ({"stage1": {"num_frames": {}}}, "stage1: num_frames is"),
+        ({"stage1": {"num_frames": {33: 0.5, 34: 0.5}}}, "4k \\+ 1"),
+        ({"stage1": {"aspects": {}}}, "aspects is"),
+        ({"stage1": {"aspects": {1.5: 0.5, 20: 0.5}}}, r"must be in \[0.1, 10\]"),
         ({"text": {"width": 33}}, "multiple of 32"),
         ({"text": {"phases": [{"steps": 1, "minutes": 1}]}}, "minutes or steps"),
         ({"text": {"run": {"seed": -1}}}, "seed is -1"),
@@ -215,7 +221,6 @@ def test_budgets_are_shared_out() -> None:
     assert limit_minutes(NanoConfig(), 500).stage2.redraw == NanoConfig().stage2.redraw
     phases = {
         "text": config.text.phases,
-        "motion_start": (config.stage1.motion_start,),
         "stage1": config.stage1.phases,
         "stage2": config.stage2.phases,
     }
@@ -245,3 +250,53 @@ def test_rounding_keeps_the_small_parts_exact() -> None:
     assert dtypes["proj_out.weight"] == torch.bfloat16
     assert dtypes["scale_shift_table"] == torch.float32
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_stage1_trains_at_the_size_of_the_model_and_of_other_aspects() -> None:
+    sizes = NanoConfig().low_sizes
+    assert next(iter(sizes)) == (96, 160)  # the default size of the output by the downscale
+    assert sum(sizes.values()) == pytest.approx(1)
+    for (height, width), share in sizes.items():
+        assert height % 8 == width % 8 == 0  # whole tokens
+        assert 0.85 < height * width / (96 * 160) < 1.15
+        assert share > 0
+    by_aspect = {round(width / height, 1): share for (height, width), share in sizes.items()}
+    assert set(by_aspect) >= {1.7, 1.0, 0.6}
+    one = replace(NanoConfig(), stage1=replace(NanoConfig().stage1, aspects={1.0: 0.4, 1.01: 0.6}))
+    assert list(one.low_sizes.values()) == [pytest.approx(1.0)]  # the same after rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_are_those_of_the_convolution(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    own = PatchLinear(6, 10, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+    plain = torch.nn.Conv3d(6, 10, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+    plain.load_state_dict(own.state_dict())
+    latents = torch.randn(2, 6, 3, 8, 4, requires_grad=True)
+    found, expected = own(latents), plain(latents)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(expected)
+    for name in ("weight", "bias"):
+        gradients = [
+            torch.autograd.grad(out, getattr(layer, name), upstream, retain_graph=True)[0]
+            for layer, out in ((own, found), (plain, expected))
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = own(latents)
+    torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0.05)
+    output.float().square().sum().backward()
+    for gradient in (own.weight.grad, own.bias.grad, latents.grad):
+        assert gradient is not None
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [make_stage1_transformer, make_stage2_transformer])
+def test_new_transformers_read_their_patches_as_a_product(make: Any) -> None:
+    model = make(TINY.stage1.size, TINY.text.width)
+    assert isinstance(model.patch_embedding, PatchLinear)
+    assert not model.proj_out.weight.any()
+    assert not model.proj_out.bias.any()
+    channels = {make_stage1_transformer: (388, 200), make_stage2_transformer: (1536, 768)}[make]
+    assert (model.config["in_channels"], model.config["out_channels"]) == channels

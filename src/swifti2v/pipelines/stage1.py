@@ -176,6 +176,20 @@ class Stage1Pipeline:
         latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
         return Stage1Clip(self.decode(latents), displacements[-1] if displacements else None)
 
+    def require_motion(self, config: Stage1Config) -> None:
+        """Refuse a kind of motion that the transformer was not made for.
+
+        Raises:
+            ConfigError: Its channels are those of the other kind.
+        """
+        own = int(self.transformer.config["out_channels"])
+        extra = 2 * self.scale.time if config.motion == "displacement" else 0
+        if own != int(self.vae.config["z_dim"]) + extra:
+            raise ConfigError(
+                f"stage1.motion is {config.motion}, but this Stage I generates the other kind: "
+                "leave stage1.motion as the model has it"
+            )
+
     def _require_fit(self, pixels: PixelShape) -> None:
         LatentShape.from_pixel_shape(pixels, self.scale, int(self.vae.config["z_dim"]))
 

@@ -203,14 +203,16 @@ class SwiftI2VPipeline:
 
         Raises:
             ShapeError: Naming the nearest values that fit.
-            ConfigError: Stage II would not see the motion reference, or the transformers were
-                loaded with other 8-bit layers or compilation than the settings ask for.
+            ConfigError: Stage II would not see the motion reference, Stage I tells another kind of
+                motion, or the transformers were loaded with other 8-bit layers or compilation than
+                the settings ask for.
         """
         for stage, loaded in self.components.speed.items():
             require_prepared(loaded, getattr(config, stage).speed, stage)
         pixels = PixelShape(config.num_frames, config.height, config.width)
         if with_stage1:
             # Stage I works at a fraction of the size, so its sides are the stricter rule.
+            self.stage1.require_motion(config.stage1)
             stage1 = self.stage1.scale
             pixels.require_fit(stage1._replace(space=stage1.space * config.stage1.downscale))
         stage2, attention = self.stage2.scale, config.stage2.attention

@@ -64,15 +64,13 @@ class Stage1TrainingConfig:
         )
     )
     aspects: dict[float, float] = field(
-        default_factory=lambda: {5 / 3: 0.5, 4 / 3: 0.14, 1: 0.08, 3 / 4: 0.14, 3 / 5: 0.14}
+        default_factory=lambda: {1.6667: 0.5, 1.3333: 0.14, 1.0: 0.08, 0.75: 0.14, 0.6: 0.14}
     )
     """Widths of the clips over their heights, with the part of the steps that take each; their area
     is about that of the model's default size."""
     num_frames: dict[int, float] = field(default_factory=lambda: {33: 0.7, 81: 0.2, 321: 0.1})
     """Frames of the clips, 4k + 1, with the part of the steps that take each."""
-    num_drawn_frames: dict[int, float] = field(
-        default_factory=lambda: {1: 0.4, 3: 0.3, 8: 0.25, 24: 0.05}
-    )
+    num_drawn_frames: dict[int, float] = field(default_factory=lambda: {1: 0.7, 3: 0.25, 8: 0.05})
     """Latent frames drawn from a clip besides the photo's, with the part of the steps that draw so
     many; the chart tells their time. Short clips give all they have."""
     run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=8, ema_decay=0.998))
