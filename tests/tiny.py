@@ -7,7 +7,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -25,6 +25,12 @@ SETTINGS: dict[str, Any] = {
     "stage1": {"sampling": {"num_inference_steps": 2}},
     "stage2": {"segment_size": 1, "sampling": {"num_inference_steps": 2}},
 }
+DISPLACING: dict[str, Any] = {
+    "condition": "chart",
+    "motion": "displacement",
+    "sampling": {"parameterization": "reference_residual"},
+}
+"""Settings of a Stage I that generates displacement."""
 TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 1,
     "attention_head_dim": 24,
@@ -36,11 +42,12 @@ TRANSFORMER: dict[str, Any] = {
 }
 
 
-def tiny_components(seed: int = 0) -> Components:
+def tiny_components(seed: int = 0, *, displaces: bool = False) -> Components:
     """All models, in float32 on the CPU.
 
     Args:
         seed: Of the weights.
+        displaces: Stage I generates displacement besides the latents.
     """
     torch.manual_seed(seed)
     text_config = UMT5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -49,7 +56,9 @@ def tiny_components(seed: int = 0) -> Components:
     parts = Components(
         text_encoder=UMT5EncoderModel(text_config),
         tokenizer=ByT5Tokenizer(extra_ids=0),
-        stage1_transformer=stage1(in_channels=1540, out_channels=768, **TRANSFORMER),
+        stage1_transformer=stage1(
+            in_channels=1540, out_channels=776 if displaces else 768, **TRANSFORMER
+        ),
         stage1_vae=codec,
         stage2_transformer=SegmentTransformer3DModel(
             in_channels=1536, out_channels=768, **TRANSFORMER
@@ -72,7 +81,8 @@ def tiny_vae(seed: int = 0) -> AutoencoderKLWan:
     return vae.eval().requires_grad_(False)
 
 
-def tiny_pipeline(seed: int = 0) -> SwiftI2VPipeline:
+def tiny_pipeline(seed: int = 0, *, displaces: bool = False) -> SwiftI2VPipeline:
     """Both stages; 17 frames of 64x64 in four segments of two steps each."""
-    config = parse_config(GenerationConfig, SETTINGS, "tests.tiny")
-    return SwiftI2VPipeline(tiny_components(seed), config)
+    own = {"stage1": DISPLACING} if displaces else {}
+    config = parse_config(GenerationConfig, merge(SETTINGS, own), "tests.tiny")
+    return SwiftI2VPipeline(tiny_components(seed, displaces=displaces), config)

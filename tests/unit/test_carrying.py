@@ -20,6 +20,7 @@ from swifti2v.media import frames_to_video
 from swifti2v.media.flow import optical_flow
 from swifti2v.models.sources import find_model
 from swifti2v.pipelines import carrying
+from swifti2v.pipelines.displacement import enlarge
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.transition import (
     HybridReference,
@@ -126,10 +127,36 @@ def test_known_displacement_takes_the_place_of_the_search():
     assert (wrong - truth).abs().mean() > 4 * (exact - truth).abs().mean()
 
 
+@pytest.mark.parametrize("cell", [2, 4, 8])
+def test_displacement_of_cells_is_that_of_their_pixels(cell):
+    """A field that is straight between the cells' centres, as Stage I's is read."""
+    clip = panning_clip(5, 4)
+    height, width = HEIGHT // LOW, WIDTH // LOW
+    cells = move(5, 1.0)[..., ::cell, ::cell].clone()
+    row = torch.arange(height // cell)[:, None] * cell
+    cells[:, 1] += 0.01 * row * torch.arange(5).view(-1, 1, 1)
+    pixels = enlarge(cells.transpose(0, 1)[None], height, width)[0].transpose(0, 1)
+    assert pixels.shape == (5, 2, height, width)
+    found, expected = carried(clip, cells), carried(clip, pixels)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert not torch.equal(found, carried(clip, move(5, 1.0)))
+
+
+def test_the_same_displacement_in_cells_and_in_pixels_is_carried_alike():
+    clip = panning_clip(5, 4)
+    pixels = move(5, 1.0)
+    torch.testing.assert_close(
+        carried(clip, pixels[..., ::4, ::4]), carried(clip, pixels), atol=1e-4, rtol=0
+    )
+
+
 def test_displacement_of_another_clip_is_refused():
     clip = panning_clip(5, 4)
     with pytest.raises(ShapeError, match=r"is \[4, 2, 24, 40\]; .* needs \[5, 2, 24, 40\]"):
         carried(clip, move(4, 1.0))
+    for wrong in (move(5, 1.0)[..., :5, :], move(5, 1.0)[..., :7], move(5, 1.0)[:, :1]):
+        with pytest.raises(ShapeError, match="or whole parts of the sides"):
+            carried(clip, wrong)
     broken = move(5, 1.0).clone()
     broken[2, 0, 3, 3] = torch.nan
     with pytest.raises(NumericalError, match="has NaN or infinity"):

@@ -8,10 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
-from swifti2v.training.objectives import flow_loss, segment_flow_loss, window_flow_loss
+from swifti2v.training.objectives import (
+    displacement_loss,
+    flow_loss,
+    segment_flow_loss,
+    window_flow_loss,
+)
 
 PARAMETERIZATIONS: tuple[Parameterization, ...] = get_args(Parameterization)
 CHANNELS, SIDE, FRAMES, BATCH = 3, 2, 9, 2
@@ -232,3 +238,34 @@ def test_bfloat16_outputs_are_compared_in_float32() -> None:
         segment_flow_loss(fixed(output), latents, reference, segment, sigma, noise),
     ):
         assert loss.dtype == torch.float32
+
+
+def test_a_displacement_that_is_true_at_the_cells_costs_nothing() -> None:
+    truth = torch.randn(2, 2, 5, 8, 12)
+    cells = F.avg_pool3d(truth, (1, 4, 4))
+    assert not displacement_loss(cells, truth).any()
+    assert displacement_loss(cells + 0.1, truth).min() > 0
+    assert not displacement_loss(truth, truth).any()  # cells of a pixel
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(0.2, 0.2**2 / 0.8), (0.4, 0.2), (-0.4, 0.2), (3.0, 2.8), (-3.0, 2.8)],
+)
+def test_a_displacements_error_is_squared_where_small_and_absolute_where_large(
+    error: float, expected: float
+) -> None:
+    truth = torch.zeros(2, 2, 5, 8, 12)
+    wrong = torch.zeros(2, 2, 5, 2, 3)
+    wrong[1] = error
+    torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected]))
+    wrong[1, 1] = 0  # columns alone: half of all
+    torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected / 2]))
+
+
+def test_the_first_frame_has_no_displacement_to_be_wrong() -> None:
+    truth, own = torch.zeros(1, 2, 5, 8, 12), torch.zeros(1, 2, 5, 2, 3)
+    own[:, :, 0] = 7
+    assert not displacement_loss(own, truth).any()
+    own[:, :, 4] = 1  # one of four frames that count
+    torch.testing.assert_close(displacement_loss(own, truth), torch.tensor([0.8 / 4]))

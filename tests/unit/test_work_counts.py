@@ -14,6 +14,7 @@ from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import Tiling, count_decoder
 from swifti2v.planning.work import ClipCounter
+from tests.tiny import tiny_pipeline
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 TEXT, CLIP = 512, 257
@@ -281,6 +282,29 @@ def test_guidance_asks_every_model_twice():
 
     for stage in ("text", "stage2"):
         assert twice[stage].count.flops == 2 * once[stage].count.flops
+
+
+def test_moving_the_photo_counts_once_a_step_however_guided(tmp_path):
+    tiny_pipeline(displaces=True).save_pretrained(tmp_path)
+    models = Models(tmp_path, torch.float32)
+    plain = parse_config(GenerationConfig, models.index.settings, "tiny")
+    counter = ClipCounter(models, plain)
+    pipeline = counter._stage1()
+    photo = torch.empty(1, 3, 1, 16, 16, device=META)
+    output, still = (torch.empty(1, n, 5, 2, 2, device=META) for n in (776, 768))
+    once = count(lambda: pipeline.read_motion(output, photo, still))
+    assert once.flops > 0
+    for num_steps, guidance_scale in ((1, 1.0), (3, 1.0), (3, 5.0)):
+        sampling = replace(
+            plain.stage1.sampling, num_inference_steps=num_steps, guidance_scale=guidance_scale
+        )
+        moving = replace(plain.stage1, sampling=sampling)
+        with_it, without = (
+            ClipCounter(models, replace(plain, stage1=stage1)).count().stages["stage1"].count
+            for stage1 in (moving, replace(moving, motion="latents"))
+        )
+        assert with_it.flops - without.flops == num_steps * once.flops
+        assert with_it.eager_bytes > without.eager_bytes
 
 
 def test_a_clip_of_the_user_needs_no_stage1():

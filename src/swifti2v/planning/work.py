@@ -184,16 +184,18 @@ class ClipCounter:
 
     def _count_stage1(self) -> StageWork:
         sampling = self.config.stage1.sampling
-        num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
+        num_steps = _num_steps(sampling)
+        num_calls = num_steps * (2 if sampling.guidance_scale > 1 else 1)
         forward = self.models.count_layers("stage1_transformer", self._run_stage1)
         pipeline = self._stage1()
         decode = _count_frames(
             lambda n: pipeline.decode(_empty(self.small._replace(num_frames=n))),
             self.small.num_frames,
         )
-        call = replace(forward, kept_bytes=0) + self._count_displacement(pipeline)
+        calls = replace(forward, kept_bytes=0) * num_calls
+        moved = self._count_displacement(pipeline) * num_steps
         return StageWork(
-            count=replace(call * num_calls + decode, kept_bytes=0),
+            count=replace(calls + moved + decode, kept_bytes=0),
             passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
             is_float8=self.models.linear.get("stage1_transformer") == "float8",
         )
