@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.command_line import (
     LOSSLESS,
@@ -17,6 +19,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
+from tests.tiny import tiny_pipeline
 
 
 @pytest.mark.parametrize("num_finished", range(5))
@@ -40,6 +43,29 @@ def test_a_resumed_run_gives_the_same_video(model, photo, tmp_path, num_finished
         "plan.json",
         *(f"segment_{index:04d}.safetensors" for index in range(4)),
     ]
+
+
+@pytest.mark.parametrize("damages_motion", [False, True])
+def test_displacement_is_resumed_with_the_motion_reference(photo, tmp_path, damages_motion):
+    """Detail is carried along it, so that another one would be seen."""
+    pipe = tiny_pipeline(displaces=True)
+    torch.nn.init.normal_(pipe.stage1.transformer.proj_out.bias, std=0.5)
+    model, work = tmp_path / "model", tmp_path / "work"
+    pipe.save_pretrained(model)
+    carried = (*LOSSLESS, "--set", "stage2.reference_detail=carried", "--work-dir", work)
+    succeed(generate(model, photo, tmp_path / "whole.mkv", *carried))
+    stored = work / "motion_reference.safetensors"
+    content = stored.read_bytes()
+    assert load_file(stored)["displacement"].abs().max() > 0.5
+    (work / "segment_0002.safetensors").unlink()
+    if damages_motion:
+        stored.write_bytes(content[:-1])
+
+    result = succeed(generate(model, photo, tmp_path / "b.mkv", *carried, "--resume"))
+
+    assert ("motion_reference.safetensors is damaged" in result.stderr) == damages_motion
+    assert stored.read_bytes() == content
+    assert_same_frames(tmp_path / "b.mkv", tmp_path / "whole.mkv")
 
 
 def test_a_damaged_segment_is_made_again_with_a_note(model, photo, tmp_path):
