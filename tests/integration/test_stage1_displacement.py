@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,19 +154,23 @@ def test_the_motion_reference_is_the_clip_in_frames(conditions, photo):
     assert torch.equal(motion.displacement[3], clip.displacement[0, :, 3])
 
 
+def refuse_to_fit(pipe: SwiftI2VPipeline, changes: dict[str, Any]) -> None:
+    next(pipe.stream(Image.new("RGB", (SIZE, SIZE)), "", config=pipe.configure(**changes)))
+
+
 def test_a_model_of_the_other_kind_is_refused_before_any_work(tmp_path):
     displacing, plain = tiny_pipeline(displaces=True), tiny_pipeline()
     image = Image.new("RGB", (SIZE, SIZE))
     with pytest.raises(ConfigError, match=r"stage1\.motion is latents, but .* the other kind"):
-        displacing(image, "", **{"stage1.motion": "latents"})
+        refuse_to_fit(displacing, {"stage1.motion": "latents"})
     changes = {
         "stage1.motion": "displacement",
         "stage1.sampling.parameterization": "reference_residual",
     }
     with pytest.raises(ConfigError, match=r"stage1\.motion is displacement"):
-        plain(image, "", **changes)
+        refuse_to_fit(plain, changes)
     with pytest.raises(ConfigError, match="parameterization is reference_residual, not velocity"):
-        plain(image, "", **{"stage1.motion": "displacement"})
+        refuse_to_fit(plain, {"stage1.motion": "displacement"})
     displacing.save_pretrained(tmp_path / "right")
     again = SwiftI2VPipeline.from_pretrained(tmp_path / "right", device="cpu")
     assert np.array_equal(again(image, "").frames, displacing(image, "").frames)
@@ -211,7 +217,7 @@ def test_a_run_resumed_from_its_work_dir_makes_the_same_frames(tmp_path, done):
     assert not np.array_equal(np.concatenate(frames), np.concatenate([s.frames for s in whole]))
 
 
-def stored_motion(directory) -> MotionReference:
+def stored_motion(directory: Path) -> MotionReference:
     work_dir = WorkDir(directory, resume=False)
     work_dir.start({"seed": 1})
     rng = np.random.default_rng(0)

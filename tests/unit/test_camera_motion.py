@@ -189,8 +189,8 @@ def test_near_things_move_more_than_far_ones(name):
 def test_a_thing_in_front_covers_what_is_behind_and_uncovers_it():
     scene = thing()
     video, _ = of("orbit right", scene)
-    behind, _ = of("orbit right", Scene(scene.behind, None, None))
     assert scene.behind is not None
+    behind, _ = of("orbit right", Scene(scene.behind, None, None))
     # The disc moves to the left by more than its width would need; right of it is the background.
     row = video[:, -1, SIZE[0] // 2] - behind[:, -1, SIZE[0] // 2]
     covered = row.abs().amax(dim=0) > 0.1

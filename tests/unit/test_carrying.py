@@ -29,6 +29,8 @@ from swifti2v.pipelines.transition import (
     make_reference,
 )
 from swifti2v.pipelines.upscale import second_pass
+from swifti2v.shapes import Crop
+from swifti2v.training.clip_references import carry_known
 from tests.evaluation_clips import panning_clip
 from tests.tiny import SIZE, tiny_pipeline
 
@@ -261,3 +263,32 @@ def test_presets_say_what_is_carried():
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)
         assert config.stage2.reference_detail == wanted
+
+
+@pytest.mark.parametrize("kind", ["searched", "given", "none"])
+@pytest.mark.parametrize("crop", [Crop(0, 0, 32, 48), Crop(24, 60, 48, 64), Crop(64, 112, 32, 48)])
+def test_a_crop_of_a_reference_is_cut_from_the_whole(kind, crop):
+    clip = panning_clip(5, 4)
+    motion = MotionReference(downscale(clip, LOW), move(5, 1.0) if kind == "given" else None)
+    config = PLAIN if kind == "none" else CARRIED
+    with closing(ReferenceFrames(motion, photo_of(clip), config)) as reference:
+        whole = reference.read(0, 5)
+        part = reference.read_crop([0, 2, 4], crop)
+    expected = whole[:, :, [0, 2, 4]][..., crop.rows, crop.columns]
+    assert part.shape == (1, 3, 3, crop.height, crop.width)
+    torch.testing.assert_close(part, expected, atol=1e-4, rtol=0)
+
+
+def test_detail_along_a_known_motion_is_that_of_the_same_displacement_given():
+    clip = panning_clip(5, 4)
+    video, crop = frames_to_video(clip)[0], Crop(8, 32, 80, 96)
+    pixels = torch.zeros(2, 5, HEIGHT, WIDTH)
+    pixels[0] = 4 * torch.arange(5)[:, None, None]
+    inner = (..., crop.rows, crop.columns)
+    found = carry_known(video[inner], video[:, :1], pixels[inner], crop, LOW, CARRIED)
+    expected = carried(clip, move(5, 1.0))[0][inner]
+    margin = (..., slice(24, -24), slice(24, -24))
+    torch.testing.assert_close(found[margin], expected[margin], atol=1e-3, rtol=0)
+    assert torch.equal(found[:, 0], video[:, 0][inner])
+    plain = carry_known(video[inner], video[:, :1], pixels[inner], crop, LOW, PLAIN)
+    assert (plain - found)[margin].abs().mean() > 0.01

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import frames_to_video, resize_video
-from swifti2v.training.crops import Crop, cut_clip, cut_pair, draw_crop
+from swifti2v.shapes import Crop
+from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
 from swifti2v.training.data import degrade
 
 RNG = np.random.default_rng(0)
