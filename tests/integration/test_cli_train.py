@@ -17,14 +17,12 @@ SETTINGS: dict[str, Any] = {
     "text": {"width": 32, "num_layers": 1, "run": {"batch_size": 2}},
     "stage1": {
         "size": {"num_heads": 2, "num_layers": 2},
-        "num_fit_batches": 1,
         "num_drawn_frames": {1: 1.0},
     },
     "stage2": {
         "size": {"num_heads": 2, "num_layers": 1},
         "run": {"batch_size": 2},
         "crop": 32,
-        "num_fit_batches": 1,
         "redraw": {"num_clips": 1},
         "phases": [
             {"name": "clips", "steps": 2, "num_frames": {9: 1.0}},

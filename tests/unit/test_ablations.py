@@ -38,7 +38,6 @@ SETTINGS: dict[str, Any] = {
     "run": {"batch_size": 2, "precision": "float32", "ema_decay": 0.9},
     "objective": {"noise": {"distribution": "inference"}},
     "stage2": {"sampling": {"parameterization": "reference_residual", "num_inference_steps": 1}},
-    "num_fit_batches": 1,
     "redraw": {"num_clips": 1},
     "num_test_motions": 1,
     "num_test_crops": 1,

@@ -1,48 +1,102 @@
-"""The structured start of nano's Stage II, and the ridge regression of an output layer."""
+"""The start of nano's Stage II: principal components of its references, and neighbours."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.text import encode_prompt
-from swifti2v.sampling import plan_sigmas
 from swifti2v.training.data import make_procedural_material
-from swifti2v.training.draws import Draw
-from swifti2v.training.initialization import (
-    CHANNELS,
-    LOW_CHANNELS,
-    fit_output_layer,
-    initialize_stage2,
-)
-from swifti2v.training.nano_codec import fit_codec, measure_residual
-from swifti2v.training.nano_config import INFERENCE_LEVELS, NanoConfig, TextEncoderConfig
+from swifti2v.training.initialization import NEIGHBOURS, initialize_stage2, principal_components
+from swifti2v.training.nano_codec import encode_window, fit_codec
+from swifti2v.training.nano_config import TextEncoderConfig
 from swifti2v.training.nano_models import TransformerSize, make_stage2_transformer
-from swifti2v.training.stage2 import Stage2Objective, Stage2Task
-from swifti2v.training.stage2_sources import MaterialSource, MixConfig
 from swifti2v.training.text_encoder import MotionClassifier, make_tokenizer
 
 SIZE = TransformerSize(num_heads=2, num_layers=2)
-TEXT_WIDTH = 32
+TEXT_WIDTH, CHANNELS = 32, 768
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
 
 
 @pytest.fixture(scope="module")
-def codec() -> BlockCodec:
-    return fit_codec(MATERIAL.clips)
+def references() -> list[Tensor]:
+    """Windows of latents, and noise on them so that they vary in every direction."""
+    codec: BlockCodec = fit_codec(MATERIAL.clips)
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for _ in range(3):
+        video = torch.rand(2, 3, 9, 32, 64, generator=generator) * 2 - 1
+        windows.append(encode_window(codec, video))
+    return windows
 
 
-def draw(step: int, size: int) -> Draw:
-    return Draw(seed=0, step=step, batch_size=size, indices=tuple(range(size)))
-
-
-def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
+def make_model(references: list[Tensor], size: TransformerSize = SIZE) -> Any:
     torch.manual_seed(0)
-    model = make_stage2_transformer(SIZE, TEXT_WIDTH)
-    sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(CHANNELS), sigmas)
+    model = make_stage2_transformer(size, TEXT_WIDTH)
+    initialize_stage2(model, references)
+    return model
+
+
+def test_components_are_uncorrelated_and_in_order(references: list[Tensor]) -> None:
+    rows, mean = principal_components(references, 2, 16)
+    assert rows.shape == (16, 4 * CHANNELS)
+    frames = torch.cat([window.transpose(1, 2).flatten(0, 1) for window in references])
+    tokens = nn.functional.pixel_unshuffle(frames, 2).flatten(2).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(mean, tokens.mean(dim=0))
+    values = (tokens - mean) @ rows.T
+    covariance = values.T @ values / len(values)
+    deviations = covariance.diagonal()
+    assert (deviations.diff() < 1e-3 * deviations[0]).all()
+    assert (covariance - torch.diag(deviations)).abs().max() < 1e-2 * deviations[0]
+    # Half whitened: the variance of a component is the root of its own.
+    plain = rows / rows.norm(dim=1, keepdim=True)
+    own = ((tokens - mean) @ plain.T).square().mean(dim=0)
+    torch.testing.assert_close(deviations, own.sqrt(), rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+def test_tokens_start_with_their_reference_and_without_the_noise(references: list[Tensor]) -> None:
+    model = make_model(references)
+    reference = references[0]
+    first, second = (
+        model.patch_embedding(torch.cat([torch.randn(reference.shape), reference], dim=1))
+        for _ in range(2)
+    )
+    torch.testing.assert_close(first, second)
+    rows, mean = principal_components(references, 2, 128)
+    window = nn.functional.pixel_unshuffle(reference.transpose(1, 2), 2)  # [B, F, 4C, h, w]
+    expected = torch.einsum("kc,bfchw->bkfhw", rows, window - mean[:, None, None])
+    torch.testing.assert_close(first, expected, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_each_head_looks_at_its_neighbour(references: list[Tensor]) -> None:
+    number = len(NEIGHBOURS)
+    model = make_model(references, TransformerSize(num_heads=number, num_layers=1))
+    attention, sizes = model.blocks[0].attn1, (3, 5, 6)
+    for layer in (attention.to_v, attention.to_out[0]):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    tokens = torch.randn(1, 3 * 5 * 6, 64 * number)
+    grid = torch.zeros(1, 2 * CHANNELS, 3, 10, 12)
+    seen = attention(tokens, None, None, model.rope(grid))
+    places = torch.cartesian_prod(*map(torch.arange, sizes))
+    for head, (frames, rows, columns) in enumerate(NEIGHBOURS):
+        part = slice(64 * head, 64 * head + 64)
+        found = (seen[0, :, part] @ tokens[0, :, part].T).argmax(dim=1)
+        offset = torch.tensor([frames or 0, rows, columns])
+        wanted = places + offset
+        there = ((wanted >= 0) & (wanted < torch.tensor(sizes))).all(dim=1)
+        is_right = places[found] == wanted
+        if frames is None:  # any frame will do
+            is_right = is_right[:, 1:]
+        assert is_right.all(dim=1)[there].float().mean() > 0.9
+
+
+def test_a_prompt_does_not_change_stage2(references: list[Tensor]) -> None:
+    model = make_model(references)
     nn.init.normal_(model.proj_out.weight)
     hidden_states = torch.randn(1, 2 * CHANNELS, 3, 4, 4)
     sigma = torch.tensor([[0.0, 0.9, 0.9]])
@@ -58,58 +112,9 @@ def test_a_prompt_does_not_change_stage2(codec: BlockCodec) -> None:
     torch.testing.assert_close(with_prompt, without, atol=1e-4, rtol=1e-4)
 
 
-def test_tokens_start_with_the_low_frequencies_of_their_reference() -> None:
-    """Which those are is read from the codec: a smooth picture has all of its energy in them."""
-    torch.manual_seed(0)
-    model: Any = make_stage2_transformer(SIZE, TEXT_WIDTH)
-    initialize_stage2(model, torch.rand(CHANNELS), torch.tensor(plan_sigmas(4)[:-1]))
-    ramp = torch.linspace(-0.5, 0.5, 32)
-    colours = torch.tensor([[1.0, 0.3, -0.8], [0.5, -0.9, 0.2]])
-    picture = colours[0][:, None, None] * ramp + colours[1][:, None, None] * ramp[:, None]
-    reference = BlockCodec().encode_frames(picture[None, :, None])
-    low = list(LOW_CHANNELS)
-    assert reference[:, low].square().sum() > 0.98 * reference.square().sum()
-    for channel in (0, CHANNELS // 3, CHANNELS * 2 // 3):  # the means of luma, Cb and Cr
-        assert channel in low
-    noise = torch.randn(reference.shape)
-    tokens = model.patch_embedding(torch.cat([noise, reference], dim=1))[0, : 4 * len(low), 0]
-    for patch in range(4):
-        own = reference[0, low, 0, patch // 2 :: 2, patch % 2 :: 2]
-        found = tokens[patch * len(low) : (patch + 1) * len(low)]
-        torch.testing.assert_close(found, 0.7 * own, atol=1e-5, rtol=1e-5)
-
-
-def test_stage2_starts_with_clean_frames_flagged() -> None:
-    torch.manual_seed(0)
-    model = make_stage2_transformer(SIZE, TEXT_WIDTH)
-    sigmas = torch.tensor(plan_sigmas(4)[:-1])
-    initialize_stage2(model, torch.rand(CHANNELS), sigmas)
-    embedder = model.condition_embedder
-    levels = torch.cat([torch.zeros(1), sigmas]) * 1000
-    features = embedder.act_fn(embedder.time_embedder(embedder.timesteps_proj(levels)))
-    flag = embedder.time_proj(features)[:, 127]
-    torch.testing.assert_close(flag, torch.tensor([3.0, -3, -3, -3, -3]), atol=1e-2, rtol=0)
-
-
-def test_ridge_fit_beats_the_reference(codec: BlockCodec) -> None:
-    torch.manual_seed(0)
-    model = make_stage2_transformer(SIZE, TEXT_WIDTH)
-    energy = measure_residual(MATERIAL.clips, 4)
-    initialize_stage2(model, energy, torch.tensor(plan_sigmas(4)[:-1]))
-    task = Stage2Task(
-        model,
-        codec,
-        (MaterialSource(MATERIAL, (), MixConfig(), 32, 4, {17: 1.0}),),
-        Stage2Objective(noise=INFERENCE_LEVELS, channel_weight_limit=2.0),
-        NanoConfig().to_generation_config().stage2,
-        lambda prompts: torch.zeros(len(prompts), 1, TEXT_WIDTH),
-    )
-    draws = [draw(100 + k, 2) for k in range(4)]
-
-    @torch.no_grad()
-    def measure() -> float:
-        return sum(float(task.loss(task.load_batch(own), own).sum()) for own in draws)
-
-    before = measure()  # the output is zero: the reference as it is
-    fit_output_layer(model, (task.draw_fit_sample(draw(k, 2)) for k in range(60)))
-    assert measure() < before
+def test_it_begins_with_the_reference_as_it_is(references: list[Tensor]) -> None:
+    model = make_model(references)
+    hidden_states = torch.randn(1, 2 * CHANNELS, 3, 4, 4)
+    with torch.no_grad():
+        output = model(hidden_states, torch.full((1, 3), 0.5), torch.zeros(1, 1, TEXT_WIDTH))
+    assert not output.any()

@@ -51,7 +51,6 @@ SETTINGS: dict[str, Any] = {
         "size": {"num_heads": 2, "num_layers": 2},
         "run": {"batch_size": 2},
         "crop": 32,
-        "num_fit_batches": 2,
         "redraw": {"num_clips": 2},
         "phases": [
             {"name": "clips", "steps": 3, "num_frames": {17: 1.0}},
@@ -193,7 +192,7 @@ def test_impossible_settings_are_refused() -> None:
         ({"num_frames": 10}, "num_frames 10"),
         ({"stage2": {"crop": 100}}, "multiple of 16"),
         ({"stage2": {"crop": 512}}, "larger than the clips"),
-        ({"stage2": {"num_fit_batches": 0}}, "num_fit_batches is 0"),
+        ({"stage2": {"phases": [{"steps": 1, "mix": {"uncarried": 1.5}}]}}, "uncarried is 1.5"),
         ({"stage2": longer}, "4k \\+ 1"),
         ({"stage2": {"phases": [{"steps": 1, "mix": {"clips": 0}}]}}, "mix is"),
         ({"stage2": {"phases": [{"steps": 1, "minutes": 1}]}}, "minutes or steps"),
@@ -300,3 +299,21 @@ def test_new_transformers_read_their_patches_as_a_product(make: Any) -> None:
     assert not model.proj_out.bias.any()
     channels = {make_stage1_transformer: (388, 200), make_stage2_transformer: (1536, 768)}[make]
     assert (model.config["in_channels"], model.config["out_channels"]) == channels
+
+
+def test_a_model_of_one_step_does_not_read_the_noise() -> None:
+    model: Any = make_stage2_transformer(TINY.stage2.size, TINY.text.width, reads_noise=False)
+    embedding = model.patch_embedding
+    assert not embedding.weight[:, :768].any()
+    reference = torch.randn(1, 768, 2, 4, 4)
+    inputs = [torch.cat([torch.randn(1, 768, 2, 4, 4), reference], dim=1) for _ in range(2)]
+    first, second = (embedding(hidden) for hidden in inputs)
+    assert torch.equal(first, second)
+    plain = torch.nn.Conv3d(1536, 128, kernel_size=(1, 2, 2), stride=(1, 2, 2))
+    plain.load_state_dict(embedding.state_dict())
+    torch.testing.assert_close(first, plain(inputs[0]), atol=1e-5, rtol=1e-5)
+    first.square().sum().backward()
+    gradient = embedding.weight.grad
+    assert gradient is not None
+    assert not gradient[:, :768].any()
+    assert gradient[:, 768:].any()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.training.objectives import (
+    ErrorMeasure,
     displacement_loss,
     flow_loss,
     segment_flow_loss,
@@ -121,7 +122,7 @@ def test_parameterizations_agree_on_the_same_prediction(segment: Segment, seed: 
     losses = [
         segment_flow_loss(
             model, latents, reference, segment, sigma, noise,
-            parameterization=name, channel_weight=weight,
+            parameterization=name, measure=ErrorMeasure(weight),
         )
         for model, name in zip((velocity, fixed(residual)), PARAMETERIZATIONS, strict=True)
     ]  # fmt: skip
@@ -269,3 +270,33 @@ def test_the_first_frame_has_no_displacement_to_be_wrong() -> None:
     assert not displacement_loss(own, truth).any()
     own[:, :, 4] = 1  # one of four frames that count
     torch.testing.assert_close(displacement_loss(own, truth), torch.tensor([0.8 / 4]))
+
+
+@pytest.mark.parametrize("weight", [None, torch.linspace(0.5, 1.5, CHANNELS)])
+def test_errors_are_measured_by_all_values_or_by_cells(weight: Tensor | None) -> None:
+    errors = torch.randn(BATCH, CHANNELS, FRAMES, SIDE, SIDE)
+    by_channel = 1 if weight is None else weight[:, None, None, None]
+    weighted = by_channel * errors.square()
+    squared = ErrorMeasure(weight)(errors.square())
+    torch.testing.assert_close(squared, weighted.mean(dim=(1, 2, 3, 4)))
+    root = ErrorMeasure(weight, "root")(errors.square())
+    torch.testing.assert_close(
+        root, weighted.mean(dim=1).sqrt().mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-4
+    )
+    # A cell that is ten times as wrong counts ten times, not a hundred times.
+    large = errors.clone()
+    large[:, :, 0, 0, 0] = 10
+    larger = large.clone()
+    larger[:, :, 0, 0, 0] = 100
+    grown = ErrorMeasure(None, "root")(larger.square()) - ErrorMeasure(None, "root")(large.square())
+    torch.testing.assert_close(
+        grown, torch.full((BATCH,), 90.0 / (FRAMES * SIDE**2)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_an_error_of_zero_has_a_gradient() -> None:
+    errors = torch.zeros(1, CHANNELS, FRAMES, SIDE, SIDE, requires_grad=True)
+    loss: Tensor = ErrorMeasure(None, "root")(errors.square())
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert errors.grad is not None
+    assert errors.grad.isfinite().all()
