@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.media import Frames
-from swifti2v.pipelines.course import Course, draw_course, even_course
-from swifti2v.pipelines.displacement import move_photo
-from swifti2v.training.camera_motion import (
+from swifti2v.pipelines.camera_moves import (
     MOVES,
     ORBIT,
     PARALLAX,
     ROLL,
     SHIFT,
     SWAY,
-    VIEW_SIDES,
     ZOOM,
     CameraMove,
+)
+from swifti2v.pipelines.course import Course, draw_course, even_course
+from swifti2v.pipelines.displacement import move_photo
+from swifti2v.training.camera_motion import (
+    VIEW_SIDES,
     Scene,
     View,
     draw_thing,

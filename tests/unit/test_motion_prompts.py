@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 
 from swifti2v.models.text import doubt_prompt
-from swifti2v.training.camera_motion import MOVES, CameraMove
-from swifti2v.training.motion_prompts import (
-    AXES,
-    FAST,
-    SLOW,
-    MotionPrompt,
-    ask_for,
-    draw_prompt,
-    known_phrases,
-)
+from swifti2v.pipelines.camera_moves import FAST, MOVES, SLOW, CameraMove
+from swifti2v.training.motion_prompts import AXES, MotionPrompt, ask_for, draw_prompt, known_phrases
 from swifti2v.training.text_encoder import QUESTIONS, label_prompt
 from tests.unit.test_text import known_to
 

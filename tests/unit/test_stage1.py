@@ -15,11 +15,12 @@ from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import StreamingEncoder
+from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.course import draw_chart, draw_course, even_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.shapes import FrameSize
-from swifti2v.training.camera_motion import MOVES, Scene
+from swifti2v.training.camera_motion import Scene
 from swifti2v.training.data import make_procedural_material
 from swifti2v.training.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.nano_codec import fit_codec

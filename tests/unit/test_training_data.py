@@ -11,7 +11,7 @@ from PIL import Image
 
 from swifti2v.errors import InputError, MediaError
 from swifti2v.media import open_writer
-from swifti2v.training.camera_motion import MOVES
+from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.training.data import (
     Material,
     degrade,
