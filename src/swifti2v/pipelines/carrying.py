@@ -34,6 +34,8 @@ CYCLE = 0.75
 """Distance after going there and back, in low-resolution pixels, with the same effect."""
 SMOOTHING = (0.75, 0.5)
 """Gaussian blur of the disagreement and of the confidence, in low-resolution pixels."""
+MIRRORED = 0.8
+"""Confidence in the mirrored photo's detail where a clip's own motion leads out of the photo."""
 CROP_MARGIN = 6
 """Low-resolution pixels around a crop that its detail depends on."""
 
@@ -47,11 +49,14 @@ class Motion:
     frame: what is at ``x`` in the frame is at ``x + displacement(x)`` in frame 0."""
     trust: Tensor | None = None
     """``[1, 1, h, w]`` in [0, 1], from the way back; None trusts the displacement everywhere."""
+    first: Tensor | None = None
+    """``[1, 3, h, w]`` in [-1, 1], frame 0 of a clip that was made by moving it so (and adding
+    something); the displacement is then ``[1, 2, h, w]``. None of a motion that was searched."""
 
     def to(self, device: torch.device) -> "Motion":
         """The same on a device."""
-        trust = None if self.trust is None else self.trust.to(device)
-        return Motion(self.displacement.to(device), trust)
+        trust, first = (None if own is None else own.to(device) for own in (self.trust, self.first))
+        return Motion(self.displacement.to(device), trust, first)
 
 
 def estimate_motion(frame: NDArray[np.uint8], first: NDArray[np.uint8], size: Any) -> Motion:
@@ -145,15 +150,15 @@ class GivenMotion:
 
     Args:
         displacement: ``[T, 2, a, b]``, see ``MotionReference``.
-        num_frames: T of the clip.
-        size: h and w of the clip, multiples of a and b.
+        clip: ``[T, h, w, 3]`` uint8; h and w are multiples of a and b.
 
     Raises:
         ShapeError: The displacement is of another clip.
         NumericalError: It is not finite.
     """
 
-    def __init__(self, displacement: Tensor, num_frames: int, size: Any) -> None:
+    def __init__(self, displacement: Tensor, clip: Frames) -> None:
+        num_frames, size = len(clip), clip.shape[1:3]
         expected = (num_frames, 2)
         cells = displacement.shape[2:]
         if (
@@ -168,11 +173,12 @@ class GivenMotion:
         if displacement.device.type != "meta" and not bool(displacement.isfinite().all()):
             raise NumericalError("the displacement of the motion reference has NaN or infinity")
         self.displacement, self.size = displacement.float(), size
+        self.first = frames_to_video(clip[:1])[:, :, 0]
 
     def __call__(self, frame: int) -> Motion:
         """Motion of a frame."""
         own = self.displacement[frame : frame + 1, :, None]  # [1, 2, 1, a, b]
-        return Motion(enlarge(own, *self.size)[:, :, 0])
+        return Motion(enlarge(own, *self.size)[:, :, 0], first=self.first)
 
 
 def find_detail(
@@ -186,7 +192,9 @@ def find_detail(
 
     The photo is moved along the motion, and of it only the band above the low-resolution frame's is
     taken, weighed by a confidence in [0, 1]: the moved photo looks like the frame, the motion is
-    the same there and back, and it leads into the photo.
+    the same there and back, and it leads into the photo. Where the clip's own motion leads out of
+    the photo, the mirrored photo's detail is taken: the clip says what is to be seen there, and the
+    detail gives it a surface.
 
     Args:
         small: ``[1, 3, 1, h, w]`` in [-1, 1].
@@ -201,27 +209,31 @@ def find_detail(
         trusted.
     """
     height, width = photo.shape[-2:]
-    scale = (height if crop is None else crop.height) / small.shape[-2]
-    displacement = F.interpolate(motion.displacement * scale, (height, width), mode="bicubic")
-    if crop is None:
-        return move_detail(small, photo, displacement, motion.trust, upsampling)
-    displacement, trust, low = (
-        displacement[..., crop.rows, crop.columns],
-        motion.trust,
-        crop.divide(int(scale)),
-    )
-    if trust is not None:
-        trust = trust[..., low.rows, low.columns]
-    return move_detail(small, photo, displacement, trust, upsampling, (crop.top, crop.left))
+    crop = crop or Crop(0, 0, height, width)
+    scale = crop.height / small.shape[-2]
+    whole = F.interpolate(motion.displacement * scale, (height, width), mode="bicubic")
+    displacement, corner = whole[..., crop.rows, crop.columns], (crop.top, crop.left)
+    trust, low = motion.trust, None
+    if crop.height < height or crop.width < width:
+        part = crop.divide(int(scale))
+        trust = None if trust is None else trust[..., part.rows, part.columns]
+    else:
+        part = Crop(0, 0, small.shape[-2], small.shape[-1])
+    if motion.first is not None:
+        own = motion.displacement[..., part.rows, part.columns]
+        low = look_up(motion.first, own, (part.top, part.left))[0]
+    return move_detail(small, photo, displacement, corner, upsampling, low=low, trust=trust)
 
 
 def move_detail(
     small: Tensor,
     photo: Tensor,
     displacement: Tensor,
-    trust: Tensor | None = None,
+    corner: tuple[int, int],
     upsampling: ResizeMode = "lanczos",
-    corner: tuple[int, int] = (0, 0),
+    *,
+    low: Tensor | None = None,
+    trust: Tensor | None = None,
 ) -> Tensor:
     """``find_detail`` where the displacement of every pixel is known.
 
@@ -229,28 +241,33 @@ def move_detail(
         small: ``[1, 3, 1, h, w]`` in [-1, 1], what the displacement covers.
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
         displacement: ``[1, 2, a, b]``, right and down in pixels of ``photo``.
-        trust: ``[1, 1, h, w]``, see ``Motion``.
-        upsampling: See ``find_detail``.
         corner: Row and column of the frame at which the displacement begins.
+        upsampling: See ``find_detail``.
+        low: ``[1, 3, h, w]``, frame 0 of the clip moved likewise, where the clip was made so; None
+            takes the moved photo's own low band.
+        trust: ``[1, 1, h, w]``, see ``Motion``.
 
     Returns:
         ``[1, 3, 1, a, b]``.
     """
     size, low_size = displacement.shape[-2:], (small.shape[-2], small.shape[-1])
-    moved, inside = _look_up(photo[:, :, 0], displacement, corner)
-    low = resize_video(moved[:, :, None], low_size[0], low_size[1], "area")
-    disagreement = (low - small).abs().mean(dim=1)  # [1, 1, h, w]
+    moved, is_inside = look_up(photo[:, :, 0], displacement, corner)
+    inside = F.interpolate(is_inside, low_size, mode="area")
+    outside_confidence = 0.0 if low is None else MIRRORED
+    if low is None:
+        low = resize_video(moved[:, :, None], low_size[0], low_size[1], "area")[:, :, 0]
+    disagreement = (low - small[:, :, 0]).abs().mean(dim=1, keepdim=True)  # [1, 1, h, w]
     confidence = torch.exp(-((_blur(disagreement, SMOOTHING[0]) / DISAGREEMENT) ** 2))
-    confidence = confidence * F.interpolate(inside, low_size, mode="area")
+    confidence = confidence * inside + outside_confidence * (1 - inside)
     if trust is not None:
         confidence = confidence * trust
     confidence = _blur(confidence, SMOOTHING[1])
     weight = F.interpolate(confidence, size, mode="bilinear")
-    detail = moved[:, :, None] - resize_video(low, size[0], size[1], upsampling)
+    detail = moved[:, :, None] - resize_video(low[:, :, None], size[0], size[1], upsampling)
     return weight[:, :, None] * detail
 
 
-def _look_up(image: Tensor, displacement: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def look_up(image: Tensor, displacement: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """An image ``[1, 3, H, W]``, mirrored at its edges, where a displacement points to.
 
     Beside it ``[1, 1, a, b]``, whether that is in the image.

@@ -62,7 +62,7 @@ class ReferenceFrames:
         find_motion: MotionFinder | None = None,
     ) -> None:
         frames, displacement = motion_reference.frames, motion_reference.displacement
-        num_frames, low_height, low_width, _ = frames.shape
+        _, low_height, low_width, _ = frames.shape
         height, width = photo.shape[-2:]
         if low_height * width != low_width * height:
             raise ShapeError(
@@ -79,7 +79,7 @@ class ReferenceFrames:
         if find_motion is not None:
             self._find_motion = find_motion
         elif displacement is not None:
-            self._find_motion = GivenMotion(displacement, num_frames, (low_height, low_width))
+            self._find_motion = GivenMotion(displacement, frames)
         else:
             self._find_motion = self._search = MotionSearch(frames)
 

@@ -5,10 +5,17 @@ from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from swifti2v.config import Stage2Config
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
-from swifti2v.pipelines.carrying import Motion, enlarge_for_flow, estimate_motion, move_detail
+from swifti2v.pipelines.carrying import (
+    Motion,
+    enlarge_for_flow,
+    estimate_motion,
+    look_up,
+    move_detail,
+)
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
 from swifti2v.shapes import Crop
 
@@ -97,14 +104,21 @@ def carry_known(
     small = frames_to_video(video_to_frames(small))
     reference = resize_video(small, height, width, stage2.upsampling)
     if stage2.reference_detail == "carried":
+        first = resize_video(
+            photo[None], photo.shape[-2] // downscale, photo.shape[-1] // downscale, "area"
+        )[:, :, 0]
+        low_corner = (crop.top // downscale, crop.left // downscale)
+        low_way = F.avg_pool2d(displacement, downscale) / downscale
         for index in range(1, video.shape[1]):
             frame = slice(index, index + 1)
+            low, _ = look_up(first, low_way[None, :, index], low_corner)
             reference[:, :, frame] += move_detail(
                 small[:, :, frame],
                 photo[None],
                 displacement[None, :, index],
-                upsampling=stage2.upsampling,
-                corner=(crop.top, crop.left),
+                (crop.top, crop.left),
+                stage2.upsampling,
+                low=low,
             )
     if stage2.reference_start == "photo":
         reference[:, :, :1] = video[None, :, :1]
