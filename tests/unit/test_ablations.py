@@ -187,7 +187,9 @@ def test_costs_are_those_of_the_way_a_row_is_made(
         material(7), NUM_FRAMES, 32, 1, 4), pipe)  # fmt: skip
     costs = {
         cost.arm: cost
-        for cost in ablation_costs.CostMeter(table, pipe, starting.make_transformer(0), clip(3)).measure()
+        for cost in ablation_costs.CostMeter(
+            table, pipe, starting.make_transformer(0), clip(3)
+        ).measure()
     }
     assert list(costs) == ["base", "one frame at a time", "one window", "flow"]
     by_work = sorted(costs, key=lambda name: costs[name].flops)

@@ -16,7 +16,7 @@ from swifti2v.errors import ConfigError, NumericalError, ShapeError
 from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
 from swifti2v.evaluation.model_card import clip_psnr, downscale
-from swifti2v.media import frames_to_video
+from swifti2v.media import frames_to_video, resize_video
 from swifti2v.media.flow import optical_flow
 from swifti2v.models.sources import find_model
 from swifti2v.pipelines import carrying
@@ -76,15 +76,28 @@ def test_a_moved_photo_keeps_its_detail():
 
 
 def test_without_confidence_it_is_the_enlarged_clip_bit_by_bit():
-    clip = panning_clip(5, 4)
-    away = move(5, 3 * WIDTH)
-    expected = make_reference(MotionReference(downscale(clip, LOW)), photo_of(clip), PLAIN)
-    assert torch.equal(carried(clip, away), expected)
     # Another picture: nothing of the photo is recognized.
+    clip = panning_clip(5, 4)
     dark, light = clip // 8, 255 - clip // 8
     mixed = np.concatenate([dark[:1], light[1:]])
     expected = make_reference(MotionReference(downscale(mixed, LOW)), photo_of(mixed), PLAIN)
     assert torch.equal(carried(mixed), expected)
+    assert torch.equal(carried(mixed, move(5, 0.0)), expected)
+
+
+def test_where_a_given_motion_leaves_the_photo_the_mirrored_detail_is_added():
+    clip = panning_clip(9, 4)
+    photo = photo_of(clip)
+    plain = make_reference(MotionReference(downscale(clip, LOW)), photo, PLAIN)
+    added = (carried(clip, move(9, 1.0)) - plain)[0, :, 8]
+    moved = torch.cat(
+        [photo[..., 32:], photo.flip(-1)[..., :32]], dim=-1
+    )  # 32 columns came into view
+    low = resize_video(moved, HEIGHT // LOW, WIDTH // LOW, "area")
+    detail = (moved - resize_video(low, HEIGHT, WIDTH, "lanczos"))[0, :, 0]
+    strip = (..., slice(WIDTH - 20, WIDTH - 4))
+    error = added[strip] - carrying.MIRRORED * detail[strip]
+    assert error.square().mean() < 0.01 * detail[strip].square().mean()
 
 
 def test_new_and_covered_places_are_the_enlarged_clip():
@@ -259,7 +272,7 @@ def test_there_must_be_a_photo_to_carry():
 
 
 def test_presets_say_what_is_carried():
-    for name, wanted in (("paper", "none"), ("vibe", "carried"), ("nano", "none")):
+    for name, wanted in (("paper", "none"), ("vibe", "carried"), ("nano", "carried")):
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)
         assert config.stage2.reference_detail == wanted

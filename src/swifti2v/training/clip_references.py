@@ -104,9 +104,9 @@ def carry_known(
     small = frames_to_video(video_to_frames(small))
     reference = resize_video(small, height, width, stage2.upsampling)
     if stage2.reference_detail == "carried":
-        first = resize_video(
-            photo[None], photo.shape[-2] // downscale, photo.shape[-1] // downscale, "area"
-        )[:, :, 0]
+        low_size = (photo.shape[-2] // downscale, photo.shape[-1] // downscale)
+        rounded = video_to_frames(resize_video(photo[None], *low_size, "area"))
+        first = frames_to_video(rounded)[:, :, 0]
         low_corner = (crop.top // downscale, crop.left // downscale)
         low_way = F.avg_pool2d(displacement, downscale) / downscale
         for index in range(1, video.shape[1]):
