@@ -113,7 +113,7 @@ def test_an_error_in_one_cell_fades_out_over_its_borders(side):
     # A step at the borders as elsewhere; without lapping it would be as high as the error, alone.
     at_borders = steps[side - 1 :: side].max()
     inside = steps.reshape(-1)[[k for k in range(len(steps)) if (k + 1) % side]].max()
-    assert at_borders < {4: 1.5, 8: 1}[side] * inside
+    assert at_borders < {4: 1.5, 8: 1.2}[side] * inside
     assert at_borders < {4: 0.5, 8: 0.25}[side] * row.max()
 
 
