@@ -163,5 +163,6 @@ def test_the_plan_counts_its_memory_and_no_other_work(role):
 
     plain, kept = count(SpeedConfig()), count(FLOAT32)
     assert kept.flops == plain.flops
-    assert kept.other_bytes > plain.other_bytes
-    assert kept.peak_bytes >= plain.peak_bytes  # Stage II's peak is at its wide input
+    assert kept.peak_bytes >= plain.peak_bytes
+    if role == "stage1_transformer":  # Stage II's peak lies at its wide input
+        assert kept.peak_bytes > plain.peak_bytes
