@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.training.objectives import (
+    SLOPE_WEIGHT,
     ErrorMeasure,
     displacement_loss,
     flow_loss,
@@ -262,6 +263,13 @@ def test_a_displacements_error_is_squared_where_small_and_absolute_where_large(
     torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected]))
     wrong[1, 1] = 0  # columns alone: half of all
     torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected / 2]))
+
+
+def test_neighbours_that_err_differently_cost_more_than_those_that_err_alike() -> None:
+    truth, alike = torch.zeros(1, 2, 5, 8, 12), torch.full((1, 2, 5, 2, 3), 0.2)
+    bent = alike * torch.tensor([1.0, -1.0, 1.0])
+    more = displacement_loss(bent, truth) - displacement_loss(alike, truth)
+    torch.testing.assert_close(more, torch.tensor([SLOPE_WEIGHT * (0.4 - 0.05)]))
 
 
 def test_the_first_frame_has_no_displacement_to_be_wrong() -> None:

@@ -166,8 +166,14 @@ def flow_loss(
     return _weighted_mean(error.square(), channel_weight)
 
 
+SLOPE_WEIGHT = 2.0
+"""Of the displacement's slope: neighbours that err differently bend what is straight."""
+
+
 def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     """Error of a displacement field, in pixels: squared where it is small, absolute where large.
+
+    The error of its slope is added, the difference between neighbouring cells.
 
     Args:
         displacement: ``[B, 2, T, h, w]`` at the centres of cells, in pixels; the first frame's does
@@ -179,9 +185,17 @@ def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     """
     height, width = truth.shape[-2:]
     kernel = (height // displacement.shape[-2], width // displacement.shape[-1])
-    cells = F.avg_pool3d(truth, (1, *kernel))
-    error = F.smooth_l1_loss(displacement[:, :, 1:], cells[:, :, 1:], beta=0.4, reduction="none")
-    return error.flatten(1).mean(dim=1)
+    error = (displacement - F.avg_pool3d(truth, (1, *kernel)))[:, :, 1:]
+    loss = _displacement_penalty(error, beta=0.4)
+    for axis in (-2, -1):
+        loss = loss + SLOPE_WEIGHT * _displacement_penalty(error.diff(dim=axis), beta=0.1)
+    return loss
+
+
+def _displacement_penalty(error: Tensor, beta: float) -> Tensor:
+    """``[B]``: mean of ``error**2 / (2 beta)``, or of ``|error| - beta / 2`` above beta."""
+    zero = torch.zeros_like(error)
+    return F.smooth_l1_loss(error, zero, beta=beta, reduction="none").flatten(1).mean(dim=1)
 
 
 def reconstruction_loss(
