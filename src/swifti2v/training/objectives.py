@@ -167,13 +167,13 @@ def flow_loss(
 
 
 SLOPE_WEIGHT = 2.0
-"""Of the displacement's slope: neighbours that err differently bend what is straight."""
+"""Of the displacement's slope: neighbours that err differently bend what is straight, and jerk."""
 
 
 def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     """Error of a displacement field, in pixels: squared where it is small, absolute where large.
 
-    The error of its slope is added, the difference between neighbouring cells.
+    The error of its slope is added, the difference between neighbouring frames and cells.
 
     Args:
         displacement: ``[B, 2, T, h, w]`` at the centres of cells, in pixels; the first frame's does
@@ -187,7 +187,7 @@ def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     kernel = (height // displacement.shape[-2], width // displacement.shape[-1])
     error = (displacement - F.avg_pool3d(truth, (1, *kernel)))[:, :, 1:]
     loss = _displacement_penalty(error, beta=0.4)
-    for axis in (-2, -1):
+    for axis in (-3, -2, -1):
         loss = loss + SLOPE_WEIGHT * _displacement_penalty(error.diff(dim=axis), beta=0.1)
     return loss
 
