@@ -17,7 +17,7 @@ from swifti2v.errors import NumericalError, ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, optical_flow
 from swifti2v.media.resize import ResizeMode
-from swifti2v.pipelines.displacement import enlarge
+from swifti2v.pipelines.displacement import enlarge, sample_mirrored
 from swifti2v.shapes import Crop
 
 FLOW_SCALE = 2
@@ -277,10 +277,7 @@ def look_up(image: Tensor, displacement: Tensor, corner: tuple[int, int]) -> tup
     device = displacement.device
     x = corner[1] + torch.arange(columns, device=device) + displacement[:, 0]
     y = corner[0] + torch.arange(rows, device=device)[:, None] + displacement[:, 1]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    moved = F.grid_sample(
-        image, grid, mode="bicubic", padding_mode="reflection", align_corners=False
-    )
+    moved = sample_mirrored(image, x, y)
     is_inside = (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
     return moved, is_inside[:, None].to(image.dtype)
 

@@ -66,12 +66,15 @@ def move_photo(photo: Tensor, displacement: Tensor) -> Tensor:
     frames, height, width = displacement.shape[2:]
     column = torch.arange(width, device=photo.device) + displacement[:, 0]
     row = torch.arange(height, device=photo.device)[:, None] + displacement[:, 1]
-    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)
-    moved = F.grid_sample(
-        photo.expand(-1, -1, frames, -1, -1).transpose(1, 2).flatten(0, 1),
-        grid.flatten(0, 1),
-        mode="bicubic",
-        padding_mode="reflection",
-        align_corners=False,
-    )
+    images = photo.expand(-1, -1, frames, -1, -1).transpose(1, 2).flatten(0, 1)
+    moved = sample_mirrored(images, column.flatten(0, 1), row.flatten(0, 1))
     return torch.unflatten(moved, 0, (len(photo), frames)).transpose(1, 2)
+
+
+def sample_mirrored(images: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Images ``[N, C, H, W]`` at places ``[N, a, b]`` in pixels, mirrored at their edges."""
+    height, width = images.shape[-2:]
+    grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)
+    return F.grid_sample(
+        images, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )

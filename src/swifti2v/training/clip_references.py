@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from swifti2v.pipelines.carrying import (
 )
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
 from swifti2v.shapes import Crop
+from swifti2v.training.stage_transition import scale_down
 
 START_INTERVAL = 16
 """The photo of a training clip is one of its frames at multiples of this."""
@@ -64,18 +64,7 @@ class ClipReferences:
 
     @cached_property
     def _small(self) -> list[Frames]:
-        return [make_small(clip, self.downscale) for clip in self.clips]
-
-
-def make_small(clip: Frames, downscale: int) -> Frames:
-    """A clip at Stage I's size, rounded to 8 bits as a motion reference is."""
-    pieces = []
-    for piece in torch.split(torch.from_numpy(clip), 16):
-        video = frames_to_video(piece.numpy())
-        height, width = (side // downscale for side in video.shape[-2:])
-        pieces.append(torch.from_numpy(video_to_frames(resize_video(video, height, width, "area"))))
-    small: Frames = torch.cat(pieces).numpy()
-    return small
+        return [video_to_frames(scale_down(clip, self.downscale)) for clip in self.clips]
 
 
 def carry_known(

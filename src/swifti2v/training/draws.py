@@ -6,12 +6,15 @@ depend on how many ranks or micro-batches they are divided over.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _SHARED, _SAMPLE, _UNIFORM, _NOISE, _GROUP = range(5)
+
+Option = TypeVar("Option")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,3 +111,8 @@ def draws_of_step(
         Draw(seed=seed, step=step, batch_size=batch_size, indices=tuple(micro[rank]))
         for micro in parts
     ]
+
+
+def choose(options: Sequence[Option], rng: np.random.Generator) -> Option:
+    """One of some options, each as likely."""
+    return options[int(rng.integers(len(options)))]

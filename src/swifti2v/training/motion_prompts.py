@@ -1,11 +1,11 @@
 """Sentences that ask for camera moves, alone or beside what a picture shows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from swifti2v.pipelines.camera_moves import FAST, MOVES, SLOW, CameraMove
+from swifti2v.training.draws import choose
 
 AXES = ("pan", "tilt", "zoom", "roll", "dolly", "orbit")
 """What a sentence names at most once."""
@@ -77,28 +77,28 @@ def draw_prompt(rng: np.random.Generator) -> MotionPrompt:
     if kind < 0.08:
         return MotionPrompt(text=_finish(_draw_scene(rng), rng), move=CameraMove(), asks=False)
     if kind < 0.14:
-        return _beside_scene(_choose(_STATIC, rng), CameraMove(), rng)
+        return _beside_scene(choose(_STATIC, rng), CameraMove(), rng)
     if kind < 0.17:
-        return _beside_scene(_deny(_choose(AXES, rng), rng), CameraMove(), rng)
-    axes = [_choose(AXES, rng)]
+        return _beside_scene(_deny(choose(AXES, rng), rng), CameraMove(), rng)
+    axes = [choose(AXES, rng)]
     if kind > 0.68:
-        axes.append(_choose([axis for axis in AXES if axis != axes[0]], rng))
+        axes.append(choose([axis for axis in AXES if axis != axes[0]], rng))
     if {"zoom", "dolly"} <= set(axes) or {"pan", "orbit"} <= set(axes):  # both alike or at odds
         axes = axes[:1]
     signs = [1 if rng.random() < 0.5 else -1 for _ in axes]
-    phrase = _choose(_JOINTS, rng).join(
+    phrase = choose(_JOINTS, rng).join(
         _draw_command(axis, sign, rng) for axis, sign in zip(axes, signs, strict=True)
     )
     phrase, speed = _draw_speed(phrase, rng)
     if len(axes) == 1 and rng.random() < 0.06:
         others = [axis for axis in AXES if axis != axes[0]]
-        phrase += _choose((", ", " but ", " and "), rng) + _deny(_choose(others, rng), rng)
-    phrase = _choose(_SUBJECTS, rng).format(phrase) or phrase
+        phrase += choose((", ", " but ", " and "), rng) + _deny(choose(others, rng), rng)
+    phrase = choose(_SUBJECTS, rng).format(phrase) or phrase
     sway = float(rng.random() < 0.12)
     if kind < 0.23:  # a hand alone
-        return _beside_scene(_choose(_HANDHELD, rng), CameraMove(sway=1), rng)
+        return _beside_scene(choose(_HANDHELD, rng), CameraMove(sway=1), rng)
     if sway:
-        parts = [phrase, _choose(_HANDHELD, rng)]
+        parts = [phrase, choose(_HANDHELD, rng)]
         phrase = ", ".join(parts if rng.random() < 0.5 else parts[::-1])
     ways = {axis: sign * speed for axis, sign in zip(axes, signs, strict=True)}
     return _beside_scene(phrase, CameraMove(sway=sway, **ways), rng)
@@ -108,18 +108,16 @@ def ask_for(name: str, rng: np.random.Generator) -> str:
     """A random sentence that asks for one of ``MOVES`` at its usual speed."""
     axis, _, way = name.partition(" ")
     if not way:
-        phrase = _choose(_STATIC if name == "static" else _HANDHELD, rng)
+        phrase = choose(_STATIC if name == "static" else _HANDHELD, rng)
     else:
         sign = 1 if way in ("right", "down", "in") else -1
-        phrase = (
-            _choose(_SUBJECTS, rng).format(command := _draw_command(axis, sign, rng)) or command
-        )
+        phrase = choose(_SUBJECTS, rng).format(command := _draw_command(axis, sign, rng)) or command
     return _beside_scene(phrase, MOVES[name], rng).text
 
 
 def _draw_command(axis: str, sign: int, rng: np.random.Generator) -> str:
-    command = _choose(_list_commands(axis, sign), rng).format(noun=_choose(_NOUNS, rng))
-    return _choose(_conjugate(command), rng) if rng.random() < 0.25 else command
+    command = choose(_list_commands(axis, sign), rng).format(noun=choose(_NOUNS, rng))
+    return choose(_conjugate(command), rng) if rng.random() < 0.25 else command
 
 
 def _list_commands(axis: str, sign: int) -> list[str]:
@@ -146,13 +144,13 @@ def _deny(axis: str, rng: np.random.Generator) -> str:
     ing = _conjugate(command)[0]
     if rng.random() < 0.4:  # the verb alone
         command, ing = command.partition(" ")[0], ing.partition(" ")[0]
-    denial = _choose(_DENIALS, rng)
+    denial = choose(_DENIALS, rng)
     return denial.replace("{ing}", ing) if "{ing}" in denial else denial.format(command)
 
 
 def _draw_plain(axis: str, rng: np.random.Generator) -> str:
     sign = 1 if rng.random() < 0.5 else -1
-    return _choose(_list_commands(axis, sign), rng).format(noun=_choose(_NOUNS, rng))
+    return choose(_list_commands(axis, sign), rng).format(noun=choose(_NOUNS, rng))
 
 
 def known_phrases() -> dict[str, list[str]]:
@@ -175,23 +173,23 @@ def _draw_speed(phrase: str, rng: np.random.Generator) -> tuple[str, float]:
     if draw < 0.64:
         return phrase, 1.0
     words, speed = (_SLOWLY, SLOW) if draw < 0.82 else (_QUICKLY, FAST)
-    word = _choose(words, rng)
+    word = choose(words, rng)
     return f"{word} {phrase}" if rng.random() < 0.5 else f"{phrase} {word}", speed
 
 
 def _draw_scene(rng: np.random.Generator) -> str:
-    scene = f"{_choose(_ADJECTIVES, rng)} {_choose(_NOUNS, rng)}"
+    scene = f"{choose(_ADJECTIVES, rng)} {choose(_NOUNS, rng)}"
     if rng.random() < 0.35:
-        scene += f" {_choose(_DOINGS, rng)}"
+        scene += f" {choose(_DOINGS, rng)}"
     if rng.random() < 0.4:
-        scene += f" {_choose(_CIRCUMSTANCES, rng)}"
+        scene += f" {choose(_CIRCUMSTANCES, rng)}"
     return scene
 
 
 def _beside_scene(phrase: str, move: CameraMove, rng: np.random.Generator) -> MotionPrompt:
     order = rng.random()
     scene = _draw_scene(rng) if order >= 0.4 else ""
-    joint = _choose((", ", ". ", "; ", " - "), rng)
+    joint = choose((", ", ". ", "; ", " - "), rng)
     text = phrase if not scene else joint.join((scene, phrase) if order < 0.7 else (phrase, scene))
     return MotionPrompt(text=_finish(text, rng), move=move)
 
@@ -200,7 +198,3 @@ def _finish(text: str, rng: np.random.Generator) -> str:
     draw = rng.random()
     text = text.capitalize() if draw < 0.3 else text.upper() if draw < 0.33 else text
     return f"{text}." if rng.random() < 0.25 else text
-
-
-def _choose(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[int(rng.integers(len(options)))]

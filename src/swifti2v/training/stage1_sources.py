@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from swifti2v.training.camera_motion import (
     render_move,
 )
 from swifti2v.training.data import pixel_frames
-from swifti2v.training.draws import Draw
+from swifti2v.training.draws import Draw, Option, choose
 from swifti2v.training.motion_prompts import draw_prompt
-
-Option = TypeVar("Option")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,16 +127,12 @@ class CameraMoveSource:
     def _draw_scene(self, move: CameraMove, rng: np.random.Generator) -> Scene:
         """Any; where near and far differ, one with something in front, real or drawn."""
         if move.dolly == move.orbit == 0:
-            return _choose(self.scenes, rng)
+            return choose(self.scenes, rng)
         with_front = [scene for scene in self.scenes if scene.front is not None]
         if with_front and rng.random() < 0.4:
-            return _choose(with_front, rng)
-        first, second = _choose(self.scenes, rng), _choose(self.scenes, rng)
+            return choose(with_front, rng)
+        first, second = choose(self.scenes, rng), choose(self.scenes, rng)
         return draw_thing(first.picture, second.picture, rng) if rng.random() < 0.4 else first
-
-
-def _choose(options: Sequence[Option], rng: np.random.Generator) -> Option:
-    return options[int(rng.integers(len(options)))]
 
 
 def _draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:
