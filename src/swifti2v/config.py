@@ -4,15 +4,24 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from swifti2v.errors import ConfigError
+from swifti2v.segments import Segment, plan_segments
 from swifti2v.shipped import find_config
 
 Config = TypeVar("Config")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+def settings(kind: type[Config]) -> type[Config]:
+    """Make a class a frozen dataclass of keywords that ``parse_config`` reads strictly."""
+    kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    made: type[Config] = dataclass(frozen=True, kw_only=True, slots=True)(kind)
+    return made
 
 
 def _require(name: str, value: float, *, low: float, high: float = float("inf")) -> None:
@@ -21,11 +30,9 @@ def _require(name: str, value: float, *, low: float, high: float = float("inf"))
         raise ConfigError(f"{name} is {value:g}; it must be {limits}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class SamplingConfig:
     """How one stage denoises."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_inference_steps: int = 4
     """Model calls (in Stage II of each segment); with a ``strength`` below 1 no fewer."""
@@ -47,11 +54,9 @@ class SamplingConfig:
             raise ConfigError(f"strength is {self.strength:g}; it must be above 0 and at most 1")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class SpeedConfig:
     """How the transformer of a stage computes. Every lever works by itself, see ``bench speed``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
     """Kernel of scaled dot-product attention that is tried first; auto is cuDNN's on Hopper and
@@ -69,11 +74,9 @@ class SpeedConfig:
     """Stage II: after its last attention nothing is computed for frames that are given."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage1Config:
     """Stage I: the low-resolution motion reference."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     downscale: int = 4
     """Output size divided by Stage I size: 2560x1408 gives 640x352."""
@@ -96,15 +99,13 @@ class Stage1Config:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class AttentionConfig:
     """Which tokens of a window attend to each other; in time all frames always do.
 
     Source:
         ViBe, arXiv:2603.23326 (global coarse, local fine attention).
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     kind: Literal["full", "gclf"] = "full"
     """All of them; or those nearby at full resolution and the whole frame as coarse means."""
@@ -131,11 +132,9 @@ class AttentionConfig:
             _require("stage2.attention.pool", self.pool, low=2, high=6)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage2Config:
     """Stage II: segment-wise synthesis at the output size. The open points are fields here."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     segment_size: int | None = 3
     """M, latent frames a segment generates; none makes the whole clip in one."""
@@ -177,6 +176,16 @@ class Stage2Config:
         if self.vae_tile is not None:
             _require("stage2.vae_tile", self.vae_tile, low=8)
 
+    def plan(self, num_latent_frames: int) -> list[Segment]:
+        """Segments of a clip of ``num_latent_frames``, the first frame included."""
+        return plan_segments(
+            num_latent_frames,
+            self.segment_size,
+            self.context_size,
+            generates_anchor=self.anchor == "generated",
+            shows_anchor=self.shows_anchor,
+        )
+
     def _require_photo(self) -> None:
         for name, value, wanted in (
             ("reference_start", self.reference_start, "photo"),
@@ -189,11 +198,9 @@ class Stage2Config:
                 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class GenerationConfig:
     """Everything that decides what a run makes, apart from image, prompt, seed and weights."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_frames: int = 81
     """Pixel frames T = 4k + 1, at least 5."""

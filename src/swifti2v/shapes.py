@@ -5,6 +5,19 @@ from typing import NamedTuple
 
 from swifti2v.errors import ShapeError
 
+TIME_FACTOR = 4
+"""Pixel frames that a latent frame of Wan's VAEs, and of ours, holds; the first one holds one."""
+
+
+def latent_frames(num_frames: int, time: int = TIME_FACTOR) -> int:
+    """Number of latent frames that hold ``num_frames`` pixel frames, which are ``time * k + 1``."""
+    return (num_frames - 1) // time + 1
+
+
+def pixel_frames(latent_frame: int, time: int = TIME_FACTOR) -> range:
+    """Pixel frames that one latent frame holds: the first holds one, any other ``time``."""
+    return range(max(0, time * (latent_frame - 1) + 1), time * latent_frame + 1)
+
 
 class ScaleFactors(NamedTuple):
     """How many pixels one latent cell, and one transformer token, stand for."""
@@ -189,7 +202,7 @@ class LatentShape(NamedTuple):
         pixels.require_fit(scale)
         return cls(
             channels,
-            (pixels.num_frames - 1) // scale.time + 1,
+            latent_frames(pixels.num_frames, scale.time),
             pixels.height // scale.space,
             pixels.width // scale.space,
         )

@@ -1,11 +1,15 @@
 """Files and directories that are there whole or not at all, also after a kill or a power cut."""
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from swifti2v.errors import InputError
 
 UNFINISHED = ".writing"
 """In the name of what is not whole yet."""
@@ -83,3 +87,45 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a directory in the order of their names."""
+    digest = hashlib.sha256()
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(os.fsencode(file.relative_to(path)))
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def require_same_settings(
+    stored: Mapping[str, Any], now: Mapping[str, Any], where: str, remedy: str
+) -> None:
+    """Refuse to go on with what was begun with other settings.
+
+    Args:
+        stored: Nested settings, as read from JSON.
+        now: Nested settings that JSON can hold.
+        where: What was begun, such as ``work dir out/run``.
+        remedy: What to do besides giving the same settings again.
+
+    Raises:
+        InputError: Naming every setting that differs, and both values.
+    """
+    if differences := _differences(stored, json.loads(json.dumps(now))):
+        raise InputError(
+            f"{where} was made with other settings: {'; '.join(differences)}; use the same "
+            f"settings, or {remedy}"
+        )
+
+
+def _differences(stored: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(stored, Mapping) and isinstance(now, Mapping):
+        keys = [*now, *(key for key in stored if key not in now)]
+        found = (_differences(stored.get(k), now.get(k), f"{name}.{k}".lstrip(".")) for k in keys)
+        return [text for texts in found for text in texts]
+    return [] if stored == now else [f"{name} is {stored!r} there and {now!r} now"]

@@ -72,14 +72,16 @@ def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, su
     after = {path: path.stat().st_mtime_ns for path in (output / "videos").iterdir()}
     assert sum(times[path] != after[path] for path in times) == 1
     message = error_line(generate(suite, model, output, "--no-camera", "--seed", 3))
-    assert "was started with other settings (num_samples, seed)" in message
+    assert "made with other settings: num_samples is 2 there and 1 now; seed is" in message
     del record["sampling_version"]  # as records were before
     (output / "generation.json").write_text(json.dumps(record))
     message = error_line(generate(suite, model, output, "--no-camera", "--samples", 2))
-    assert "was started with other settings (sampling_version)" in message
+    assert "made with other settings: sampling_version is" in message
     levers = ("--set", "stage2.speed.residual=float32", "--set", "stage1.speed.linear=int8")
     message = error_line(generate(suite, model, output, "--no-camera", "--samples", 2, *levers))
-    assert "other settings (sampling_version, config)" in message  # loaded so, and refused here
+    assert (
+        "now; config.stage1.speed.linear is 'plain' there" in message
+    )  # loaded so, and refused here
 
 
 def test_lite_measures_the_made_videos(tmp_path, suite, model):

@@ -17,7 +17,8 @@ from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import StreamingEncoder
 from swifti2v.segments import Segment, plan_segments
-from swifti2v.training.data import degrade, make_procedural_material, pixel_frames
+from swifti2v.shapes import pixel_frames
+from swifti2v.training.data import degrade, make_procedural_material
 from swifti2v.training.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.nano_codec import fit_codec, weigh_channels
 from swifti2v.training.noise_levels import NoiseLevelConfig

@@ -14,7 +14,8 @@ from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.segments import Segment, plan_segments
-from swifti2v.training.data import Material, degrade, pixel_frames
+from swifti2v.shapes import pixel_frames
+from swifti2v.training.data import Material, degrade
 from swifti2v.training.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.stage2_sources import (
     MaterialSource,

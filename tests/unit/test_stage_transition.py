@@ -29,10 +29,8 @@ from swifti2v.training.stage_transition import (
     Window,
     describe_run,
     draw_for,
-    is_in_shard,
     make_row,
     make_transition_sample,
-    parse_shard,
     read_window,
     scale_down,
     take_shard,
@@ -135,28 +133,13 @@ def test_noise_levels_are_uniform():
     assert len({draw_for(CONFIG, f"clip{number}").seed for number in range(2000)}) == 2000
 
 
-@given(st.lists(st.text(), max_size=20), st.integers(1, 7))
-def test_every_sample_is_in_exactly_one_shard(ids, num_shards):
-    for sample_id in ids:
-        assert sum(is_in_shard(sample_id, i + 1, num_shards) for i in range(num_shards)) == 1
-
-
-def test_shards_are_parsed_and_taken_from_a_manifest():
-    assert parse_shard("2/16") == (2, 16)
-    for wrong in ("", "1", "0/2", "3/2", "-1/2", "1/2/3", "a/b", "1.0/2", "/2"):
-        with pytest.raises(InputError, match="is not I/N"):
-            parse_shard(wrong)
+def test_shards_are_taken_from_a_manifest():
     samples = tuple(list_clip(Path(f"{n}.mkv")) for n in range(20))
     listed = Manifest(samples, tuple(Reject(f"r{n}", "too short: it is") for n in range(20)))
     parts = [take_shard(listed, shard, 3) for shard in (1, 2, 3)]
     assert {s.id for part in parts for s in part.samples} == {s.id for s in samples}
     assert sum(len(part.samples) for part in parts) == sum(len(p.rejects) for p in parts) == 20
     assert all(part.samples == tuple(s for s in samples if s in part.samples) for part in parts)
-
-
-def test_shards_are_about_equal():
-    sizes = [sum(is_in_shard(f"clip{n}", shard, 4) for n in range(2000)) for shard in (1, 2, 3, 4)]
-    assert min(sizes) > 420  # four standard deviations below 500
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0.5), (0.6, 0.5), (0.5, 1.1), (float("nan"), 1)])

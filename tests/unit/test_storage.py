@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from swifti2v.storage import encode_text, whole_directory, whole_file, write_whole
+from swifti2v.errors import InputError
+from swifti2v.storage import (
+    encode_text,
+    hash_file,
+    require_same_settings,
+    whole_directory,
+    whole_file,
+    write_whole,
+)
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -89,3 +97,24 @@ def test_json_with_any_file_name_is_written_and_read_back(tmp_path):
     text = (tmp_path / "names.json").read_text(encoding="utf-8")
     assert json.loads(text) == names
     assert encode_text("café") == "café".encode()
+
+
+def test_settings_that_differ_are_named_with_both_values():
+    stored = {"seed": 1, "stage2": {"size": 3, "tile": None}, "old": True}
+    require_same_settings(stored, stored | {"seed": 1}, "run x", "another one")
+    now = {"seed": 2, "stage2": {"size": 3, "tile": (4, 5)}}
+    with pytest.raises(InputError) as caught:
+        require_same_settings(stored, now, "run x", "another one")
+    assert str(caught.value) == (
+        "run x was made with other settings: seed is 1 there and 2 now; stage2.tile is None there "
+        "and [4, 5] now; old is True there and None now; use the same settings, or another one"
+    )
+
+
+def test_the_hash_of_a_folder_tells_names_and_content(tmp_path):
+    for name, content in (("a", "1"), ("b", "2")):
+        (tmp_path / name).write_text(content)
+    before = hash_file(tmp_path)
+    assert hash_file(tmp_path / "a") != hash_file(tmp_path / "b")
+    (tmp_path / "b").rename(tmp_path / "c")
+    assert hash_file(tmp_path) != before

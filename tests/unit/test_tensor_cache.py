@@ -16,9 +16,9 @@ from torch import nn
 
 from swifti2v.errors import InputError, LoadingError, MediaError
 from swifti2v.models.codec import BlockCodec
+from swifti2v.models.fingerprints import fingerprint_model
 from swifti2v.training.fingerprints import (
     ENDS_BYTES,
-    fingerprint_model,
     hash_source,
     make_key,
 )

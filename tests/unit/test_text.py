@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from swifti2v.errors import LoadingError, NumericalError, PromptError
+from swifti2v.models.fingerprints import fingerprint_encoder
 from swifti2v.models.text import (
     PromptCache,
     clean_prompt,
     doubt_prompt,
     encode_prompt,
-    fingerprint_encoder,
     tokenize_prompts,
 )
 

@@ -12,11 +12,11 @@ from PIL import Image
 from swifti2v.errors import InputError, MediaError
 from swifti2v.media import open_writer
 from swifti2v.pipelines.camera_moves import MOVES
+from swifti2v.shapes import pixel_frames
 from swifti2v.training.data import (
     Material,
     degrade,
     make_procedural_material,
-    pixel_frames,
     read_material,
 )
 

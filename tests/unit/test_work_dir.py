@@ -77,7 +77,7 @@ def test_a_plan_equals_itself_after_storing(tmp_path_factory, plan):
         ({**PLAN, "seed": 2}, "seed is 1 there and 2 now"),
         ({**PLAN, "prompt": "pan"}, "prompt is 'zoom' there and 'pan' now"),
         ({**PLAN, "fit": "pad"}, "fit is None there and 'pad' now"),
-        ({"seed": 1, "prompt": "zoom"}, "config.num_frames is 17 there and None now"),
+        ({"seed": 1, "prompt": "zoom"}, "config is .* there and None now"),
         (
             {**PLAN, "config": {"num_frames": 17, "stage2": {"segment_size": 4}}},
             "config.stage2.segment_size is 3 there and 4 now",

@@ -33,9 +33,9 @@ def quality(
     """
     with exit_codes(debug=debug), Interruption().catch():
         from swifti2v.config import parse_config, read_config
+        from swifti2v.shards import parse_shard
         from swifti2v.training.ablation_table import make_ablation_table
         from swifti2v.training.ablations import AblationConfig
-        from swifti2v.training.stage_transition import parse_shard
 
         settings = parse_config(AblationConfig, read_config(config), str(config))
 

@@ -69,9 +69,9 @@ def cache(options: CacheOptions) -> None:
     and what is there is not made again; entries of clips that have changed are.
     """
     with exit_codes(debug=options.debug), Interruption().catch():
+        from swifti2v.shards import parse_shard
         from swifti2v.training.cache_making import CacheMaking
         from swifti2v.training.fine_tuning import Stage1FineTuning, Stage2FineTuning
-        from swifti2v.training.stage_transition import parse_shard
 
         shard, directory = parse_shard(options.shard), options.output_dir
         kind: type[Stage1FineTuning | Stage2FineTuning] = (

@@ -154,8 +154,8 @@ def _segments(
     given: tuple[int, ...] | None, clip: "ClipFile", settings: "RunSettings | None"
 ) -> tuple[tuple[int, ...] | None, str]:
     """Latent frames at which segments start, and where that is from."""
-    from swifti2v.evaluation.inputs import TIME_FACTOR, latent_starts
-    from swifti2v.segments import plan_segments
+    from swifti2v.evaluation.inputs import latent_starts
+    from swifti2v.shapes import latent_frames
 
     if given is not None:
         return latent_starts(given, clip.num_frames), "given"
@@ -163,10 +163,8 @@ def _segments(
         return None, ""
     if clip.resample_fps is not None:
         return None, "resampling moved the frames; give --segment-starts"
-    config = settings.config.stage2
-    num_latent_frames = (clip.num_frames - 1) // TIME_FACTOR + 1
-    segments = plan_segments(num_latent_frames, config.segment_size, config.context_size)
-    return tuple(segment.target[0] for segment in segments), "from the video's own settings"
+    segments = settings.config.stage2.plan(latent_frames(clip.num_frames))
+    return tuple(max(1, segment.target[0]) for segment in segments), "from the video's own settings"
 
 
 def _photo(path: Path, settings: "RunSettings | None", reading: Reading) -> "PhotoFile":
@@ -192,7 +190,7 @@ def _length_notes(clip: "ClipFile", settings: "RunSettings | None") -> list[str]
 
 
 def _photo_notes(files: "Files", settings: "RunSettings | None") -> list[str]:
-    from swifti2v.cli.settings import hash_file
+    from swifti2v.storage import hash_file
 
     if files.image is None:
         return ["no photo was given: frame 0 stands in for it over time"]

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from swifti2v.cli.settings import hash_file
 from swifti2v.errors import InputError
+from swifti2v.storage import hash_file
 
 LEVELS = 3
 """Folders above the video or the work dir that are searched: a run is started from one of them."""

@@ -27,7 +27,6 @@ from swifti2v.cli.settings import (
     RunSettings,
     Stage,
     format_color,
-    hash_file,
     hash_model,
     parse_color,
     read_settings,
@@ -47,10 +46,11 @@ from swifti2v.pipelines.outline import outline_pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass
 from swifti2v.sampling import SAMPLING_VERSION
-from swifti2v.shapes import FrameSize, PixelShape, ScaleFactors
+from swifti2v.shapes import TIME_FACTOR, FrameSize, PixelShape, ScaleFactors
+from swifti2v.storage import hash_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TIME = ScaleFactors(time=4, space=1, patch=1)
+TIME = ScaleFactors(time=TIME_FACTOR, space=1, patch=1)
 """The frame rule of every Wan VAE, to refuse a clip before a model is loaded."""
 
 

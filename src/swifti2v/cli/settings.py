@@ -1,32 +1,26 @@
 """All that decides a clip, as it is stored in the video and in the work dir."""
 
-import hashlib
 import json
-import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import ImageColor
-from pydantic import ConfigDict
 
 from swifti2v.cli.options import Command
-from swifti2v.config import GenerationConfig, parse_config, to_dict
+from swifti2v.config import GenerationConfig, parse_config, settings, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
 from swifti2v.models.sources import INDEX_NAME
-from swifti2v.storage import encode_text
+from swifti2v.storage import encode_text, hash_file
 
 Stage = Literal["stage1", "stage2"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class FileRecord:
     """An input file."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     path: str
     """As the user gave it."""
@@ -39,11 +33,9 @@ class FileRecord:
         return cls(path=str(path), sha256=hash_file(path))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class LoraRecord:
     """A LoRA merged into one stage."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     stage: Stage
     """Whose transformer."""
@@ -57,11 +49,9 @@ class LoraRecord:
     """Whether layers that do not fit were left out."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class VideoSettings:
     """How the frames are compressed."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     codec: CodecName = "h264"
     """Video codec."""
@@ -71,11 +61,9 @@ class VideoSettings:
     """10 bits a colour instead of 8."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RunSettings:
     """A whole run: repeated with the same software, it gives the same frames."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     version: str
     """Of this package."""
@@ -148,19 +136,6 @@ def read_settings(path: Path) -> RunSettings:
             f"{path} carries no settings: it was not made by swifti2v, or with --no-metadata"
         )
     return parse_config(RunSettings, values, str(path))
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a directory in the order of their names."""
-    digest = hashlib.sha256()
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(os.fsencode(file.relative_to(path)))
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
 
 
 def hash_model(path: Path) -> str | None:

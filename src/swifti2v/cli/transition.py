@@ -19,6 +19,7 @@ from swifti2v.cli.seeds import choose_seed
 from swifti2v.cli.transition_job import Job, Outcome
 from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
 from swifti2v.errors import InputError
+from swifti2v.shards import parse_shard
 
 if TYPE_CHECKING:
     from swifti2v.models.sources import LoraSource
@@ -126,7 +127,7 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     loras = _find_loras(options.lora or [])
     generation = _resolve(options)
     from swifti2v.training.manifest_readers import read_manifest
-    from swifti2v.training.stage_transition import TransitionConfig, parse_shard, take_shard
+    from swifti2v.training.stage_transition import TransitionConfig, take_shard
     from swifti2v.training.transition_store import TransitionStore
 
     index, num_shards = parse_shard(options.shard)

@@ -88,7 +88,6 @@ def generate(
     with exit_codes(debug=debug), Interruption().catch():
         from swifti2v import SwiftI2VPipeline, __version__
         from swifti2v.cli.devices import find_device
-        from swifti2v.cli.settings import hash_file
         from swifti2v.config import to_dict
         from swifti2v.evaluation.vbench.generation import (
             CRF,
@@ -103,8 +102,8 @@ def generate(
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
         from swifti2v.models.loading import STAGES
         from swifti2v.sampling import SAMPLING_VERSION
-        from swifti2v.storage import encode_text
-        from swifti2v.training.stage_transition import parse_shard
+        from swifti2v.shards import parse_shard
+        from swifti2v.storage import encode_text, hash_file
 
         index, num_shards = parse_shard(shard)
         _, entries = _choose(suite, None, no_camera=no_camera)
@@ -172,10 +171,10 @@ def run(
 ) -> None:
     """Measure videos with the official code, a dimension at a time; the same command continues."""
     with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.cli.settings import hash_file
         from swifti2v.evaluation.vbench import official
         from swifti2v.evaluation.vbench.photos import parse_ratio
         from swifti2v.evaluation.vbench.suite import find_videos
+        from swifti2v.storage import hash_file
 
         parse_ratio(ratio)
         install = official.find_installation(vbench)
@@ -220,7 +219,6 @@ def lite(
 
         from swifti2v.cli.devices import choose_device
         from swifti2v.cli.paths import require_writable_file
-        from swifti2v.cli.settings import hash_file
         from swifti2v.evaluation.result_files import versions
         from swifti2v.evaluation.vbench.dimensions import LITE, choose_dimensions
         from swifti2v.evaluation.vbench.lite import KIND, LiteVideo, load_measure, measure_all
@@ -231,7 +229,7 @@ def lite(
             select_entries,
         )
         from swifti2v.media import probe_clip
-        from swifti2v.storage import write_whole
+        from swifti2v.storage import hash_file, write_whole
 
         names = choose_dimensions(dimension, LITE)
         entries = select_entries(read_suite(suite), names)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swifti2v.errors import InputError, MediaError
 from swifti2v.pipelines.transition import MotionReference
-from swifti2v.storage import UNFINISHED, write_whole
+from swifti2v.storage import UNFINISHED, require_same_settings, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +54,11 @@ class WorkDir:
             plan: All that decides the latents: plain JSON values.
 
         Raises:
-            InputError: Naming the first field that differs, and both values.
+            InputError: Naming what differs.
         """
-        if not self.stored_plan:
-            return
-        old, new = flatten(self.stored_plan), flatten(json.loads(json.dumps(plan)))
-        for key in [*new, *(key for key in old if key not in new)]:
-            if old.get(key) != new.get(key):
-                raise InputError(
-                    f"work dir {self.directory} is of another run: {key} is {old.get(key)!r} there "
-                    f"and {new.get(key)!r} now; use the same settings or another work dir"
-                )
+        if self.stored_plan:
+            where = f"work dir {self.directory}"
+            require_same_settings(self.stored_plan, plan, where, "another work dir")
 
     def start(self, plan: Mapping[str, Any]) -> None:
         """Make the directory, clear away half-written files and store the plan."""
@@ -147,17 +141,6 @@ def _read_plan(directory: Path) -> dict[str, Any]:
     if not isinstance(plan, dict) or not plan:
         raise InputError(f"{path} is no plan of a run; start again in another work dir")
     return plan
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _segment_path(directory: Path, index: int) -> Path:

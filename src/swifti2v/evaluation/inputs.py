@@ -12,9 +12,8 @@ from swifti2v.errors import MediaError, ShapeError
 from swifti2v.media import fit_image, iter_frames, load_image, probe_clip
 from swifti2v.media.flow import MIN_SIDE
 from swifti2v.media.images import Fit
+from swifti2v.shapes import TIME_FACTOR, latent_frames, pixel_frames
 
-TIME_FACTOR = 4
-"""Pixel frames a latent frame holds in Wan's VAEs and in ours (the first one holds one)."""
 SAME_ASPECT = 0.01
 """Widths over heights that differ by less than this part are taken for equal."""
 SAME_FPS = 0.01
@@ -202,12 +201,12 @@ def latent_starts(pixel_starts: Sequence[int], num_frames: int) -> tuple[int, ..
             )
         if start >= num_frames:
             raise ShapeError(f"segment start {start} is outside the clip of {num_frames} frames")
-    return tuple(sorted({(start - 1) // TIME_FACTOR + 1 for start in pixel_starts}))
+    return tuple(sorted({latent_frames(start) for start in pixel_starts}))
 
 
 def pixel_starts(latent: Sequence[int]) -> list[int]:
     """First pixel frames of latent frames (see ``latent_starts``)."""
-    return [(index - 1) * TIME_FACTOR + 1 for index in latent]
+    return [pixel_frames(index).start for index in latent]
 
 
 def describe_inputs(inputs: ClipInputs) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from swifti2v.config import parse_config
+from swifti2v.config import parse_config, settings
 from swifti2v.errors import InputError
 from swifti2v.evaluation.summary import require_same_names
 
@@ -37,11 +35,9 @@ class Files:
     """First pixel frames of the segments."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ManifestLine:
     """One line of a manifest; paths are relative to its folder."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     video: str
     """The clip."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from swifti2v.errors import LoadingError
 from swifti2v.models.checkpoints import read_metadata
+from swifti2v.models.fingerprints import sample_evenly, to_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +103,7 @@ def hash_base(transformer: nn.Module) -> str:
         if ".lora_" not in name and not name.startswith("patch_embedding.")
     }
     for name, tensor in sorted(base.items()):
-        flat = tensor.detach().reshape(-1)
-        count = min(len(flat), NUM_HASHED)
-        places = torch.arange(count) * (len(flat) - 1) // max(1, count - 1)
-        values = flat[places.to(flat.device)].to(torch.bfloat16).cpu().contiguous()
+        values = sample_evenly(tensor, NUM_HASHED).to(torch.bfloat16)
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(values.view(torch.uint8).numpy())
+        digest.update(to_bytes(values))
     return digest.hexdigest()

@@ -3,15 +3,13 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from importlib import resources
 from pathlib import Path
 from threading import Timer
 from typing import Any, Literal
 
-from pydantic import ConfigDict
-
-from swifti2v.config import GenerationConfig, parse_config, read_yaml
+from swifti2v.config import GenerationConfig, parse_config, read_yaml, settings
 from swifti2v.errors import ConfigError, LoadingError
 
 progress = logging.getLogger("swifti2v.progress")
@@ -38,11 +36,9 @@ Reference = Literal["channels", "none"]
 VaeDtype = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class LoraSource:
     """A LoRA to merge when its component is loaded."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     path: str
     """File, directory or ``org/repo/path/in/repo.safetensors`` on the Hub."""
@@ -52,11 +48,9 @@ class LoraSource:
     """Leave out layers that do not fit the model, with a warning, instead of refusing the file."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ComponentSource:
     """Where one component comes from."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     source: str
     """A directory in diffusers layout, an original single file, or a Hub id."""
@@ -76,11 +70,9 @@ class ComponentSource:
     """Number type of a VAE's decoder, likewise."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ModelIndex:
     """What ``model_index.json`` or a YAML preset says: component sources and default settings."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     components: dict[str, ComponentSource]
     """By name of the fields of ``Components``."""

@@ -16,23 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swifti2v.errors import LoadingError, NumericalError, PromptError
+from swifti2v.errors import NumericalError, PromptError
+from swifti2v.models.fingerprints import MOTIONS_KEY, fingerprint_encoder, to_bytes
 
 logger = logging.getLogger(__name__)
 
-FINGERPRINT_VALUES = 65536
-"""Values of a weight that enter the fingerprint; larger weights are sampled evenly."""
-MOTIONS_KEY = "camera_motions"
-"""Config key of an encoder that was trained to tell camera motions apart and nothing else: what
-asks for each of them."""
-UNIMPORTANT_CONFIG_KEYS = (
-    "_name_or_path",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    MOTIONS_KEY,
-)
-"""Config keys that do not tell how an encoder encodes."""
 CACHE_FORMAT = "1"
 """Part of every key: raise it when the meaning of an entry changes."""
 
@@ -183,38 +171,6 @@ def encode_prompt(
     return _encode_tokens(text_encoder, token_ids, mask)
 
 
-def fingerprint_encoder(text_encoder: PreTrainedModel) -> str:
-    """Hash of an encoder's config and weights: equal only for encoders that encode alike.
-
-    Weights of up to 65536 values are hashed whole, larger ones at as many evenly spaced places.
-    The dtype counts, the folder an encoder came from does not.
-
-    Raises:
-        LoadingError: The weights are not in memory (``meta``), so there is nothing to hash.
-    """
-    config = text_encoder.config.to_dict()
-    for key in UNIMPORTANT_CONFIG_KEYS:
-        config.pop(key, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(text_encoder.state_dict().items()):
-        if weight.is_meta:
-            raise LoadingError(
-                f"weight {name} is offloaded, so the text encoder cannot be told from another: "
-                "give the fingerprint it had before offloading"
-            )
-        values = weight.detach().reshape(-1)
-        num_places = min(len(values), FINGERPRINT_VALUES)
-        places = torch.arange(num_places) * (len(values) - 1) // max(1, num_places - 1)
-        sample = values[places.to(values.device)]
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(_to_bytes(sample))
-    return digest.hexdigest()
-
-
-def _to_bytes(tensor: Tensor) -> bytes:
-    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-
-
 class PromptCache:
     """Prompt embeddings on disk, found by content.
 
@@ -272,7 +228,7 @@ class PromptCache:
         except (SafetensorError, OSError) as error:
             logger.warning("prompt cache entry %s is damaged (%s): encoding again", path, error)
             return None
-        is_whole = hashlib.sha256(_to_bytes(embeds)).hexdigest() == checksum
+        is_whole = hashlib.sha256(to_bytes(embeds)).hexdigest() == checksum
         if not is_whole or embeds.ndim != 2 or len(embeds) != num_tokens:
             logger.warning("prompt cache entry %s is damaged: encoding again", path)
             return None
@@ -280,7 +236,7 @@ class PromptCache:
 
     def _write(self, key: str, embeds: Tensor) -> None:
         embeds = embeds.cpu().contiguous()
-        metadata = {"sha256": hashlib.sha256(_to_bytes(embeds)).hexdigest()}
+        metadata = {"sha256": hashlib.sha256(to_bytes(embeds)).hexdigest()}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.directory, prefix=".writing-") as folder:

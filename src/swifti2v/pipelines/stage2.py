@@ -26,7 +26,7 @@ from swifti2v.sampling import (
     plan_sigmas,
     to_velocity,
 )
-from swifti2v.segments import Segment, plan_segments
+from swifti2v.segments import Segment
 from swifti2v.shapes import ScaleFactors
 
 
@@ -156,13 +156,7 @@ class Stage2Pipeline:
         """
         stopwatch = stopwatch or Stopwatch()
         finished = finished or {}
-        segments = plan_segments(
-            reference.num_latent_frames,
-            config.segment_size,
-            config.context_size,
-            generates_anchor=config.anchor == "generated",
-            shows_anchor=config.shows_anchor,
-        )
+        segments = config.plan(reference.num_latent_frames)
         with stopwatch.measure("reference"):
             anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}

@@ -21,7 +21,7 @@ from swifti2v.pipelines.carrying import (
     MotionSearch,
     find_detail,
 )
-from swifti2v.shapes import Crop, FrameSize
+from swifti2v.shapes import Crop, FrameSize, latent_frames, pixel_frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class HybridReference:
     @property
     def num_latent_frames(self) -> int:
         """F of the whole clip."""
-        return (len(self.frames.motion_reference) - 1) // self._time + 1
+        return latent_frames(len(self.frames.motion_reference), self._time)
 
     def latents(self, frames: tuple[int, ...]) -> Tensor:
         """Reference latents ``[1, C, len(frames), h, w]`` of the frames asked for.
@@ -210,15 +210,14 @@ class HybridReference:
 
     def pixels(self, latent_frame: int) -> Tensor:
         """Frames ``[1, 3, t, H, W]`` of the hybrid reference that one latent frame holds."""
-        start = max(0, (latent_frame - 1) * self._time + 1)
-        stop = latent_frame * self._time + 1
+        frames = pixel_frames(latent_frame, self._time)
         num_frames = len(self.frames.motion_reference)
-        if stop > num_frames:
+        if frames.stop > num_frames:
             raise ShapeError(
                 f"latent frame {latent_frame} is past the end of a motion reference of "
                 f"{num_frames} frames"
             )
-        return self.frames.read(start, stop)
+        return self.frames.read(frames.start, frames.stop)
 
     def close(self) -> None:
         """End what was begun for frames that nobody will ask for."""

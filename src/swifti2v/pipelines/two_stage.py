@@ -47,8 +47,7 @@ from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import SegmentLatents, Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference, MotionReference
-from swifti2v.segments import plan_segments
-from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
+from swifti2v.shapes import FrameSize, PixelShape, latent_frames, size_of_aspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,15 +426,8 @@ class SwiftI2VPipeline:
 
     def plan(self, config: GenerationConfig) -> list[tuple[int, int]]:
         """Latent ranges of the segments a run will make."""
-        time = self.stage2.scale.time
-        segments = plan_segments(
-            (config.num_frames - 1) // time + 1,
-            config.stage2.segment_size,
-            config.stage2.context_size,
-            generates_anchor=config.stage2.anchor == "generated",
-            shows_anchor=config.stage2.shows_anchor,
-        )
-        return [segment.latent_range for segment in segments]
+        num_latent_frames = latent_frames(config.num_frames, self.stage2.scale.time)
+        return [segment.latent_range for segment in config.stage2.plan(num_latent_frames)]
 
     def _start_decoder(self, config: GenerationConfig) -> TinyStream | StreamingDecoder:
         if self.preview_decoder is not None:

@@ -25,7 +25,7 @@ from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
 from swifti2v.sampling import plan_sigmas
-from swifti2v.segments import Segment, plan_segments
+from swifti2v.segments import Segment
 from swifti2v.shapes import LatentShape, PixelShape
 
 SEARCH_SECONDS = 1.3e-6
@@ -71,13 +71,7 @@ class ClipCounter:
             small = PixelShape(config.num_frames, config.height // low, config.width // low)
             self.small = LatentShape.from_pixel_shape(small, scale1, vae1.config["z_dim"])
             self._common |= {"image": self._count_image(), "stage1": self._count_stage1()}
-        self.segments = plan_segments(
-            self.large.num_frames,
-            config.stage2.segment_size,
-            config.stage2.context_size,
-            generates_anchor=config.stage2.anchor == "generated",
-            shows_anchor=config.stage2.shows_anchor,
-        )
+        self.segments = config.stage2.plan(self.large.num_frames)
         self._common["stage2"] = self._count_stage2()
         self._weights = {role: models.weights(role) for role in models.architectures}
 

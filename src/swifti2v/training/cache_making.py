@@ -16,6 +16,7 @@ from swifti2v.models.sources import find_model
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
+from swifti2v.shards import is_in_shard
 from swifti2v.training.cached_clips import ClipCache, Window
 from swifti2v.training.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.draws import Draw
@@ -32,7 +33,6 @@ from swifti2v.training.manifest_clips import LoadedClip, Piece
 from swifti2v.training.prompt_embeddings import CachedPrompts, embed_prompts
 from swifti2v.training.ranks import Ranks
 from swifti2v.training.stage1 import Stage1Task
-from swifti2v.training.stage_transition import is_in_shard
 
 OnProgress = Callable[[int, int], None]
 """Told how many prompts and pieces of how many are done."""

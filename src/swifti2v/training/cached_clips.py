@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import MediaError
+from swifti2v.models.fingerprints import fingerprint_model
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.segments import Segment
 from swifti2v.training.buckets import format_bucket
 from swifti2v.training.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.decoding import draw_first
 from swifti2v.training.draws import Draw
-from swifti2v.training.fingerprints import fingerprint_model, hash_source, make_key
+from swifti2v.training.fingerprints import hash_source, make_key
 from swifti2v.training.manifest_clips import ManifestClips, Piece
 from swifti2v.training.prompt_embeddings import REMEDY
 from swifti2v.training.stage1_sources import Stage1Latents

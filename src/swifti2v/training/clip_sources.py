@@ -12,8 +12,8 @@ from swifti2v.media import frames_to_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.segments import Segment
+from swifti2v.shapes import pixel_frames
 from swifti2v.training.crops import cut_pair
-from swifti2v.training.data import pixel_frames
 from swifti2v.training.draws import Draw
 from swifti2v.training.manifest_clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.stage1_sources import Stage1Batch

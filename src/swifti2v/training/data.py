@@ -164,13 +164,6 @@ def make_procedural_material(
     return _with_stills(clips, pictures, num_clips)
 
 
-def pixel_frames(latent_frame: int, time_factor: int = 4) -> range:
-    """Pixel frames that one latent frame holds: the first holds one, any other ``time_factor``."""
-    if latent_frame == 0:
-        return range(1)
-    return range(time_factor * (latent_frame - 1) + 1, time_factor * latent_frame + 1)
-
-
 def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:
     """What Stage II is given for a clip, made of the clip's own small version.
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from swifti2v.config import GenerationConfig, parse_config, to_dict
 from swifti2v.errors import InputError
 from swifti2v.media import video_to_frames
+from swifti2v.models.fingerprints import fingerprint_encoder
 from swifti2v.models.image_encoder import describe_picture, encode_image
 from swifti2v.models.loading import Components, load_components
 from swifti2v.models.lora_export import save_lora
-from swifti2v.models.text import fingerprint_encoder
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.cached_clips import (

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swifti2v.errors import InputError
+from swifti2v.models.fingerprints import fingerprint_encoder
 from swifti2v.models.loading import Components
-from swifti2v.models.text import encode_prompt, fingerprint_encoder, tokenize_prompts
+from swifti2v.models.text import encode_prompt, tokenize_prompts
 from swifti2v.training.fingerprints import make_key
 from swifti2v.training.tensor_cache import TensorCache
 

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from swifti2v.pipelines.camera_moves import CameraMove
 from swifti2v.pipelines.course import draw_chart, draw_course
-from swifti2v.shapes import FrameSize
+from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.camera_motion import (
     Scene,
     draw_thing,
     draw_view,
     render_move,
 )
-from swifti2v.training.data import pixel_frames
 from swifti2v.training.draws import Draw, Option, choose
 from swifti2v.training.motion_prompts import draw_prompt
 

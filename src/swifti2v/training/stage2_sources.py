@@ -16,11 +16,11 @@ from swifti2v.media import Frames
 from swifti2v.pipelines.carrying import CROP_MARGIN
 from swifti2v.pipelines.course import draw_course
 from swifti2v.segments import Segment
-from swifti2v.shapes import FrameSize
+from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.clip_references import START_INTERVAL, ClipReferences, carry_known
 from swifti2v.training.crops import cut_clip, cut_pair, draw_crop
-from swifti2v.training.data import Material, pixel_frames
+from swifti2v.training.data import Material
 from swifti2v.training.draws import Draw
 from swifti2v.training.motion_prompts import draw_prompt
 

@@ -20,17 +20,18 @@ from PIL import Image
 from pydantic import ConfigDict
 
 from swifti2v.config import GenerationConfig, to_dict
-from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
+from swifti2v.errors import ConfigError, MediaError, ShapeError
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.media.timing import exact_rate
+from swifti2v.models.fingerprints import fingerprint_model
 from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.stage1 import plan_redraw_sigmas
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import SAMPLING_VERSION
+from swifti2v.shards import is_in_shard
 from swifti2v.training.buckets import BucketRules, plan_bucket, plan_range, probe
 from swifti2v.training.decoding import decode_clip
-from swifti2v.training.fingerprints import fingerprint_model
 from swifti2v.training.manifest import Manifest, MediaFile, Reject, Sample
 
 MAX_PSNR = 99.0
@@ -109,24 +110,6 @@ def draw_for(config: TransitionConfig, sample_id: str) -> Draw:
     level, seed, place = (int.from_bytes(digest[i : i + 6], "big") for i in (0, 8, 16))
     sigma = config.sigma_low + (config.sigma_high - config.sigma_low) * level / 2**48
     return Draw(min(sigma, config.sigma_high), seed, place / 2**48)
-
-
-def is_in_shard(sample_id: str, index: int, num_shards: int) -> bool:
-    """Whether shard ``index`` (from 1) of ``num_shards`` takes a sample, by a hash of its id."""
-    digest = hashlib.sha256(f"shard {sample_id}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") % num_shards == index - 1
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Read ``I/N``, I from 1 to N.
-
-    Raises:
-        InputError: ``text`` is not of this form.
-    """
-    index, _, total = text.partition("/")
-    if not (index.isdecimal() and total.isdecimal() and 1 <= int(index) <= int(total)):
-        raise InputError(f"shard {text!r} is not I/N with I from 1 to N, as 1/4")
-    return int(index), int(total)
 
 
 def take_shard(listed: Manifest, index: int, num_shards: int) -> Manifest:

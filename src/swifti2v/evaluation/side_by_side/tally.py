@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
-
-from swifti2v.config import parse_config
+from swifti2v.config import parse_config, settings
 from swifti2v.errors import InputError
 from swifti2v.evaluation.intervals import Estimate, wilson_share
 from swifti2v.evaluation.side_by_side.page import FORMAT
@@ -16,11 +14,9 @@ from swifti2v.evaluation.side_by_side.page import FORMAT
 Choice = Literal["first", "second", "tie"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Vote:
     """What one person said about one pair."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     pair: str
     """Its name."""
@@ -32,11 +28,9 @@ class Vote:
     """From first sight to the vote."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ViewerResult:
     """A file that the page exported."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     format: int
     """Of the file."""

@@ -16,7 +16,7 @@ from swifti2v.models.speed import attention_order
 from swifti2v.planning.costs import extrapolate
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import cast_weights
-from swifti2v.shapes import LatentShape
+from swifti2v.shapes import LatentShape, latent_frames
 
 CALLS = 100
 """Model calls of a clip: 50 steps with guidance, as these models are run without distillation."""
@@ -33,7 +33,7 @@ def time_end_to_end(subject: Subject, protocol: Protocol) -> Iterator[Row]:
     The VAE and the text encoder are left out, which flatters these models.
     """
     config = subject.config
-    frames = (config.num_frames - 1) // 4 + 1
+    frames = latent_frames(config.num_frames)
     case = f"end to end, {config.width}x{config.height}, {config.num_frames} frames, one call"
     for name, (source, scale) in MODELS.items():
         architecture = KNOWN[source]["transformer"]

@@ -24,7 +24,7 @@ from swifti2v.models.speed import attention_order, prepare_speed
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.planning.models import Models
-from swifti2v.segments import Segment, plan_segments
+from swifti2v.segments import Segment
 from swifti2v.shapes import LatentShape, PixelShape
 
 logger = logging.getLogger(__name__)
@@ -57,13 +57,7 @@ def latent_shape(subject: Subject, stage: str) -> LatentShape:
 
 def largest_segment(subject: Subject, num_latent_frames: int) -> Segment:
     """One of the clip's windows with most frames."""
-    stage2 = subject.config.stage2
-    segments = plan_segments(
-        num_latent_frames,
-        stage2.segment_size,
-        stage2.context_size,
-        generates_anchor=stage2.anchor == "generated",
-    )
+    segments = subject.config.stage2.plan(num_latent_frames)
     return max(segments, key=lambda segment: len(segment.window))
 
 

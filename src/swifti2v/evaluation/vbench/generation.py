@@ -2,13 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from swifti2v.config import GenerationConfig, parse_config, to_dict
+from swifti2v.config import GenerationConfig, parse_config, settings, to_dict
 from swifti2v.errors import InputError
 from swifti2v.evaluation.vbench.photos import PhotoFit, load_photo
 from swifti2v.evaluation.vbench.suite import SUFFIX, SuiteVideo
@@ -16,7 +13,7 @@ from swifti2v.media import open_writer
 from swifti2v.models.text import tokenize_prompts
 from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.storage import whole_file, write_whole
+from swifti2v.storage import require_same_settings, whole_file, write_whole
 
 VIDEOS, RECORD = "videos", "generation.json"
 """Folder of the videos, and beside it (the official code wants videos only) how they were made."""
@@ -24,11 +21,9 @@ CRF = 10
 """Near lossless, as VBench's own examples: detail metrics must not measure the codec."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class GenerationRecord:
     """What decides the videos of a suite; kept beside them and copied into results."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     version: str
     """Of this package."""
@@ -68,12 +63,7 @@ def open_output(folder: Path, record: GenerationRecord) -> None:
         write_whole(folder / RECORD, json.dumps(to_dict(record), indent=1) + "\n")
         return
     (folder / VIDEOS).mkdir(exist_ok=True)
-    old, new = to_dict(before), to_dict(record)
-    if changed := [key for key in new if old[key] != new[key]]:
-        raise InputError(
-            f"output {folder} was started with other settings ({', '.join(changed)}); choose "
-            "another folder, or give the same settings"
-        )
+    require_same_settings(to_dict(before), to_dict(record), f"output {folder}", "another folder")
 
 
 def read_record(folder: Path) -> GenerationRecord | None:

@@ -15,7 +15,7 @@ from typing import Any
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.evaluation.vbench.scores import RESULT_SUFFIX, read_results
 from swifti2v.evaluation.vbench.suite import SuiteEntry, require_files
-from swifti2v.storage import write_whole
+from swifti2v.storage import require_same_settings, write_whole
 
 COMMIT = "45e79ec14e69a2187202c675d2dbce1a71843d53"
 """Of github.com/Vchitect/VBench."""
@@ -148,13 +148,8 @@ def open_run(folder: Path, record: dict[str, Any]) -> None:
     path = folder / RUN_RECORD
     text = json.dumps(record, ensure_ascii=False, indent=1)
     if path.is_file():
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            raise InputError(
-                f"{folder} holds results of another run ({', '.join(changed)} differ); choose "
-                "another folder"
-            )
+        before = json.loads(path.read_text(encoding="utf-8"))
+        require_same_settings(before, record, f"output {folder}", "another folder")
         return
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f"output {folder} is not an empty folder; choose another")

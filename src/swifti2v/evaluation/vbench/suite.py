@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
-
-from swifti2v.config import parse_config
+from swifti2v.config import parse_config, settings
 from swifti2v.errors import InputError
 from swifti2v.evaluation.vbench.dimensions import CAMERA, DIMENSIONS
 from swifti2v.storage import encode_text
@@ -20,11 +18,9 @@ MAX_NAME_BYTES = 240
 """Room for a sample number and a suffix within the 255 bytes of a file name."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class SuiteEntry:
     """One prompt, with the official file's keys."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     prompt_en: str
     """The prompt; names the video files too."""
