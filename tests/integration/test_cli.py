@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_forward_hook
 
 from swifti2v import __version__
-from swifti2v.cli.settings import format_color, parse_color
+from swifti2v.jobs.settings import format_color, parse_color
 from swifti2v.media import open_writer, read_metadata
 from swifti2v.models.transformer import SegmentTransformerBlock
 from swifti2v.sampling import SAMPLING_VERSION

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from swifti2v.cli.settings import read_settings
+from swifti2v.jobs.settings import read_settings
 from tests import hub
 from tests.command_line import (
     LOSSLESS,

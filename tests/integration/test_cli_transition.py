@@ -14,9 +14,9 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from swifti2v.cli.failures import Interruption
 from swifti2v.cli.transition import transition
 from swifti2v.cli.transition_job import Job
+from swifti2v.jobs.interruption import Interruption
 from swifti2v.media import open_writer, read_clip
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import PixelShape

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from swifti2v.cli.work_dir import MOTION_REFERENCE, WorkDir
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.jobs.work_dir import MOTION_REFERENCE, WorkDir
 from swifti2v.pipelines.displacement import UNIT, move_photo
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from swifti2v.cli.bench_speed import speed
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.errors import InputError
+from swifti2v.jobs.interruption import Interruption
 
 bench_app = typer.Typer(no_args_is_help=True, help="Make published tables again.")
 bench_app.command()(speed)

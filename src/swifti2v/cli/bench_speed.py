@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import RunDtype
 from swifti2v.errors import ConfigError
+from swifti2v.jobs.interruption import Interruption
 
 
 class Rival(StrEnum):
@@ -63,13 +64,13 @@ def speed(
 
         import torch
 
-        from swifti2v.cli.devices import choose_device, find_dtype
         from swifti2v.config import merge, parse_override
         from swifti2v.evaluation.speed.device_cap import capped
         from swifti2v.evaluation.speed.models import Subject
         from swifti2v.evaluation.speed.rows import Machine, to_dict, to_markdown
         from swifti2v.evaluation.speed.suite import USUAL, require_parts, run_parts
         from swifti2v.evaluation.speed.timing import Protocol
+        from swifti2v.jobs.devices import choose_device, find_dtype
         from swifti2v.units import GB
 
         parts = stages.split(",") if stages else list(USUAL)

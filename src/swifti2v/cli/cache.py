@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from swifti2v.cli.devices import choose_device
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import takes_options
 from swifti2v.cli.train import resolve_settings
 from swifti2v.errors import InputError
+from swifti2v.jobs.devices import choose_device
+from swifti2v.jobs.interruption import Interruption
 
 REPORT_SECONDS = 10.0
 """Between two lines on stderr."""

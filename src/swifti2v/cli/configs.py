@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.paths import require_new_file
+from swifti2v.jobs.paths import require_new_file
 from swifti2v.shipped import require_shipped_config, shipped_configs
 
 configs_app = typer.Typer(no_args_is_help=True, help="List, show and copy shipped configurations.")

@@ -12,8 +12,8 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import naming_flags
-from swifti2v.cli.paths import require_contact_sheet
 from swifti2v.errors import InputError
+from swifti2v.jobs.paths import require_contact_sheet
 
 if TYPE_CHECKING:
     import numpy as np

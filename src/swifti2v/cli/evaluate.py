@@ -12,10 +12,10 @@ from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import Fit
 
 if TYPE_CHECKING:
-    from swifti2v.cli.settings import RunSettings
     from swifti2v.evaluation.inputs import ClipFile, ClipInputs, PhotoFile
     from swifti2v.evaluation.jobs import Files
     from swifti2v.evaluation.report import ClipResult
+    from swifti2v.jobs.settings import RunSettings
 
 MAX_PICTURED = 100
 """Clips with plots and pictures in a report; more would make a file that no browser opens."""
@@ -141,8 +141,8 @@ def _open(files: "Files", video: Path, reading: Reading) -> "ClipInputs":
 
 def _settings(video: Path) -> tuple["RunSettings | None", str]:
     """Settings stored in a video, or the reason why there are none."""
-    from swifti2v.cli.settings import read_settings
     from swifti2v.errors import ConfigError, InputError
+    from swifti2v.jobs.settings import read_settings
 
     try:
         return read_settings(video), ""
@@ -168,8 +168,8 @@ def _segments(
 
 
 def _photo(path: Path, settings: "RunSettings | None", reading: Reading) -> "PhotoFile":
-    from swifti2v.cli.settings import parse_color
     from swifti2v.evaluation.inputs import PhotoFile
+    from swifti2v.jobs.settings import parse_color
 
     fit = reading.fit or (settings.fit if settings else None)
     background = settings.background if settings else None

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, STAGED_LORA_FORM, parse_lora
 from swifti2v.cli.options import Dtype
-from swifti2v.cli.paths import require_folder, require_new_file
+from swifti2v.jobs.interruption import Interruption
+from swifti2v.jobs.paths import require_folder, require_new_file
 from swifti2v.storage import whole_directory
 
 if TYPE_CHECKING:

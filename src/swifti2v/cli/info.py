@@ -19,7 +19,7 @@ def info(
 
         import yaml
 
-        from swifti2v.cli.settings import read_settings
+        from swifti2v.jobs.settings import read_settings
 
         settings = read_settings(video)
         if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from swifti2v.errors import InputError
 
 if TYPE_CHECKING:
-    from swifti2v.cli.settings import Stage
+    from swifti2v.jobs.settings import Stage
     from swifti2v.models.sources import LoraSource
 
 LORA_FORM = "PATH[:STRENGTH][:partial]"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from swifti2v.cli.devices import choose_device, find_dtype
 from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import ClipOptions
-from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
+from swifti2v.jobs.devices import choose_device, find_dtype
+from swifti2v.jobs.settings import RunSettings
 from swifti2v.models.roles import Placement
 from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision
 from swifti2v.planning.measurement import free_bytes, memory_bytes

@@ -5,20 +5,17 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import typer
 
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM
 from swifti2v.config import expand_shorthands, parse_override, read_config
+from swifti2v.jobs.request import Command
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-Command = Literal["generate", "refine", "upscale"]
-"""Those that make a clip."""
 
 
 class Fit(StrEnum):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from swifti2v.cli.options import ClipOptions
-from swifti2v.cli.paths import require_contact_sheet
-from swifti2v.cli.settings import RunSettings, VideoSettings
 from swifti2v.errors import InputError
+from swifti2v.jobs.paths import require_contact_sheet
+from swifti2v.jobs.settings import RunSettings, VideoSettings
 from swifti2v.media import Frames, contact_sheet, open_writer
 from swifti2v.media.encoder import EncodingOptions
 from swifti2v.media.writer import FrameWriter

@@ -87,8 +87,8 @@ def _make(
     asked: Precision | None,
     memory: str | None,
 ) -> "Plan":
-    from swifti2v.cli.devices import has_gpu
     from swifti2v.config import GenerationConfig, merge, parse_config
+    from swifti2v.jobs.devices import has_gpu
     from swifti2v.models.sources import find_model
     from swifti2v.planning.devices import PRECISIONS, find_device
     from swifti2v.planning.plans import make_plan

@@ -11,17 +11,21 @@ import typer
 from PIL import Image
 
 from swifti2v import __version__
-from swifti2v.cli.clip_rate import plan_rate
-from swifti2v.cli.devices import cache_dir, choose_device, find_device, find_dtype
 from swifti2v.cli.flags import COMMAND_LINE, naming_flags
-from swifti2v.cli.input_files import InputFiles
 from swifti2v.cli.loras import parse_lora
 from swifti2v.cli.memory import place_run
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import find_video_settings, require_writable_outputs
-from swifti2v.cli.paths import require_utf8
 from swifti2v.cli.seeds import RANDOM, draw_seed, require_seed
-from swifti2v.cli.settings import (
+from swifti2v.cli.sizes import choose_size
+from swifti2v.cli.weights import find_missing_weights
+from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
+from swifti2v.errors import ConfigError, InputError, ShapeError
+from swifti2v.jobs.clip_rate import plan_rate
+from swifti2v.jobs.devices import cache_dir, choose_device, find_device, find_dtype
+from swifti2v.jobs.input_files import InputFiles
+from swifti2v.jobs.paths import require_utf8
+from swifti2v.jobs.settings import (
     FileRecord,
     LoraRecord,
     RunSettings,
@@ -31,11 +35,7 @@ from swifti2v.cli.settings import (
     parse_color,
     read_settings,
 )
-from swifti2v.cli.sizes import choose_size
-from swifti2v.cli.weights import find_missing_weights
-from swifti2v.cli.work_dir import WorkDir
-from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
-from swifti2v.errors import ConfigError, InputError, ShapeError
+from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, fit_image, load_image, probe_clip, read_clip
 from swifti2v.models.availability import RemoteFiles, download_commands, require_obtainable
 from swifti2v.models.loading import STAGES

@@ -8,7 +8,6 @@ import torch
 import typer
 import yaml
 
-from swifti2v.cli.failures import Interruption
 from swifti2v.cli.memory import suggest_plan
 from swifti2v.cli.options import ClipOptions
 from swifti2v.cli.outputs import ContactSheet, make_writer
@@ -22,6 +21,7 @@ from swifti2v.cli.report import (
 )
 from swifti2v.config import to_dict
 from swifti2v.errors import SwiftI2VError
+from swifti2v.jobs.interruption import Interruption
 from swifti2v.media.writer import FrameWriter
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.transition import MotionReference

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from swifti2v.cli.options import ClipOptions
-from swifti2v.cli.settings import RunSettings
 from swifti2v.config import merge, to_dict
 from swifti2v.errors import ShapeError
+from swifti2v.jobs.settings import RunSettings
 from swifti2v.models.architectures import find_scale
 from swifti2v.models.sources import find_model
 from swifti2v.pipelines.sizes import side_multiple

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 import yaml
 
-from swifti2v.cli.devices import choose_device
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import takes_options
 from swifti2v.cli.training_display import TrainingDisplay
 from swifti2v.config import merge, parse_config, parse_override, read_config, to_dict
 from swifti2v.errors import ConfigError, InputError, LoadingError
+from swifti2v.jobs.devices import choose_device
+from swifti2v.jobs.interruption import Interruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from swifti2v.cli.devices import find_device
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
 from swifti2v.cli.options import Placement, takes_options
@@ -19,6 +18,8 @@ from swifti2v.cli.seeds import choose_seed
 from swifti2v.cli.transition_job import Job, Outcome
 from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
 from swifti2v.errors import InputError
+from swifti2v.jobs.devices import find_device
+from swifti2v.jobs.interruption import Interruption
 from swifti2v.shards import parse_shard
 
 if TYPE_CHECKING:

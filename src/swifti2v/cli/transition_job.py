@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from swifti2v import __version__
-from swifti2v.cli.failures import Interruption
 from swifti2v.errors import PromptError, SwiftI2VError
+from swifti2v.jobs.interruption import Interruption
 
 if TYPE_CHECKING:
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline

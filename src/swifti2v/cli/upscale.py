@@ -9,8 +9,9 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE
-from swifti2v.cli.options import ClipOptions, Command, Fit, takes_options
+from swifti2v.cli.options import ClipOptions, Fit, takes_options
 from swifti2v.cli.weights import require_weights
+from swifti2v.jobs.request import Command
 
 
 class Attention(StrEnum):

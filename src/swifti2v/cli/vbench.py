@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swifti2v.cli.failures import Interruption, exit_codes
+from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import Placement
 from swifti2v.cli.seeds import choose_seed
+from swifti2v.jobs.interruption import Interruption
 
 if TYPE_CHECKING:
     from swifti2v.config import GenerationConfig
@@ -87,7 +88,6 @@ def generate(
     """
     with exit_codes(debug=debug), Interruption().catch():
         from swifti2v import SwiftI2VPipeline, __version__
-        from swifti2v.cli.devices import find_device
         from swifti2v.config import to_dict
         from swifti2v.evaluation.vbench.generation import (
             CRF,
@@ -100,6 +100,7 @@ def generate(
         )
         from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
+        from swifti2v.jobs.devices import find_device
         from swifti2v.models.loading import STAGES
         from swifti2v.sampling import SAMPLING_VERSION
         from swifti2v.shards import parse_shard
@@ -217,8 +218,6 @@ def lite(
     with exit_codes(debug=debug), Interruption().catch():
         from dataclasses import asdict
 
-        from swifti2v.cli.devices import choose_device
-        from swifti2v.cli.paths import require_writable_file
         from swifti2v.evaluation.result_files import versions
         from swifti2v.evaluation.vbench.dimensions import LITE, choose_dimensions
         from swifti2v.evaluation.vbench.lite import KIND, LiteVideo, load_measure, measure_all
@@ -228,6 +227,8 @@ def lite(
             read_suite,
             select_entries,
         )
+        from swifti2v.jobs.devices import choose_device
+        from swifti2v.jobs.paths import require_writable_file
         from swifti2v.media import probe_clip
         from swifti2v.storage import hash_file, write_whole
 

@@ -1,6 +1,6 @@
 import pytest
 
-from swifti2v.cli.clip_rate import plan_rate
+from swifti2v.jobs.clip_rate import plan_rate
 from swifti2v.media import ClipInfo
 
 

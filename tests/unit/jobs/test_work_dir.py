@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swifti2v.cli.work_dir import WorkDir
 from swifti2v.errors import InputError, MediaError
+from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.pipelines.transition import MotionReference
 
 PLAN: dict[str, Any] = {

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from PIL import ImageColor
 
-from swifti2v.cli.options import Command
 from swifti2v.config import GenerationConfig, parse_config, settings, to_dict
 from swifti2v.errors import InputError
+from swifti2v.jobs.request import Command
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
 from swifti2v.models.sources import INDEX_NAME
