@@ -17,8 +17,8 @@ from swifti2v.evaluation.offline import METRICS
 from swifti2v.evaluation.report import estimate_cells, number
 from swifti2v.planning.models import Models
 from swifti2v.planning.work import ClipCounter
-from swifti2v.training.ablation_table import write_table
-from swifti2v.training.ablations import AblationConfig
+from swifti2v.training.ablations.runs import AblationConfig
+from swifti2v.training.ablations.table import write_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "results.md"

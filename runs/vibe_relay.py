@@ -19,7 +19,6 @@ from PIL import Image
 
 from swifti2v import SwiftI2VPipeline
 from swifti2v.config import AttentionConfig
-from swifti2v.evaluation.comparison_tables import compare, render_comparison
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.noise import temporal_noise
 from swifti2v.evaluation.metrics.temporal import compensated_flicker
@@ -27,22 +26,23 @@ from swifti2v.evaluation.model_card import clip_psnr, downscale
 from swifti2v.media import frames_to_video, resize_video, video_to_frames
 from swifti2v.models.lora import merge_lora
 from swifti2v.storage import write_whole
-from swifti2v.training.ablation_clips import cut_test_clips
-from swifti2v.training.data import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
-from swifti2v.training.degradations import DegradationConfig
-from swifti2v.training.image_sources import PictureCrops
-from swifti2v.training.image_task import ImageObjective, ImageTask
-from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
-from swifti2v.training.nano_codec import measure_residual
-from swifti2v.training.nano_models import TransformerSize
-from swifti2v.training.nano_stage2 import fit_to_task, start_stage2
-from swifti2v.training.noise_levels import NoiseLevelConfig
-from swifti2v.training.optimizers import OptimizerConfig
-from swifti2v.training.ranks import Ranks
-from swifti2v.training.run_config import PhaseConfig, RunConfig
-from swifti2v.training.session import Session, train_task
-from swifti2v.training.stage2 import Stage2Objective, Stage2Task
-from swifti2v.training.stage2_sources import MaterialSource, MixConfig
+from swifti2v.training.ablations.clips import cut_test_clips
+from swifti2v.training.ablations.comparison import compare, render_comparison
+from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.engine.optimizers import OptimizerConfig
+from swifti2v.training.engine.ranks import Ranks
+from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+from swifti2v.training.engine.session import Session, train_task
+from swifti2v.training.nano.codec import measure_residual
+from swifti2v.training.nano.material import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
+from swifti2v.training.nano.models import TransformerSize
+from swifti2v.training.nano.stage2_sources import MaterialSource, MixConfig
+from swifti2v.training.nano.stage2_start import fit_to_task, start_stage2
+from swifti2v.training.relay.degradations import DegradationConfig
+from swifti2v.training.relay.image_sources import PictureCrops
+from swifti2v.training.relay.image_task import ImageObjective, ImageTask
+from swifti2v.training.stages.noise_levels import NoiseLevelConfig
+from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
 from swifti2v.training.windows import WindowConfig
 
 HELD_OUT = (

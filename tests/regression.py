@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.training.draws import Draw
-from swifti2v.training.noise_levels import NoiseLevelConfig, draw_step_sigmas
-from swifti2v.training.optimizers import OptimizerConfig
-from swifti2v.training.ranks import Ranks
-from swifti2v.training.run_config import PhaseConfig, RunConfig
-from swifti2v.training.trainer import Trainer
+from swifti2v.training.engine.draws import Draw
+from swifti2v.training.engine.optimizers import OptimizerConfig
+from swifti2v.training.engine.ranks import Ranks
+from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+from swifti2v.training.engine.trainer import Trainer
+from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
 
 ROOT = Path(__file__).parents[1]
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from swifti2v.training.run_config import PhaseConfig
-from swifti2v.training.trainer import Trainer
+from swifti2v.training.engine.run_config import PhaseConfig
+from swifti2v.training.engine.trainer import Trainer
 from tests.regression import OPTIMIZER, NumbersTask, make_trainer
 
 NUM_STEPS = 120

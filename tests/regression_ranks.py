@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from swifti2v.errors import InputError, NumericalError
-from swifti2v.training.draws import Draw
-from swifti2v.training.ranks import join_ranks
+from swifti2v.training.engine.draws import Draw
+from swifti2v.training.engine.ranks import join_ranks
 from tests.regression import NoisyNumbersTask, NumbersBatch, NumbersTask, WindowsTask, make_trainer
 
 

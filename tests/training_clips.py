@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from swifti2v.media import open_writer
-from swifti2v.training.manifest import MediaFile, Sample
+from swifti2v.training.data.samples import MediaFile, Sample
 
 OPENVID = (
     "video", "caption", "aesthetic score", "motion score", "temporal consistency score",

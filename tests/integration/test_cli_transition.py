@@ -21,11 +21,11 @@ from swifti2v.media import open_writer, read_clip
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import PixelShape
 from swifti2v.shards import is_in_shard
-from swifti2v.training.decoding import decode_pair
-from swifti2v.training.manifest import Manifest
-from swifti2v.training.manifest_readers import read_manifest
-from swifti2v.training.stage_transition import TransitionConfig
-from swifti2v.training.transition_store import TransitionStore
+from swifti2v.training.data.decoding import decode_pair
+from swifti2v.training.data.readers import read_manifest
+from swifti2v.training.data.samples import Manifest
+from swifti2v.training.transition.samples import TransitionConfig
+from swifti2v.training.transition.store import TransitionStore
 from tests.command_line import copy_model, error_line, save_lora, succeed
 from tests.tiny import NUM_FRAMES, SIZE
 

@@ -10,11 +10,16 @@ from torch import Tensor
 
 from swifti2v.models.loading import load_components
 from swifti2v.models.lora_base import hash_base
-from swifti2v.training.buckets import BucketRules
-from swifti2v.training.fine_tuning import ClipsPhase, FineTuning, Stage1FineTuning, Stage2FineTuning
-from swifti2v.training.lora import AdapterConfig
-from swifti2v.training.manifest_clips import DataConfig
-from swifti2v.training.validation import ValidationConfig
+from swifti2v.training.adapters import AdapterConfig
+from swifti2v.training.data.buckets import BucketRules
+from swifti2v.training.data.clips import DataConfig
+from swifti2v.training.stages.fine_tuning import (
+    ClipsPhase,
+    FineTuning,
+    Stage1FineTuning,
+    Stage2FineTuning,
+)
+from swifti2v.training.stages.validation import ValidationConfig
 from tests.command_line import copy_model, save_lora
 from tests.regression import ALONE
 

@@ -14,7 +14,7 @@ from swifti2v.models.architectures import KINDS, find_architecture, find_scale
 from swifti2v.models.loading import load_model
 from swifti2v.models.sources import ComponentSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.training.memory import count_parameters
+from swifti2v.training.engine.memory import count_parameters
 from tests.hub import make_hub, stage2_base, write_preset
 from tests.tiny import TRANSFORMER
 

@@ -30,7 +30,7 @@ from swifti2v.pipelines.transition import (
 )
 from swifti2v.pipelines.upscale import second_pass
 from swifti2v.shapes import Crop
-from swifti2v.training.clip_references import carry_known
+from swifti2v.training.nano.clip_references import carry_known
 from tests.evaluation_clips import panning_clip
 from tests.tiny import SIZE, tiny_pipeline
 

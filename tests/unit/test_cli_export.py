@@ -16,7 +16,7 @@ from swifti2v.models.lora import merge_lora
 from swifti2v.models.lora_export import read_lora_metadata, save_lora
 from swifti2v.models.sources import INDEX_NAME, LoraSource
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from tests.command_line import error_line, succeed
 from tests.hub import SIZES, make
 from tests.tiny import tiny_components, tiny_pipeline

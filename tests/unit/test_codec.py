@@ -13,7 +13,7 @@ from swifti2v.models.codec import (
     lapping,
     side_transform,
 )
-from swifti2v.training.nano_codec import mean_channels
+from swifti2v.training.nano.codec import mean_channels
 
 LUMA = torch.tensor([0.2126, 0.7152, 0.0722])  # ITU-R BT.709
 

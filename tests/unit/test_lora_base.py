@@ -20,7 +20,7 @@ from swifti2v.models.lora_base import (
 )
 from swifti2v.models.lora_export import save_lora
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 
 SIZES: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 16,

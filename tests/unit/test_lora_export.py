@@ -21,7 +21,7 @@ from swifti2v.models.lora_export import (
     read_lora_metadata,
     save_lora,
 )
-from swifti2v.training.lora import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from tests.unit.test_lora import (
     FAMILIES,
     State,

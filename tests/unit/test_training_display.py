@@ -7,7 +7,7 @@ from collections import deque
 from rich.console import Console
 
 from swifti2v.cli.training_display import TrainingDisplay, to_facts
-from swifti2v.training.run_log import StepMetrics
+from swifti2v.training.engine.run_log import StepMetrics
 
 
 def metrics(step: int, **changes: float) -> StepMetrics:

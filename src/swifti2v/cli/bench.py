@@ -35,8 +35,8 @@ def quality(
     with exit_codes(debug=debug), Interruption().catch():
         from swifti2v.config import parse_config, read_config
         from swifti2v.shards import parse_shard
-        from swifti2v.training.ablation_table import make_ablation_table
-        from swifti2v.training.ablations import AblationConfig
+        from swifti2v.training.ablations.runs import AblationConfig
+        from swifti2v.training.ablations.table import make_ablation_table
 
         settings = parse_config(AblationConfig, read_config(config), str(config))
 
@@ -65,7 +65,7 @@ def training(
 ) -> None:
     """Train a few steps with every combination of settings; prints samples/s and peak memory."""
     with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v.training.throughput import (
+        from swifti2v.training.costs.throughput import (
             measure_throughput,
             parse_choices,
             render_throughput,

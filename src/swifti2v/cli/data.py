@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from swifti2v.training.buckets import Assignment, BucketRules, Placement
-    from swifti2v.training.manifest import Reject, Remark, Sample
+    from swifti2v.training.data.buckets import Assignment, BucketRules, Placement
+    from swifti2v.training.data.samples import Reject, Remark, Sample
 
 REPORT_SECONDS = 10.0
 """Between two lines on stderr."""
@@ -72,8 +72,8 @@ def inspect(
     with exit_codes(debug=debug):
         if sheet is not None:
             require_contact_sheet(sheet)
-        from swifti2v.training.buckets import assign_buckets
-        from swifti2v.training.manifest_readers import read_manifest
+        from swifti2v.training.data.buckets import assign_buckets
+        from swifti2v.training.data.readers import read_manifest
 
         with naming_flags():
             rules = _find_rules(bucket or [], fps, max_crop)
@@ -184,7 +184,7 @@ def _with_fit(rejects: "Sequence[Reject]", unnamed: "Assignment") -> "list[Rejec
 
 
 def _find_rules(buckets: Sequence[str], fps: float, max_crop: float | None) -> "BucketRules":
-    from swifti2v.training.buckets import BucketRules, parse_bucket
+    from swifti2v.training.data.buckets import BucketRules, parse_bucket
 
     options: dict[str, Any] = {"fps": fps}
     if buckets:
@@ -195,7 +195,7 @@ def _find_rules(buckets: Sequence[str], fps: float, max_crop: float | None) -> "
 
 
 def _require_no_input(path: Path, samples: "Sequence[Sample]") -> None:
-    from swifti2v.training.manifest import MediaFile
+    from swifti2v.training.data.samples import MediaFile
 
     if not path.exists():
         return
@@ -214,7 +214,7 @@ def _make_report(
     rejects: "Sequence[Reject]",
     shown: list[str],
 ) -> DataReport:
-    from swifti2v.training.buckets import format_bucket
+    from swifti2v.training.data.buckets import format_bucket
 
     num_videos = sum(sample.kind == "video" for sample in samples)
     placements, uncaptioned = assigned.placements, unnamed.by_bucket()
@@ -312,7 +312,7 @@ def _save_sheet(assigned: "Assignment", path: Path) -> "tuple[Assignment, list[s
 
     from swifti2v.errors import MediaError
     from swifti2v.media import contact_sheet
-    from swifti2v.training.manifest import Reject
+    from swifti2v.training.data.samples import Reject
 
     cells: list[npt.NDArray[np.uint8]] = []
     shown: list[str] = []
@@ -344,8 +344,8 @@ def _make_row(placement: "Placement", fps: float) -> "list[npt.NDArray[np.uint8]
     from PIL import Image, ImageDraw
 
     from swifti2v.media import fit_image
-    from swifti2v.training.buckets import format_bucket
-    from swifti2v.training.decoding import decode_clip
+    from swifti2v.training.data.buckets import format_bucket
+    from swifti2v.training.data.decoding import decode_clip
 
     frames = decode_clip(
         placement.sample,

@@ -20,8 +20,8 @@ from swifti2v.jobs.interruption import Interruption
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from swifti2v.training.nano_config import NanoConfig
-    from swifti2v.training.plan import TrainingPlan
+    from swifti2v.training.costs.plan import TrainingPlan
+    from swifti2v.training.nano.config import NanoConfig
 
 Config = TypeVar("Config")
 NUM_RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -107,11 +107,11 @@ def nano(options: NanoOptions) -> None:
                 f"data folder {options.data} is not a folder; name one of clips and photos"
             )
         if options.dry_run:
-            from swifti2v.training.plan import plan_nano
+            from swifti2v.training.costs.plan import plan_nano
 
             _print_plan(settings, lambda: plan_nano(settings), (1,))
             return
-        from swifti2v.training.nano import train_nano
+        from swifti2v.training.nano.training import train_nano
 
         with TrainingDisplay() as display:
             model_dir = train_nano(
@@ -173,12 +173,15 @@ def text(options: TrainOptions) -> None:
 def _train(name: str, options: TrainOptions) -> None:
     """Join the ranks, begin the directory and train; the first rank prints what was written."""
     with exit_codes(debug=options.debug), Interruption().catch():
-        from swifti2v.cli.training_parts import PARTS
-        from swifti2v.training.ranks import join_ranks
-        from swifti2v.training.requirements import require_packages
-        from swifti2v.training.run_directory import begin_run_directory, require_run_directory
-        from swifti2v.training.session import Session
-        from swifti2v.training.trackers import open_trackers
+        from swifti2v.training.costs.requirements import require_packages
+        from swifti2v.training.engine.ranks import join_ranks
+        from swifti2v.training.engine.run_directory import (
+            begin_run_directory,
+            require_run_directory,
+        )
+        from swifti2v.training.engine.session import Session
+        from swifti2v.training.engine.trackers import open_trackers
+        from swifti2v.training.parts import PARTS
 
         part = PARTS[name]
         settings = resolve_settings(part.settings, options.config, options.set_)
@@ -216,8 +219,8 @@ def _print_plan(
     if os.environ.get("RANK", "0") != "0":
         return
     from swifti2v.cli.training_plan import to_comments
-    from swifti2v.training.requirements import find_missing_data
-    from swifti2v.training.run_directory import to_plain
+    from swifti2v.training.costs.requirements import find_missing_data
+    from swifti2v.training.engine.run_directory import to_plain
 
     for path in find_missing_data(settings):
         typer.echo(f"note: manifest {path} is not there yet", err=True)
@@ -255,8 +258,8 @@ def resolve_settings(
 
 
 def _resolve_nano(options: NanoOptions) -> "NanoConfig":
-    from swifti2v.training.nano_budget import limit_minutes, limit_steps
-    from swifti2v.training.nano_config import NanoConfig
+    from swifti2v.training.nano.budget import limit_minutes, limit_steps
+    from swifti2v.training.nano.config import NanoConfig
 
     minutes, steps = options.minutes, options.steps
     if minutes is not None and steps is not None:

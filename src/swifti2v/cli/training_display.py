@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from swifti2v.units import format_bytes
 
 if TYPE_CHECKING:
-    from swifti2v.training.run_log import StepMetrics
+    from swifti2v.training.engine.run_log import StepMetrics
 
 REPORT_SECONDS = 10.0
 """Between two lines."""

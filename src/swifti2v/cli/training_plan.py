@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from swifti2v.units import format_bytes
 
 if TYPE_CHECKING:
-    from swifti2v.training.plan import TrainingPlan
+    from swifti2v.training.costs.plan import TrainingPlan
 
 LEFT_OUT = (
     "blocks that FSDP gathers, kernels' workspace, the VAE's activations, what the allocator wastes"

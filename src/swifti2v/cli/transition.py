@@ -25,7 +25,7 @@ from swifti2v.shards import parse_shard
 if TYPE_CHECKING:
     from swifti2v.models.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-    from swifti2v.training.transition_store import TransitionStore
+    from swifti2v.training.transition.store import TransitionStore
 
 LEAST_GAIN = 1.0
 """dB over a still first frame below which the motion counts as lost."""
@@ -127,9 +127,9 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     low, high = _parse_sigma(options.sigma)
     loras = _find_loras(options.lora or [])
     generation = _resolve(options)
-    from swifti2v.training.manifest_readers import read_manifest
-    from swifti2v.training.stage_transition import TransitionConfig, take_shard
-    from swifti2v.training.transition_store import TransitionStore
+    from swifti2v.training.data.readers import read_manifest
+    from swifti2v.training.transition.samples import TransitionConfig, take_shard
+    from swifti2v.training.transition.store import TransitionStore
 
     index, num_shards = parse_shard(options.shard)
     config = TransitionConfig(

@@ -13,9 +13,9 @@ from swifti2v.jobs.interruption import Interruption
 
 if TYPE_CHECKING:
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-    from swifti2v.training.manifest import Manifest, Reject, Sample
-    from swifti2v.training.stage_transition import TransitionConfig
-    from swifti2v.training.transition_store import TransitionStore
+    from swifti2v.training.data.samples import Manifest, Reject, Sample
+    from swifti2v.training.transition.samples import TransitionConfig
+    from swifti2v.training.transition.store import TransitionStore
 
 REPORT_SECONDS = 10.0
 """Between two lines on stderr."""
@@ -54,7 +54,7 @@ class Job:
         store: "TransitionStore",
         model: dict[str, Any],
     ) -> None:
-        from swifti2v.training.stage_transition import describe_run
+        from swifti2v.training.transition.samples import describe_run
 
         pipe.require_fit(config.generation)
         self.pipe, self.config, self.store, self.model = pipe, config, store, model
@@ -66,7 +66,7 @@ class Job:
         Raises:
             InputError: One was made with other parameters.
         """
-        from swifti2v.training.stage_transition import describe_sample
+        from swifti2v.training.transition.samples import describe_sample
 
         records = (
             (s.id, self.store.find(s.id, {**self.parameters, **describe_sample(s)}))
@@ -104,8 +104,8 @@ class Job:
             KeyboardInterrupt: It was stopped; a note says how it goes on.
             SwiftI2VError: It cannot go on, with the same note.
         """
-        from swifti2v.training.manifest import Reject
-        from swifti2v.training.stage_transition import make_row
+        from swifti2v.training.data.samples import Reject
+        from swifti2v.training.transition.samples import make_row
 
         began = said = time.monotonic()
         rows, records, rejects = [], [], list(listed.rejects)
@@ -147,8 +147,8 @@ class Job:
         """Make and store one sample, and return its record."""
         import torch
 
-        from swifti2v.training.manifest import Reject
-        from swifti2v.training.stage_transition import (
+        from swifti2v.training.data.samples import Reject
+        from swifti2v.training.transition.samples import (
             describe_sample,
             make_transition_sample,
             read_window,

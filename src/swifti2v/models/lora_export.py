@@ -95,7 +95,7 @@ def save_lora(
 
     Args:
         state: Pairs in PEFT's naming under diffusers layer names, as
-            ``swifti2v.training.lora.adapter_state_dict`` gives it; a DoRA's magnitudes too.
+            ``swifti2v.training.adapters.adapter_state_dict`` gives it; a DoRA's magnitudes too.
         path: Ends in ``.safetensors``.
         style: ``peft`` is what diffusers loads, ``original`` is for ComfyUI and LightX2V.
         alpha: Of all layers; the change of a weight is ``alpha / rank * up @ down``.

@@ -254,7 +254,7 @@ def hfato_loss(
         model: The transformer with everything but latents and noise level bound, predicting the
             velocity; it is given ``[B, C, F, h, w]`` and ``sigma [B, F]``.
         latents: ``[B, C, F, h, w]`` ground truth; F is 1 for images.
-        degraded: ``[B, C, F, h, w]``, see ``swifti2v.training.degradations``.
+        degraded: ``[B, C, F, h, w]``, see ``swifti2v.training.relay.degradations``.
         sigma: ``[B]`` noise levels in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
         channel_weight: ``[C]`` weight of each channel; 1 if not given.

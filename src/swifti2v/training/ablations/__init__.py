@@ -1,0 +1,1 @@
+"""Trainings of Stage II with one thing changed."""

@@ -1,0 +1,1 @@
+"""What frozen encoders gave, kept in files."""

@@ -1,0 +1,266 @@
+"""Clips of manifests as training takes them: which ones a step holds, read and cut to their bucket."""
+
+import hashlib
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from pydantic import ConfigDict
+
+from swifti2v.errors import ConfigError, InputError, MediaError
+from swifti2v.media import Frames
+from swifti2v.shapes import Crop, PixelShape
+from swifti2v.training.data.batch_plan import BatchPlan
+from swifti2v.training.data.buckets import (
+    BucketRules,
+    MediaFacts,
+    Placement,
+    assign_buckets,
+    format_bucket,
+    probe,
+)
+from swifti2v.training.data.crops import draw_crop
+from swifti2v.training.data.decoding import decode_clip, decode_pair
+from swifti2v.training.data.readers import read_manifest
+from swifti2v.training.data.samples import Reject, Remark, Sample
+from swifti2v.training.engine.draws import Draw
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+NUM_SHOWN = 3
+"""Rejects of one cause that are named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestConfig:
+    """One list of clips."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: str
+    """See ``read_manifest``."""
+    root: str | None = None
+    """What its paths start from; the manifest's folder if not given."""
+    split: str | None = None
+    """Read only this part of it."""
+    weight: float = 1.0
+    """How often its clips are drawn, beside those of other manifests."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigError(f"{self.path}: weight is {self.weight}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """All clips of a phase."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    manifests: tuple[ManifestConfig, ...] = ()
+    """Of real clips and of stage-transition samples; none trains on procedural clips."""
+    rules: BucketRules = field(default_factory=BucketRules)
+    """Sizes, lengths and the frame rate."""
+    num_pieces: int | None = None
+    """Different pieces that are taken from a clip; none takes another one each time it comes."""
+
+    def __post_init__(self) -> None:
+        if self.num_pieces is not None and self.num_pieces < 1:
+            raise ConfigError(f"data.num_pieces is {self.num_pieces}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What of a clip a step trains on, before anything is read."""
+
+    name: str
+    """Of the placement."""
+    seed: int
+    """Of the first frame."""
+    crop: Crop
+    """Within the frames of the bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedClip:
+    """A piece of a clip of its bucket's size and length."""
+
+    id: str
+    """Of its sample."""
+    frames: Frames
+    """``[T, H, W, 3]``."""
+    reference: Frames | None
+    """``[T, h, w, 3]`` that Stage I made of it; None for a real clip alone."""
+    prompt: str
+    """What it shows."""
+
+
+class ManifestClips:
+    """The clips of a phase; a step's come from the step's number alone.
+
+    Args:
+        config: Manifests and buckets.
+        batch_size: Samples of a step, on all ranks.
+        seed: Of order and pieces.
+        bad_samples: What to do about a clip that cannot be read.
+        look: Tells size, length and rate of a sample.
+
+    Raises:
+        InputError: No clip can be used; the message counts the reasons.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        bad_samples: Literal["stop", "skip"],
+        look: Callable[[Sample], MediaFacts] = probe,
+    ) -> None:
+        self.fps, self.bad_samples = config.rules.fps, bad_samples
+        self.num_pieces = config.num_pieces
+        self.placements: dict[str, Placement] = {}
+        members: dict[PixelShape, dict[str, float]] = {}
+        rejects: list[Reject] = []
+        for number, source in enumerate(config.manifests):
+            manifest = read_manifest(
+                source.path, root=source.root and Path(source.root), split=source.split
+            )
+            assignment = assign_buckets(manifest.samples, config.rules, look=look)
+            rejects += [*manifest.rejects, *assignment.rejects]
+            for placement in assignment.placements:
+                name = f"{number}:{placement.sample.id}"
+                self.placements[name] = placement
+                weights = members.setdefault(placement.bucket, {})
+                weights[name] = placement.sample.weight * source.weight
+        _report(self.placements, members, rejects)
+        self.plan = BatchPlan(members, batch_size=batch_size, seed=seed)
+        self._names = {shape: sorted(names) for shape, names in members.items()}
+
+    def bucket(self, step: int) -> PixelShape:
+        """Length and size of all clips of a step."""
+        return self.plan.batch(step).bucket
+
+    def pieces(self, draw: Draw, side: int | None = None, step: int = 1) -> list[Piece]:
+        """What a micro-batch trains on.
+
+        Args:
+            draw: The micro-batch.
+            side: Of a random square of each clip; None takes whole frames.
+            step: Its corner lies on multiples of this.
+
+        Raises:
+            ConfigError: The square is larger than the frames.
+        """
+        batch = self.plan.batch(draw.step).take(draw.indices)
+        size = (batch.bucket.height, batch.bucket.width)
+        found = []
+        for name, seed, rng in zip(batch.ids, batch.seeds, draw.samples(), strict=True):
+            if self.num_pieces is not None:
+                seed = _hash_seed(name, seed % self.num_pieces)
+                rng = np.random.default_rng((seed, 1))
+            found.append(Piece(name, seed, draw_crop(size, side, step, rng)))
+        return found
+
+    def take(self, pieces: Sequence[Piece], read: Callable[[Piece], T]) -> tuple[list[T], int]:
+        """Read pieces, and tell how many are stood in for as they cannot be read.
+
+        Args:
+            pieces: Of a micro-batch.
+            read: Reads one of them, or raises ``MediaError``.
+
+        Raises:
+            MediaError: A clip cannot be read, unless such are skipped.
+            InputError: None of a bucket's clips can be read.
+        """
+        taken, num_replaced = [], 0
+        for piece in pieces:
+            for offset, candidate in enumerate(self.candidates(piece)):
+                try:
+                    taken.append(read(candidate))
+                    break
+                except MediaError as error:
+                    if self.bad_samples == "stop":
+                        raise
+                    logger.warning("%s; the next clip takes its place", error)
+                    num_replaced += offset == 0
+            else:
+                bucket = self.placements[piece.name].bucket
+                raise InputError(f"no clip of bucket {format_bucket(bucket)} can be read")
+        return taken, num_replaced
+
+    def candidates(self, piece: Piece) -> Iterator[Piece]:
+        """The piece, then those of the bucket's other clips that stand in for it, in order."""
+        names = self._names[self.placements[piece.name].bucket]
+        first = bisect_left(names, piece.name)
+        return (replace(piece, name=names[(first + i) % len(names)]) for i in range(len(names)))
+
+    def read(self, piece: Piece) -> LoadedClip:
+        """The frames of a piece, uncropped.
+
+        Raises:
+            MediaError: They cannot be read.
+        """
+        placement = self.placements[piece.name]
+        sample, rng = placement.sample, np.random.default_rng(piece.seed)
+        if sample.reference is None:
+            frames = decode_clip(sample, placement.bucket, self.fps, rng, facts=placement.facts)
+            return LoadedClip(sample.id, frames, None, sample.prompt)
+        pair = decode_pair(sample, placement.bucket, self.fps, rng, facts=placement.facts)
+        return LoadedClip(sample.id, pair.frames, pair.reference, sample.prompt)
+
+    def examples(self, count: int) -> list[LoadedClip]:
+        """Pieces of the first clips of the first bucket, the same every time."""
+        bucket = min(self._names)
+        whole = Crop(0, 0, bucket.height, bucket.width)
+        return [self.read(Piece(name, 0, whole)) for name in self._names[bucket][:count]]
+
+    @property
+    def prompts(self) -> set[str]:
+        """Of all clips."""
+        return {placement.sample.prompt for placement in self.placements.values()}
+
+
+def _hash_seed(name: str, number: int) -> int:
+    """A seed for a clip's piece of a number, 63 bits."""
+    digest = hashlib.sha256(f"{number} {name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _report(
+    placements: dict[str, Placement],
+    members: dict[PixelShape, dict[str, float]],
+    rejects: Sequence[Reject],
+) -> None:
+    lines = _by_cause(rejects)
+    if not placements:
+        raise InputError(
+            f"none of {len(rejects)} samples can be trained on: {'; '.join(lines) or 'none listed'}"
+        )
+    for shape, names in members.items():
+        logger.info("bucket %s: %d samples", format_bucket(shape), len(names))
+    for line in lines:
+        logger.warning("left out: %s", line)
+    for line in _by_cause([remark for placed in placements.values() for remark in placed.remarks]):
+        logger.warning("note: %s", line)
+
+
+def _by_cause(remarks: Sequence[Remark]) -> list[str]:
+    """A line for each cause, with the first samples it is true of."""
+    groups: dict[str, list[Remark]] = {}
+    for remark in remarks:
+        groups.setdefault(remark.cause, []).append(remark)
+    return [
+        f"{len(group)} x {cause} ({', '.join(r.id for r in group[:NUM_SHOWN])}){_detail(group[0])}"
+        for cause, group in groups.items()
+    ]
+
+
+def _detail(remark: Remark) -> str:
+    detail = remark.reason.removeprefix(remark.cause).removeprefix(": ")
+    return f", {remark.id}: {detail}" if detail else ""

@@ -1,0 +1,81 @@
+"""Rectangles that are cut out of a clip, and of what Stage I made of it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from swifti2v.config import Stage2Config
+from swifti2v.errors import ConfigError, ShapeError
+from swifti2v.media import Frames, frames_to_video
+from swifti2v.pipelines.transition import MotionReference, make_reference
+from swifti2v.shapes import Crop
+from swifti2v.training.nano.material import degrade
+
+
+def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random.Generator) -> Crop:
+    """Draw a square.
+
+    Args:
+        size: Height and width of the frames.
+        side: Of the square; None takes the whole frames, and draws nothing.
+        step: Its corner lies on multiples of this.
+        rng: Source of randomness.
+
+    Raises:
+        ConfigError: The square is larger than the frames.
+    """
+    if side is None:
+        return Crop(0, 0, *size)
+    if side > min(size):
+        raise ConfigError(
+            f"crop {side} is larger than the clips, {size[1]}x{size[0]}; take a smaller one"
+        )
+    top, left = (step * int(rng.integers((length - side) // step + 1)) for length in size)
+    return Crop(top, left, side, side)
+
+
+def cut_clip(frames: Frames, crop: Crop, places: Sequence[int] | None = None) -> Tensor:
+    """A part of some ``[T, H, W, 3]`` frames, or of all, as ``[1, 3, N, h, w]`` in [-1, 1]."""
+    part = frames[:, crop.rows, crop.columns]
+    return frames_to_video(part if places is None else part[places])
+
+
+def cut_pair(
+    name: str,
+    frames: Frames,
+    small: Frames | None,
+    places: Sequence[int],
+    crop: Crop,
+    downscale: int,
+    stage2: Stage2Config | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A part of a clip and what Stage II is given for it.
+
+    Args:
+        name: For messages.
+        frames: ``[T, H, W, 3]``, the truth.
+        small: ``[T, H / downscale, W / downscale, 3]`` that Stage I made of it; without one the
+            small version is computed.
+        places: Frames to take, the photo's first.
+        crop: Corner and sides are multiples of ``downscale``.
+        downscale: Stage I's.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
+
+    Returns:
+        Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].
+
+    Raises:
+        ShapeError: ``small`` is of another size.
+    """
+    video = cut_clip(frames, crop, places)
+    if small is None:
+        return video, degrade(video, downscale, stage2)
+    if small.shape[1] * downscale != frames.shape[1]:
+        raise ShapeError(
+            f"the reference of {name} is {small.shape[2]}x{small.shape[1]}; make it again for clips "
+            f"of {frames.shape[2]}x{frames.shape[1]}"
+        )
+    top, left, height, width = (side // downscale for side in crop)
+    part = small[places, top : top + height, left : left + width]
+    return video, make_reference(MotionReference(part), video[:, :, :1], stage2)

@@ -1,0 +1,144 @@
+"""From a sample to the frames that are trained on: resampled, cut out in time, fitted to a bucket."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from swifti2v.errors import MediaError
+from swifti2v.media import Frames, fit_image, iter_frames, load_image
+from swifti2v.shapes import PixelShape
+from swifti2v.training.data.buckets import MediaFacts, format_bucket, plan_usable, probe
+from swifti2v.training.data.samples import MediaFile, Sample, local_media
+
+
+class ClipPair(NamedTuple):
+    """The same moments of a clip and of its reference."""
+
+    frames: Frames
+    """``[T, H, W, 3]``, of the bucket's shape."""
+    reference: Frames
+    """``[T, h, w, 3]``, of the reference's own size."""
+
+
+def draw_first(
+    sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
+) -> int:
+    """Draw the frame at which ``decode_clip`` begins, counted at ``fps``; 0 for an image.
+
+    Raises:
+        MediaError: The clip is shorter than the bucket.
+    """
+    if sample.kind == "image":
+        return 0
+    usable = plan_usable(sample, facts, fps)
+    _require_length(len(usable), bucket)
+    return usable.start + int(rng.integers(len(usable) - bucket.num_frames + 1))
+
+
+def decode_clip(
+    sample: Sample,
+    bucket: PixelShape,
+    fps: float,
+    rng: np.random.Generator,
+    *,
+    facts: MediaFacts | None = None,
+) -> Frames:
+    """Read a piece of a sample that fills its bucket, beginning at a random frame.
+
+    The clip is resampled to ``fps`` by its frames' own times (the last frame that has started is
+    shown); frames are scaled down to cover the bucket and cropped at the centre.
+
+    Args:
+        sample: A clip; an image where the bucket has one frame.
+        bucket: The shape to fill, from ``swifti2v.training.data.buckets.plan_bucket``.
+        fps: Frames a second of the result.
+        rng: Draws the first frame; called once for a clip, never for an image.
+        facts: From ``swifti2v.training.data.buckets.probe``; looked up if not given.
+
+    Returns:
+        ``[T, H, W, 3]`` uint8 of the bucket's shape.
+
+    Raises:
+        MediaError: The file is missing or damaged (which may show only in its midst), or smaller or
+            shorter than the bucket, or image and clip are mixed up; the message names the sample.
+    """
+    if (sample.kind == "image") != (bucket.num_frames == 1):
+        kind = "picture" if sample.kind == "image" else "video"
+        raise MediaError(
+            f"sample {sample.id} is a {kind}; bucket {format_bucket(bucket)} is not for it"
+        )
+    if sample.kind == "image":
+        with local_media(sample) as path:
+            return np.stack([_fit(np.asarray(load_image(path)), bucket)])
+    return _decode_piece(sample, bucket, fps, rng, facts or probe(sample))[0]
+
+
+def decode_pair(
+    sample: Sample,
+    bucket: PixelShape,
+    fps: float,
+    rng: np.random.Generator,
+    *,
+    facts: MediaFacts | None = None,
+) -> ClipPair:
+    """Read the same piece of a stage-transition sample and of its reference.
+
+    The reference's first frame belongs to the sample's ``start``. Arguments and errors are those
+    of ``decode_clip``.
+
+    Raises:
+        MediaError: Also if the sample has no reference, or that cannot be read.
+    """
+    if sample.reference is None:
+        raise MediaError(f"sample {sample.id} has no reference; add one to the manifest")
+    frames, offset = _decode_piece(sample, bucket, fps, rng, facts or probe(sample))
+    reference = Sample(
+        id=f"{sample.id} (reference)",
+        media=MediaFile(sample.reference),
+        kind="video",
+        prompt=sample.prompt,
+    )
+    with local_media(reference) as path:
+        return ClipPair(frames, _read(path, fps, offset, bucket, np.asarray))
+
+
+def _decode_piece(
+    sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
+) -> tuple[Frames, int]:
+    """The piece, and how many frames after the sample's start it begins."""
+    with local_media(sample) as path:
+        first = draw_first(sample, bucket, fps, rng, facts)
+        frames = _read(path, fps, first, bucket, partial(_fit, bucket=bucket))
+    return frames, first - plan_usable(sample, facts, fps).start
+
+
+def _read(
+    path: Path, fps: float, first: int, bucket: PixelShape, fit: Callable[[Frames], Frames]
+) -> Frames:
+    """As many frames as the bucket has, from ``first`` on."""
+    shown = iter_frames(path, fps, max_frames=first + bucket.num_frames, min_frames=1)
+    frames = [fit(frame) for frame in islice(shown, first, None)]
+    _require_length(len(frames), bucket)
+    return np.stack(frames)
+
+
+def _require_length(num_frames: int, bucket: PixelShape) -> None:
+    if num_frames < bucket.num_frames:
+        raise MediaError(
+            f"it has {num_frames} frames to use; bucket {format_bucket(bucket)} needs "
+            f"{bucket.num_frames}"
+        )
+
+
+def _fit(frame: Frames, bucket: PixelShape) -> Frames:
+    height, width, _ = frame.shape
+    if height < bucket.height or width < bucket.width:
+        raise MediaError(
+            f"it is {width}x{height} px; bucket {format_bucket(bucket)} would enlarge it"
+        )
+    return np.asarray(fit_image(Image.fromarray(frame), bucket.height, bucket.width).image)

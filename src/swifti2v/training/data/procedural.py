@@ -1,0 +1,72 @@
+"""Training clips and images made from nothing, as files with a manifest: what the shipped configurations run on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from swifti2v.media import open_writer, video_to_frames
+from swifti2v.pipelines.camera_moves import MOVES
+from swifti2v.pipelines.course import draw_course
+from swifti2v.shapes import PixelShape
+from swifti2v.storage import whole_file, write_whole
+from swifti2v.training.data.camera_motion import Scene, draw_view, render_move
+from swifti2v.training.data.motion_prompts import ask_for
+from swifti2v.training.nano.material import draw_picture
+
+MANIFEST_NAME = "manifest.jsonl"
+CAPTION = "coloured shapes, drawn"
+"""Of the images."""
+
+
+def write_procedural_clips(
+    directory: Path, buckets: Sequence[PixelShape], num_clips: int, seed: int, fps: float
+) -> Path:
+    """Write clips of camera motions over drawn pictures, with prompts that name the motion.
+
+    A bucket of one frame gets the pictures themselves.
+
+    Args:
+        directory: Made if it is not there; what is in it already is kept.
+        buckets: Size and length of the clips, ``num_clips`` for each.
+        num_clips: Of each bucket.
+        seed: Of pictures, views and prompts.
+        fps: Frames a second.
+
+    Returns:
+        The manifest.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for place, bucket in enumerate(buckets):
+        for number in range(num_clips):
+            rng = np.random.default_rng((seed, place, number))
+            is_image = bucket.num_frames == 1
+            motion = list(MOVES)[number % len(MOVES)]
+            name = f"{'x'.join(map(str, bucket))}-{number:03d}.{'png' if is_image else 'mkv'}"
+            prompt = CAPTION if is_image else ask_for(motion, rng)
+            rows.append({"image" if is_image else "video": name, "prompt": prompt})
+            if (directory / name).exists():
+                continue
+            size = (bucket.height, bucket.width)
+            if is_image:
+                still = video_to_frames(draw_picture(*size, rng)[None, :, None])[0]
+                with whole_file(directory / name, ending=".png") as unfinished:
+                    Image.fromarray(still).save(unfinished)
+                continue
+            picture = video_to_frames(draw_picture(2 * size[0], 2 * size[1], rng)[None, :, None])[0]
+            scene, view = Scene(picture, None, None), draw_view(picture.shape[:2], size, rng)
+            course = draw_course(bucket.num_frames, int(rng.integers(2**62)))
+            video, _ = render_move(scene, view, MOVES[motion], course, size)
+            with (
+                whole_file(directory / name, ending=".mkv") as unfinished,
+                open_writer(
+                    unfinished, height=size[0], width=size[1], fps=fps, codec="ffv1"
+                ) as writer,
+            ):
+                writer.write(video_to_frames(video[None]))
+    manifest = directory / MANIFEST_NAME
+    write_whole(manifest, "".join(json.dumps(row) + "\n" for row in rows))
+    return manifest

@@ -1,0 +1,74 @@
+"""One call of a training: the trainer run as far as it is asked for, and what is written then."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swifti2v.training.engine.ranks import Ranks, save_model
+from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+from swifti2v.training.engine.run_log import OnStep
+from swifti2v.training.engine.task import Task
+from swifti2v.training.engine.trackers import Tracker
+from swifti2v.training.engine.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """Where a training runs, with whom and how far."""
+
+    directory: Path
+    """Of the run."""
+    ranks: Ranks
+    """Who takes part."""
+    resume: bool = False
+    """Continue the directory's latest checkpoint; begin where there is none."""
+    allows_changed_data: bool = False
+    """Continue although the data is not what the run was begun on."""
+    max_steps: int | None = None
+    """Stop earlier, after so many steps in all."""
+    trackers: Sequence[Tracker] = ()
+    """Besides ``metrics.jsonl``."""
+    on_step: OnStep | None = None
+    """See ``OnStep``."""
+
+
+def train_task(
+    task: Task[Any], run: RunConfig, phases: Sequence[PhaseConfig], session: Session
+) -> None:
+    """Train, and leave the averaged weights in the model, in eval mode.
+
+    Args:
+        task: What to train.
+        run: How.
+        phases: One after the other.
+        session: Where, with whom and how far.
+
+    Raises:
+        SwiftI2VError: See ``Trainer.run``.
+    """
+    trainer = Trainer(task, run, phases, session.directory, session.ranks, session.trackers)
+    trainer.run(resume=session.resume, max_steps=session.max_steps, on_step=session.on_step)
+    trainer.take_average()
+
+
+def save_trained(kind: type[nn.Module], model: nn.Module, name: str, session: Session) -> Path:
+    """Write a trained model beside its checkpoints.
+
+    Args:
+        kind: See ``save_model``.
+        model: After ``train_task``.
+        name: Of its directory below the run's.
+        session: Where and with whom it was trained.
+
+    Returns:
+        The model's directory.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    path = session.directory / name
+    save_model(kind, model, path, session.ranks)
+    return path

@@ -1,0 +1,1 @@
+"""All that only the small model needs."""

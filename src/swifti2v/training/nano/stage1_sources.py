@@ -1,0 +1,139 @@
+"""Where Stage I's training clips come from: camera moves over pictures, or a manifest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swifti2v.pipelines.camera_moves import CameraMove
+from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.shapes import FrameSize, pixel_frames
+from swifti2v.training.data.camera_motion import (
+    Scene,
+    draw_thing,
+    draw_view,
+    render_move,
+)
+from swifti2v.training.data.motion_prompts import draw_prompt
+from swifti2v.training.engine.draws import Draw, Option, choose
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Batch:
+    """Clips at Stage I's size."""
+
+    ids: tuple[str, ...]
+    """Of the b samples."""
+    num_replaced: int
+    """Samples that could not be read and were replaced."""
+    num_latent_frames: int
+    """F of the whole clips."""
+    latent_frames: tuple[int, ...]
+    """Which of them ``video`` covers: all, or the photo's and a few more."""
+    video: Tensor
+    """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
+    prompts: tuple[str, ...]
+    """Of the b samples."""
+    after: Tensor | None = None
+    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for that of
+    ``even_course``: ``video`` is a whole clip, and nobody knows more of it."""
+    displacement: Tensor | None = None
+    """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Latents:
+    """Clips that were encoded before, and their photos."""
+
+    ids: tuple[str, ...]
+    """Of the b samples."""
+    num_replaced: int
+    """Samples that could not be read and were replaced."""
+    latents: Tensor
+    """``[b, C, F, h, w]``."""
+    condition: Tensor
+    """``[b, 4 + C, F, h, w]``: mask and image latents."""
+    image_embeds: Tensor | None
+    """``[b, L, D]`` of CLIP; None for models that do not take them."""
+    prompts: tuple[str, ...]
+    """Of the b samples."""
+
+
+class Stage1Source(Protocol):
+    """Loads clips."""
+
+    def load(self, draw: Draw) -> Stage1Batch | Stage1Latents:
+        """The samples of a micro-batch."""
+
+
+class CameraMoveSource:
+    """Camera moves over pictures, each with a sentence that asks for it.
+
+    Args:
+        scenes: Pictures of at least the clips' size, with what stands in front in them.
+        sizes: Of the clips in pixels, with the share of the steps that take each.
+        lengths: Latent frames of a whole clip, with the share of the steps that take each.
+        num_drawn: Latent frames that a step draws besides the photo's, with the share of the steps.
+            The chart tells their time.
+    """
+
+    def __init__(
+        self,
+        scenes: Sequence[Scene],
+        sizes: Mapping[FrameSize, float],
+        lengths: Mapping[int, float],
+        num_drawn: Mapping[int, float],
+    ) -> None:
+        self.scenes, self.sizes = scenes, sizes
+        self.lengths, self.num_drawn = lengths, num_drawn
+
+    def load(self, draw: Draw) -> Stage1Batch:
+        """See ``Stage1Source``."""
+        rng = draw.shared()
+        size = _draw_share(self.sizes, rng)
+        num_latent_frames = _draw_share(self.lengths, rng)
+        number = min(_draw_share(self.num_drawn, rng), num_latent_frames - 1)
+        drawn = 1 + rng.permutation(num_latent_frames - 1)[:number]
+        frames = (0, *sorted(int(frame) for frame in drawn))
+        pixels = [pixel for frame in frames for pixel in pixel_frames(frame)]
+        last = pixel_frames(num_latent_frames - 1)[-1]
+        names, prompts, videos, charts, ways = [], [], [], [], []
+        for rng in draw.samples():
+            prompt = draw_prompt(rng)
+            scene = self._draw_scene(prompt.move, rng)
+            course = draw_course(last + 1, int(rng.integers(2**62))).at(pixels)
+            view = draw_view(scene.picture.shape[:2], size, rng)
+            video, way = render_move(scene, view, prompt.move, course, size)
+            names.append(prompt.text)
+            prompts.append(prompt.text)
+            videos.append(video)
+            charts.append(draw_chart(course, *size)[:, 1:])
+            ways.append(way)
+        return Stage1Batch(
+            ids=tuple(names),
+            num_replaced=0,
+            num_latent_frames=num_latent_frames,
+            latent_frames=frames,
+            video=torch.stack(videos),
+            prompts=tuple(prompts),
+            after=torch.stack(charts),
+            displacement=torch.stack(ways),
+        )
+
+    def _draw_scene(self, move: CameraMove, rng: np.random.Generator) -> Scene:
+        """Any; where near and far differ, one with something in front, real or drawn."""
+        if move.dolly == move.orbit == 0:
+            return choose(self.scenes, rng)
+        with_front = [scene for scene in self.scenes if scene.front is not None]
+        if with_front and rng.random() < 0.4:
+            return choose(with_front, rng)
+        first, second = choose(self.scenes, rng), choose(self.scenes, rng)
+        return draw_thing(first.picture, second.picture, rng) if rng.random() < 0.4 else first
+
+
+def _draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:
+    parts = np.array(list(shares.values()))
+    return list(shares)[int(rng.choice(len(parts), p=parts / parts.sum()))]

@@ -1,0 +1,1 @@
+"""Training of a relay of two LoRAs on images."""

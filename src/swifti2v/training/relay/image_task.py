@@ -1,0 +1,161 @@
+"""What a relay trains on an image: to make one frame, whole or with the detail it has lost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from swifti2v.config import GenerationConfig, Stage2Config
+from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.stage2 import predict_window
+from swifti2v.sampling import to_velocity
+from swifti2v.segments import Segment
+from swifti2v.training.engine.draws import Draw
+from swifti2v.training.nano.codec import weigh_channels
+from swifti2v.training.nano.material import degrade
+from swifti2v.training.objectives import Model, flow_loss, hfato_loss
+from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
+from swifti2v.training.relay.image_sources import ImageBatch, ImageSource
+from swifti2v.training.stages.latents import encode_clips
+from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
+from swifti2v.training.stages.stage2 import EncodePrompts
+
+ONE_FRAME = Segment(index=0, context=(), target=(0,))
+"""The window of an image: a video of one latent frame, all of it to be made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageObjective:
+    """What a step asks of the transformer."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    loss: Literal["flow", "hfato"] = "flow"
+    """Flow matching; or bring back detail, see ``swifti2v.training.objectives.hfato_loss``."""
+    noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
+    """At which noise levels."""
+    error_of: Literal["velocity", "clean"] = "velocity"
+    """Of ``flow``: the velocity, or the clean latents, which counts all noise levels alike."""
+    degradation: DegradationConfig | None = field(default_factory=DegradationConfig)
+    """How ``hfato`` takes the detail out of the latents. None takes those of the image made
+    ``stage1.downscale`` times smaller and larger again: what sampling starts from."""
+    channel_weight_limit: float | None = None
+    """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
+
+
+class ImageTask:
+    """Stage II on images, as the trainer sees it.
+
+    A transformer with reference channels is shown the image made ``stage1.downscale`` times
+    smaller and larger again beside the latents, as in sampling.
+
+    Args:
+        transformer: To train, whole or through an adapter.
+        vae: Frozen.
+        sources: Of each phase.
+        objective: Settings of the loss.
+        settings: The open points of Stage II, as sampling will have them, with the attention to
+            train with.
+        encode_prompts: Frozen text encoder.
+    """
+
+    def __init__(
+        self,
+        transformer: SegmentTransformer3DModel,
+        vae: VideoVAE,
+        sources: tuple[ImageSource, ...],
+        objective: ImageObjective,
+        settings: GenerationConfig,
+        encode_prompts: EncodePrompts,
+    ) -> None:
+        self.model, self.vae, self.sources = transformer, vae, sources
+        self.objective, self.settings = objective, settings
+        self.encode_prompts = encode_prompts
+        self.phase = 0
+        limit = objective.channel_weight_limit
+        self.channel_weight = None if limit is None else weigh_channels(vae, limit)
+        config = transformer.config
+        parameterization = settings.stage2.sampling.parameterization
+        self.takes_reference = (
+            config["in_channels"] > config["out_channels"]
+            or parameterization == "reference_residual"
+        )
+
+    def enter_phase(self, phase: int) -> None:
+        """Take the source of a phase."""
+        self.phase = phase
+
+    def load_batch(self, draw: Draw) -> ImageBatch:
+        """Images of a micro-batch."""
+        return self.sources[self.phase].load(draw)
+
+    def loss(self, batch: ImageBatch, draw: Draw) -> Tensor:
+        """``[b]`` loss of each image."""
+        objective = self.objective
+        latents = self.encode(batch.video)
+        is_hfato = objective.loss == "hfato"
+        softened = latents
+        if self.takes_reference or (is_hfato and objective.degradation is None):
+            softened = self._soften(batch.video)
+        model = self.predictor(batch, softened)
+        sigma, noise = self.draw_sigma(draw).to(latents.device), draw.noise_like(latents)
+        weight = self.channel_weight
+        weight = None if weight is None else weight.to(latents.device)
+        if not is_hfato:
+            return flow_loss(
+                model,
+                latents,
+                softened,
+                sigma,
+                noise,
+                error_of=objective.error_of,
+                channel_weight=weight,
+            )
+        degraded = softened
+        if objective.degradation is not None:
+            degraded = _degrade(latents, objective.degradation, draw)
+        return hfato_loss(model, latents, degraded, sigma, noise, channel_weight=weight)
+
+    def validate(self, directory: Path) -> Mapping[str, float]:  # noqa: ARG002
+        """Nothing is measured; a relay's settings refuse to ask for it."""
+        return {}
+
+    def predictor(self, batch: ImageBatch, reference: Tensor) -> Model:
+        """The velocity that the transformer predicts, with reference and captions bound."""
+        embeds = self.encode_prompts(batch.prompts)
+        stage2 = self.settings.stage2
+
+        def predict(noisy: Tensor, sigma: Tensor) -> Tensor:
+            hidden = torch.cat([noisy, reference], dim=1)
+            output = predict_window(self.model, ONE_FRAME, hidden, sigma, embeds, stage2)
+            return to_velocity(output, noisy, reference, sigma, stage2.sampling.parameterization)
+
+        return predict
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Latents ``[b, C, 1, h, w]`` of images ``[b, 3, 1, H, W]``."""
+        return encode_clips(self.vae, video).to(self.model.device)
+
+    def _soften(self, video: Tensor) -> Tensor:
+        """Latents of images made smaller and larger again, as those of Stage I are."""
+        factor = self.settings.stage1.downscale
+        return self.encode(degrade(video, factor, Stage2Config(reference_start="motion")))
+
+    def draw_sigma(self, draw: Draw) -> Tensor:
+        """``[b]`` noise levels of a micro-batch."""
+        return draw_step_sigmas(self.objective.noise, draw)
+
+
+def _degrade(latents: Tensor, config: DegradationConfig, draw: Draw) -> Tensor:
+    """Every sample with a source of noise of its own."""
+    degraded = [
+        degrade_latents(one, config, torch.Generator().manual_seed(int(rng.integers(2**63 - 1))))
+        for one, rng in zip(torch.split(latents, 1), draw.samples(), strict=True)
+    ]
+    return torch.cat(degraded)

@@ -1,0 +1,277 @@
+"""Relay LoRA: a resolution learned from images alone, apart from what images are not.
+
+``W1 = W0 + B1 A1`` learns low-resolution images, as videos of one frame; ``W1 + B2 A2`` learns
+high-resolution ones. ``W0 + B2 A2`` samples: what turns a video model into one of images stays in
+the first LoRA and is dropped, what turns a small model into a large one is kept.
+
+Source:
+    ViBe, arXiv:2603.23326 (relay LoRA).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict
+
+from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, to_dict
+from swifti2v.errors import ConfigError
+from swifti2v.models.attention import GclfAttention
+from swifti2v.models.checkpoints import read_metadata
+from swifti2v.models.loading import Components, load_components
+from swifti2v.models.lora import merge_lora
+from swifti2v.models.lora_base import (
+    BASE,
+    BASE_HASH,
+    RECIPE,
+    RELAY1,
+    RELAY2,
+    hash_base,
+    require_first,
+)
+from swifti2v.models.lora_export import save_lora
+from swifti2v.models.vae import scale_factors
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.shapes import LatentShape, PixelShape
+from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.cache.prompt_embeddings import embed_prompts
+from swifti2v.training.data.record import require_same_clips
+from swifti2v.training.engine.ranks import gather_weights
+from swifti2v.training.engine.run_config import RunConfig
+from swifti2v.training.engine.session import Session
+from swifti2v.training.engine.trackers import Tracker
+from swifti2v.training.engine.trainer import Trainer
+from swifti2v.training.relay.degradations import degrade_latents
+from swifti2v.training.relay.image_sources import ManifestImages, require_image_bucket
+from swifti2v.training.relay.image_task import ImageObjective, ImageTask
+from swifti2v.training.stages.fine_tuning import ClipsPhase, find_clips
+
+NUM_STEPS = "swifti2v_steps"
+"""Metadata key: steps that a LoRA was trained for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayConfig:
+    """One of the two LoRAs."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    phases: tuple[ClipsPhase, ...]
+    """Images: their buckets have one frame."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """The LoRA."""
+    objective: ImageObjective = field(default_factory=ImageObjective)
+    """Loss and noise levels."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """As sampling will have it at this size."""
+    crop: int | None = None
+    """Side of a random square to train on instead of whole images."""
+
+    def __post_init__(self) -> None:
+        for bucket in self.buckets:
+            require_image_bucket(bucket, self.crop)
+
+    @property
+    def buckets(self) -> list[PixelShape]:
+        """Of all phases."""
+        return [shape for phase in self.phases for shape in phase.data.rules.shapes]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RelayTraining:
+    """Settings of ``swifti2v train relay``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = "nano"
+    """Its Stage II without its own LoRAs is W0: see ``SwiftI2VPipeline.from_pretrained``."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Changes to the model's settings."""
+    num_procedural_images: int = 8
+    """Of each bucket, where no manifest is given."""
+    first: RelayConfig | None = None
+    """Low-resolution images; none leaves it out."""
+    first_lora: str | None = None
+    """File of a first LoRA that was trained before, instead of ``first``."""
+    second: RelayConfig | None = None
+    """High-resolution images, on what the first LoRA is fused into; none stops before it."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batch, precision, checkpoints; of both."""
+
+    def __post_init__(self) -> None:
+        if self.first is None and self.second is None:
+            raise ConfigError("neither first nor second is set; a relay trains at least one LoRA")
+        if self.first is not None and self.first_lora is not None:
+            raise ConfigError(
+                f"first_lora is {self.first_lora}, but first would be trained; leave one of them out"
+            )
+        if self.first is not None and self.first.adapter.use_dora:
+            raise ConfigError(
+                "first.adapter.use_dora is true; the first LoRA is fused as W0 + B A, so only the "
+                "second can be a DoRA"
+            )
+        if self.run.validation_steps is not None:
+            raise ConfigError(
+                f"run.validation_steps is {self.run.validation_steps}, but a relay measures nothing "
+                "on its way; leave it out, and compare clips with 'swifti2v upscale --lora'"
+            )
+
+    @property
+    def relays(self) -> dict[str, RelayConfig]:
+        """Those to train, in order, by their recipe."""
+        both = {RELAY1: self.first, RELAY2: self.second}
+        return {recipe: relay for recipe, relay in both.items() if relay is not None}
+
+
+def train_relay(config: RelayTraining, session: Session) -> Path:
+    """Train the first LoRA, fuse it, and train the second one on top.
+
+    Each has its checkpoints in a directory of its own, ``relay1`` and ``relay2``, and each begins
+    with the model as it is on disk and, for the second, the first one's file: stopped anywhere and
+    continued, a relay ends as if it had not been stopped.
+
+    Args:
+        config: Settings.
+        session: Where, with whom and how far; ``max_steps`` counts those of both.
+
+    Returns:
+        ``relay2.safetensors``, or ``relay1.safetensors`` where that is all; where it was stopped
+        before there is one, the run's directory.
+
+    Raises:
+        SwiftI2VError: See ``Trainer.run``; bad files and sizes before a step is done.
+    """
+    directory, steps_before = session.directory, 0
+    written = directory
+    lora1 = None if config.first_lora is None else Path(config.first_lora)
+    try:
+        for recipe, relay in config.relays.items():
+            file = directory / f"{recipe}.safetensors"
+            if recipe == RELAY2 or not file.is_file():
+                left = _steps_left(session.max_steps, steps_before)
+                trackers = tuple(_Later(tracker, steps_before) for tracker in session.trackers)
+                own = replace(session, trackers=trackers, max_steps=left)
+                if left == 0 or not _train_one(config, relay, recipe, lora1, own):
+                    return written
+                session.ranks.wait()
+            written = lora1 = file
+            steps_before += int(read_metadata(file)[NUM_STEPS])
+        return written
+    finally:
+        for tracker in session.trackers:
+            tracker.close()
+
+
+def _train_one(
+    config: RelayTraining, relay: RelayConfig, recipe: str, lora1: Path | None, session: Session
+) -> bool:
+    """Train a LoRA as far as it is asked for; write it unless it is an unfinished first one."""
+    ranks, directory = session.ranks, session.directory / recipe
+    clips = find_clips(relay.phases, config.num_procedural_images, config.run, directory, ranks)
+    require_same_clips(clips, replace(session, directory=directory))
+    parts, settings = _load(config, relay, ranks.device)
+    transformer = parts.stage2_transformer
+    base_hash = hash_base(transformer)
+    if lora1 is not None and recipe == RELAY2:
+        require_first(transformer, lora1)
+        merge_lora(transformer, lora1)
+    add_adapter(transformer, relay.adapter)
+    task = ImageTask(
+        transformer,
+        parts.stage2_vae,
+        tuple(ManifestImages(own, relay.crop) for own in clips),
+        relay.objective,
+        settings,
+        partial(embed_prompts, parts),
+    )
+    trainer = Trainer(task, config.run, relay.phases, directory, ranks, session.trackers)
+    trainer.run(resume=session.resume, max_steps=session.max_steps, on_step=session.on_step)
+    if recipe == RELAY1 and trainer.phase < len(relay.phases):
+        return False
+    trainer.take_average()
+    state = gather_weights(adapter_state_dict(transformer))
+    if ranks.is_first:
+        metadata = {
+            BASE: config.model,
+            BASE_HASH: base_hash,
+            RECIPE: recipe,
+            NUM_STEPS: str(trainer.step),
+            "swifti2v_config": json.dumps(to_dict(config)),
+        }
+        path = session.directory / f"{recipe}.safetensors"
+        save_lora(state, path, "peft", alpha=relay.adapter.resolved_alpha, metadata=metadata)
+    return True
+
+
+def _load(
+    config: RelayTraining, relay: RelayConfig, device: torch.device
+) -> tuple[Components, GenerationConfig]:
+    """The model without its own LoRAs, on its device, and its settings with the relay's attention.
+
+    Raises:
+        ShapeError: A bucket does not fit the model or the attention.
+    """
+    # As in fine-tuning, frozen parts need no more than 16 bits on a GPU.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    parts, defaults = load_components(
+        config.model, dtype, torch.device("cpu"), merges_own_loras=False, stages=("stage2",)
+    )
+    pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, config.model))
+    settings = pipe.configure(**config.generation)
+    settings = replace(settings, stage2=replace(settings.stage2, attention=relay.attention))
+    require_sizes(relay, parts)
+    needed: list[Any] = [parts.stage2_transformer, parts.stage2_vae, parts.text_encoder]
+    for part in needed:
+        part.to(device)
+    parts.device = device
+    return parts, settings
+
+
+def require_sizes(relay: RelayConfig, parts: Components) -> None:
+    """Refuse images that the model, its attention or the loss cannot take.
+
+    Args:
+        relay: Its buckets and crop.
+        parts: The model.
+
+    Raises:
+        ShapeError: As said.
+    """
+    patch = int(parts.stage2_transformer.config["patch_size"][1])
+    scale = scale_factors(parts.stage2_vae, patch)
+    objective = relay.objective
+    for bucket in relay.buckets:
+        side = relay.crop
+        shape = bucket if side is None else bucket._replace(height=side, width=side)
+        latents = LatentShape.from_pixel_shape(shape, scale, channels=1)
+        if relay.attention.kind == "gclf":
+            GclfAttention(relay.attention, latents.height // patch, latents.width // patch)
+        if objective.loss == "hfato" and objective.degradation is not None:
+            cells = torch.zeros(1, 1, 1, latents.height, latents.width)
+            degrade_latents(cells, objective.degradation, torch.Generator())
+
+
+def _steps_left(max_steps: int | None, done: int) -> int | None:
+    return None if max_steps is None else max(0, max_steps - done)
+
+
+class _Later:
+    """A tracker that goes on counting where the relay before left off; it is closed by its owner."""
+
+    def __init__(self, tracker: Tracker, first_step: int) -> None:
+        self.tracker, self.first_step = tracker, first_step
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """See ``Tracker``."""
+        self.tracker.log(self.first_step + step, metrics)
+
+    def log_image(self, step: int, name: str, path: Path) -> None:
+        """See ``Tracker``."""
+        self.tracker.log_image(self.first_step + step, name, path)
+
+    def close(self) -> None:
+        """Leave it open."""

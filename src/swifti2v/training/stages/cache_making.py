@@ -1,0 +1,262 @@
+"""What a training's frozen encoders would compute, computed before it and kept."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.errors import ConfigError, InputError, MediaError
+from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.loading import IMAGE_PARTS, load_component, load_components
+from swifti2v.models.sources import find_model
+from swifti2v.models.vae import scale_factors
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.shapes import LatentShape, PixelShape
+from swifti2v.shards import is_in_shard
+from swifti2v.training.cache.fingerprints import make_key
+from swifti2v.training.cache.prompt_embeddings import CachedPrompts, embed_prompts
+from swifti2v.training.data.clips import LoadedClip, Piece
+from swifti2v.training.engine.draws import Draw
+from swifti2v.training.engine.ranks import Ranks
+from swifti2v.training.stages.cached_clips import ClipCache, Window
+from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
+from swifti2v.training.stages.fine_tuning import (
+    Stage1FineTuning,
+    Stage2FineTuning,
+    find_clips,
+    make_task,
+    open_stage_latents,
+)
+from swifti2v.training.stages.latents import encode_clips
+from swifti2v.training.stages.stage1 import Stage1Task
+
+OnProgress = Callable[[int, int], None]
+"""Told how many prompts and pieces of how many are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceJob:
+    """A piece of a clip that steps ask for."""
+
+    phase: int
+    """In which."""
+    piece: Piece
+    """Which."""
+    windows: tuple[Window, ...]
+    """Latent frames to keep of it, each as an entry; the empty one keeps all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """What a shard makes."""
+
+    prompts: tuple[str, ...]
+    """All different ones, of whole manifests."""
+    jobs: tuple[PieceJob, ...]
+    """Each piece once; none where only prompts are asked for."""
+    num_bytes: int
+    """Of all latents."""
+
+    @property
+    def num_entries(self) -> int:
+        """Windows of all pieces."""
+        return sum(len(job.windows) for job in self.jobs)
+
+
+@dataclass(kw_only=True, slots=True)
+class CacheReport:
+    """What a run made of a plan."""
+
+    prompts_made: int = 0
+    prompts_kept: int = 0
+    entries_made: int = 0
+    entries_kept: int = 0
+    unreadable: int = 0
+    """Pieces that could not be read; others of the bucket stand in for them."""
+
+
+class CacheMaking:
+    """Fills the cache of a training with what its steps will ask for, and nothing else.
+
+    Args:
+        config: Of the training. Where its ``cache`` asks for prompts only, only they are made.
+        directory: Of the cache.
+        device: Where to encode.
+        shard: ``(i, n)``: the i-th of n parts, from 1.
+
+    Raises:
+        InputError: The directory is of other models or settings.
+    """
+
+    def __init__(
+        self,
+        config: Stage1FineTuning | Stage2FineTuning,
+        directory: Path,
+        device: torch.device,
+        shard: tuple[int, int] = (1, 1),
+    ) -> None:
+        self.config, self.shard = config, shard
+        self.pipe = _load_encoders(config, device)
+        alone = Ranks(rank=0, world_size=1, device=device, mesh=None)
+        run = config.run
+        clips = find_clips(config.phases, config.num_procedural_clips, run, directory, alone)
+        parts = self.pipe.components
+        self.prompts = CachedPrompts(directory, parts)
+        self.latents = open_stage_latents(config, self.pipe, directory)
+        self.task = make_task(config, self.pipe, clips, lambda texts: embed_prompts(parts, texts))
+        self.caches = [ClipCache(own, self.latents) for own in clips]
+        self.vae: VideoVAE = self.task.vae
+
+    def plan(self, max_steps: int | None = None) -> CachePlan:
+        """Go through the steps and note what they draw; nothing is read.
+
+        Args:
+            max_steps: Only of the first so many; None takes all phases.
+
+        Raises:
+            ConfigError: A phase is limited by minutes.
+        """
+        prompts = sorted({prompt for cache in self.caches for prompt in cache.clips.prompts})
+        prompts.append(self.pipe.config.negative_prompt)  # validation may guide
+        found: dict[str, tuple[int, Piece, dict[Window, None]]] = {}
+        if self.config.cache is None or self.config.cache.latents:
+            for phase, draw in self._draws(max_steps):
+                for piece, window in self._wanted(phase, draw):
+                    key = self.caches[phase].key(piece)
+                    if is_in_shard(key, *self.shard):
+                        found.setdefault(key, (phase, piece, {}))[2][window] = None
+        jobs = tuple(PieceJob(phase, piece, tuple(own)) for phase, piece, own in found.values())
+        own = [text for text in dict.fromkeys(prompts) if is_in_shard(make_key(text), *self.shard)]
+        num_bytes = sum(self._count_bytes(job, window) for job in jobs for window in job.windows)
+        return CachePlan(tuple(own), jobs, num_bytes)
+
+    def run(self, plan: CachePlan, on_progress: OnProgress | None = None) -> CacheReport:
+        """Make what is not there yet; what is finished when it is stopped is kept.
+
+        Raises:
+            MediaError: A clip cannot be read and such are not skipped, or a shard not written.
+            InputError: None of a bucket's clips can be read.
+        """
+        report, total = CacheReport(), len(plan.prompts) + len(plan.jobs)
+        with self.prompts.cache, self.latents:
+            for number, prompt in enumerate(plan.prompts, 1):
+                is_new = self.prompts.add(self.pipe.components, prompt)
+                report.prompts_made += is_new
+                report.prompts_kept += not is_new
+                if on_progress is not None:
+                    on_progress(number, total)
+            for number, job in enumerate(plan.jobs, 1 + len(plan.prompts)):
+                self._make(job, report)
+                if on_progress is not None:
+                    on_progress(number, total)
+        return report
+
+    def _draws(self, max_steps: int | None) -> Iterator[tuple[int, Draw]]:
+        """Every step with its phase, all samples together."""
+        run, step = self.config.run, 0
+        for number, phase in enumerate(self.config.phases):
+            if phase.steps is None:
+                raise ConfigError(
+                    f"phase {phase.name} is limited by minutes, so it is not known what it draws; "
+                    "give steps"
+                )
+            stop = step + phase.steps
+            while step < (stop if max_steps is None else min(stop, max_steps)):
+                indices = tuple(range(run.batch_size))
+                yield (
+                    number,
+                    Draw(seed=run.seed, step=step, batch_size=run.batch_size, indices=indices),
+                )
+                step += 1
+
+    def _wanted(self, phase: int, draw: Draw) -> Iterator[tuple[Piece, Window]]:
+        self.task.enter_phase(phase)
+        if isinstance(self.task, Stage1Task):
+            return ((piece, ()) for piece in self.caches[phase].clips.pieces(draw))
+        window = self.task.draw_segment(draw)[0].window
+        source = self._stage2_source(phase)
+        return ((piece, window) for piece in source.pieces(draw))
+
+    def _make(self, job: PieceJob, report: CacheReport) -> None:
+        """Encode a piece, or what stands in for it."""
+        cache = self.caches[job.phase]
+        for piece in cache.clips.candidates(job.piece):
+            missing = [window for window in job.windows if not cache.has(piece, window)]
+            report.entries_kept += len(job.windows) - len(missing)
+            if not missing:
+                return
+            try:
+                clip = cache.clips.read(piece)
+            except MediaError as error:
+                if cache.clips.bad_samples == "stop":
+                    raise
+                report.unreadable += 1
+                for window in missing:
+                    cache.put_unreadable(piece, window, str(error))
+                continue
+            for window, tensors in self._encode(job.phase, clip, piece, missing).items():
+                cache.put(piece, window, tensors)
+            report.entries_made += len(missing)
+            return
+        raise InputError(f"no clip can stand in for {job.piece.name}; see `swifti2v data inspect`")
+
+    def _encode(
+        self, phase: int, clip: LoadedClip, piece: Piece, windows: list[Window]
+    ) -> dict[Window, dict[str, Tensor]]:
+        dtype = self.vae.dtype  # more would be noise: float32 on a CPU, where it is exact
+        if isinstance(self.task, Stage1Task):
+            source = self.task.sources[phase]
+            assert isinstance(source, Stage1Clips)
+            batch = source.batch([clip])
+            latents = self.task.encode(batch)
+            condition = self.task.prepare_condition(batch, latents)
+            tensors = {"latents": latents[0].to(dtype), "condition": condition[0].to(dtype)}
+            if (embeds := self.task.embed_photos(batch)) is not None:
+                tensors["image_embeds"] = embeds[0]
+            return {(): tensors}
+        own = self._stage2_source(phase)
+        covered = own.cover([frame for window in windows for frame in window])
+        both = [encode_clips(self.vae, part)[0].to(dtype) for part in own.cut(clip, piece, covered)]
+        places = {window: [covered.index(frame) for frame in window] for window in windows}
+        return {
+            window: {"latents": both[0][:, at], "reference": both[1][:, at]}
+            for window, at in places.items()
+        }
+
+    def _stage2_source(self, phase: int) -> Stage2Clips:
+        source = self.task.sources[phase]
+        assert isinstance(source, Stage2Clips)
+        return source
+
+    def _count_bytes(self, job: PieceJob, window: Window) -> int:
+        num_frames = self.caches[job.phase].clips.placements[job.piece.name].bucket.num_frames
+        pixels = PixelShape(num_frames, job.piece.crop.height, job.piece.crop.width)
+        scale, channels = scale_factors(self.vae, patch=1), int(self.vae.config["z_dim"])
+        latents = LatentShape.from_pixel_shape(pixels, scale, channels)
+        num_values = prod(latents._replace(num_frames=len(window) or latents.num_frames))
+        mask = 0 if window else num_values // channels * scale.time
+        return (2 * num_values + mask) * self.vae.dtype.itemsize
+
+
+def _load_encoders(
+    config: Stage1FineTuning | Stage2FineTuning, device: torch.device
+) -> SwiftI2VPipeline:
+    """A model without the memory of its transformers, and only the VAE of the stage."""
+    stage = "stage2" if isinstance(config, Stage2FineTuning) else "stage1"
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    parts, defaults = load_components(config.model, dtype, device, stages=())
+    index, root = find_model(config.model)
+    roles = (f"{stage}_vae", *(IMAGE_PARTS if stage == "stage1" else ()))
+    found = {
+        role: load_component(role, source, root, dtype, device)
+        for role, source in index.components.items()
+        if role in roles
+    }
+    parts = replace(parts, **found)
+    pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, config.model))
+    pipe.config = pipe.configure(**config.generation)
+    return pipe

@@ -1,0 +1,42 @@
+"""Clips to latents in training: what a sample gives does not depend on the others of its batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae import StreamingEncoder
+from swifti2v.training.nano.codec import encode_window
+
+
+@torch.no_grad()
+def encode_clips(vae: VideoVAE, video: Tensor) -> Tensor:
+    """Scaled latents of clips.
+
+    Args:
+        vae: Frozen. A causal one is given one clip after the other: its kernels round differently
+            in larger batches. It computes in its own precision, whatever the model is trained in.
+        video: ``[b, 3, T, H, W]`` in [-1, 1], on any device; ``BlockCodec`` also takes clips with
+            latent frames left out.
+
+    Returns:
+        ``[b, C, F, h, w]`` float32 on the VAE's device.
+    """
+    video = video.to(vae.device)
+    return each_clip(vae, lambda clips: _encode(vae, clips), video)
+
+
+def each_clip(vae: VideoVAE, encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
+    """What ``encode`` makes of a batch with ``vae``, as if each clip came alone; no autocast."""
+    with torch.autocast(video.device.type, enabled=False):
+        if isinstance(vae, BlockCodec):  # computes every cell on its own
+            return encode(video)
+        return torch.cat([encode(clip[None]) for clip in video])
+
+
+def _encode(vae: VideoVAE, video: Tensor) -> Tensor:
+    if isinstance(vae, BlockCodec):
+        return encode_window(vae, video)
+    return StreamingEncoder(vae).encode(video, final=True)

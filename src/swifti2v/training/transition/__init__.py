@@ -1,0 +1,1 @@
+"""Stage-transition samples: true clips as Stage I draws them."""

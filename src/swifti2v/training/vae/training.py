@@ -1,0 +1,94 @@
+"""Training of a video VAE on its own, from settings to files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from pydantic import ConfigDict
+from torch import nn
+
+from swifti2v.errors import ConfigError
+from swifti2v.training.data.record import require_same_clips
+from swifti2v.training.engine.run_config import RunConfig
+from swifti2v.training.engine.session import Session, save_trained, train_task
+from swifti2v.training.stages.fine_tuning import ClipsPhase, find_clips
+from swifti2v.training.vae.task import VaeObjective, VaeTask
+
+NANO_VAE = {
+    "base_dim": 32,
+    "z_dim": 32,
+    "dim_mult": [1, 2, 3],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "is_residual": False,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 8,
+}
+"""A small one of the Wan2.2 kind: patchified, causal, 8 pixels a latent cell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeTrainingConfig:
+    """Settings of ``swifti2v train vae``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    vae: dict[str, Any] = field(default_factory=lambda: dict(NANO_VAE))
+    """Configuration of diffusers' ``AutoencoderKLWan``."""
+    model: str | None = None
+    """Directory of a VAE to go on from, in diffusers' layout; none starts from random weights."""
+    crop: int | None = 128
+    """Side of a random square to train on."""
+    num_procedural_clips: int = 7
+    """Of each bucket, where no manifest is given."""
+    objective: VaeObjective = field(default_factory=VaeObjective)
+    """The loss."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batch, precision, checkpoints."""
+    phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)
+    """The curriculum."""
+
+
+def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
+    """Train a VAE and write the averaged weights.
+
+    Args:
+        config: Settings.
+        session: Where, with whom and how far.
+
+    Returns:
+        The VAE's directory, in diffusers' layout.
+
+    Raises:
+        ConfigError: The VAE's configuration is none.
+    """
+    torch.manual_seed(config.run.seed)
+    vae = make_vae(config).requires_grad_(True)
+    nn.Module.to(vae, session.ranks.device)
+    clips = find_clips(
+        config.phases, config.num_procedural_clips, config.run, session.directory, session.ranks
+    )
+    require_same_clips(clips, session)
+    task = VaeTask(vae, clips, config.crop, config.objective)
+    train_task(task, config.run, config.phases, session)
+    return save_trained(AutoencoderKLWan, vae, "vae", session)
+
+
+def make_vae(config: VaeTrainingConfig) -> AutoencoderKLWan:
+    """The VAE that training starts from.
+
+    Raises:
+        ConfigError: The configuration is none, or there is no such model.
+    """
+    kind: Any = AutoencoderKLWan
+    try:
+        vae = kind(**config.vae) if config.model is None else kind.from_pretrained(config.model)
+    except (TypeError, ValueError, OSError) as error:
+        raise ConfigError(f"vae: {error}; see diffusers' AutoencoderKLWan") from None
+    made: AutoencoderKLWan = vae
+    return made
