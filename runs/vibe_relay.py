@@ -29,14 +29,15 @@ from swifti2v.storage import write_whole
 from swifti2v.training.ablations.clips import cut_test_clips
 from swifti2v.training.ablations.comparison import compare, render_comparison
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
+from swifti2v.training.data.readers import CLIP_SUFFIXES, PHOTO_SUFFIXES
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.nano.codec import measure_residual
-from swifti2v.training.nano.material import CLIP_SUFFIXES, PHOTO_SUFFIXES, Material, read_material
+from swifti2v.training.nano.material import Material, read_material
+from swifti2v.training.nano.material_source import MaterialSource, MixConfig
 from swifti2v.training.nano.models import TransformerSize
-from swifti2v.training.nano.stage2_sources import MaterialSource, MixConfig
 from swifti2v.training.nano.stage2_start import fit_to_task, start_stage2
 from swifti2v.training.relay.degradations import DegradationConfig
 from swifti2v.training.relay.image_sources import PictureCrops

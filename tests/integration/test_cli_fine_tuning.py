@@ -13,7 +13,7 @@ from swifti2v.config import GenerationConfig, parse_config, read_yaml
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
 from swifti2v.training.relay.training import RelayTraining
-from swifti2v.training.stages.fine_tuning import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.vae.training import VaeTrainingConfig
 from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
 from tests.regression import run_in_subprocess

@@ -19,15 +19,10 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.precision import compute_in
-from swifti2v.training.nano.stage1_sources import Stage1Latents
-from swifti2v.training.nano.stage2_sources import Stage2Latents
+from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.cache_making import CacheMaking
-from swifti2v.training.stages.fine_tuning import (
-    CacheConfig,
-    FineTuning,
-    Stage1FineTuning,
-    Stage2FineTuning,
-)
+from swifti2v.training.stages.config import CacheConfig, Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.fine_tuning import FineTuning
 from tests.regression import ALONE
 from tests.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
 from tests.training_clips import save_damaged_clip

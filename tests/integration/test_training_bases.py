@@ -13,12 +13,9 @@ from swifti2v.models.lora_base import hash_base
 from swifti2v.training.adapters import AdapterConfig
 from swifti2v.training.data.buckets import BucketRules
 from swifti2v.training.data.clips import DataConfig
-from swifti2v.training.stages.fine_tuning import (
-    ClipsPhase,
-    FineTuning,
-    Stage1FineTuning,
-    Stage2FineTuning,
-)
+from swifti2v.training.data.phases import ClipsPhase
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.fine_tuning import FineTuning
 from swifti2v.training.stages.validation import ValidationConfig
 from tests.command_line import copy_model, save_lora
 from tests.regression import ALONE

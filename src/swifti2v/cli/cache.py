@@ -72,7 +72,7 @@ def cache(options: CacheOptions) -> None:
     with exit_codes(debug=options.debug), Interruption().catch():
         from swifti2v.shards import parse_shard
         from swifti2v.training.stages.cache_making import CacheMaking
-        from swifti2v.training.stages.fine_tuning import Stage1FineTuning, Stage2FineTuning
+        from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 
         shard, directory = parse_shard(options.shard), options.output_dir
         kind: type[Stage1FineTuning | Stage2FineTuning] = (

@@ -16,7 +16,8 @@ from swifti2v.training.engine.session import Session
 from swifti2v.training.nano.config import TextEncoderConfig
 from swifti2v.training.nano.text_encoder import train_text_encoder
 from swifti2v.training.relay.training import RelayTraining, train_relay
-from swifti2v.training.stages.fine_tuning import FineTuning, Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.fine_tuning import FineTuning
 from swifti2v.training.vae.training import VaeTrainingConfig, train_vae
 
 

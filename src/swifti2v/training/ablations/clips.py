@@ -9,7 +9,7 @@ from swifti2v.errors import InputError
 from swifti2v.evaluation.model_card import downscale
 from swifti2v.media import Frames
 from swifti2v.training.nano.material import Material
-from swifti2v.training.nano.stage2_sources import TransitionClip
+from swifti2v.training.nano.material_source import TransitionClip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,8 +40,8 @@ from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.trainer import Trainer
 from swifti2v.training.nano.config import RedrawConfig
 from swifti2v.training.nano.material import Material
+from swifti2v.training.nano.material_source import MaterialSource, MixConfig, TransitionClip
 from swifti2v.training.nano.models import TransformerSize, make_stage2_transformer
-from swifti2v.training.nano.stage2_sources import MaterialSource, MixConfig, TransitionClip
 from swifti2v.training.nano.stage2_start import start_stage2
 from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
 from swifti2v.training.windows import WindowConfig

@@ -20,7 +20,7 @@ from swifti2v.training.data.record import describe_files, read_record, require_s
 from swifti2v.training.engine.run_directory import begin_run_directory, require_run_directory
 from swifti2v.training.nano.config import RedrawConfig
 from swifti2v.training.nano.material import Material, find_material, read_material
-from swifti2v.training.nano.stage2_sources import TransitionClip
+from swifti2v.training.nano.material_source import TransitionClip
 from swifti2v.training.nano.stage2_start import redraw_motions
 
 MAX_CLIP_FRAMES = 81

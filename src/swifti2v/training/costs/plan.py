@@ -38,7 +38,7 @@ from swifti2v.training.nano.models import (
 )
 from swifti2v.training.nano.text_encoder import MotionClassifier
 from swifti2v.training.relay.training import RelayTraining
-from swifti2v.training.stages.fine_tuning import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.vae.training import VaeTrainingConfig
 from swifti2v.training.windows import WindowConfig
 

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.media import Frames, frames_to_video
+from swifti2v.media import (
+    Frames,
+    frames_to_video,
+    resize_video,
+    video_to_frames,
+)
 from swifti2v.pipelines.transition import MotionReference, make_reference
 from swifti2v.shapes import Crop
-from swifti2v.training.nano.material import degrade
 
 
 def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random.Generator) -> Crop:
@@ -79,3 +84,23 @@ def cut_pair(
     top, left, height, width = (side // downscale for side in crop)
     part = small[places, top : top + height, left : left + width]
     return video, make_reference(MotionReference(part), video[:, :, :1], stage2)
+
+
+def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:
+    """What Stage II is given for a clip, made of the clip's own small version.
+
+    Args:
+        video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
+        downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
+        stage2: Says how the reference is made, see ``ReferenceFrames``.
+
+    Returns:
+        ``[B, 3, T, H, W]``; not clamped, as in the pipeline.
+    """
+    height, width = video.shape[-2:]
+    small = resize_video(video, height // downscale, width // downscale, "area")
+    references = [
+        make_reference(MotionReference(video_to_frames(own[None])), clip[None, :, :1], stage2)
+        for own, clip in zip(small, video, strict=True)
+    ]
+    return torch.cat(references)

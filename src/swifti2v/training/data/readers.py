@@ -33,8 +33,11 @@ from swifti2v.training.data.samples import (
     import_extra,
     load_dataset,
 )
-from swifti2v.training.nano.material import CLIP_SUFFIXES, PHOTO_SUFFIXES
 
+CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
+PHOTO_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
+)
 DATASET_FILES = ("dataset_dict.json", "state.json")
 """What ``save_to_disk`` of Hugging Face ``datasets`` writes."""
 _MAX_FIELD_BYTES = 2**24  # of a CSV; captions may exceed Python's 128 KiB

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from swifti2v.storage import write_whole
+from swifti2v.training.engine.noise_histogram import SigmaHistogram
 from swifti2v.training.engine.trackers import MetricsFile, Tracker
-from swifti2v.training.stages.noise_levels import SigmaHistogram
 
 NOISE_LEVELS_NAME = "noise_levels.json"
 

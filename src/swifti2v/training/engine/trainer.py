@@ -37,6 +37,7 @@ from swifti2v.training.engine.checkpoints import (
     save_checkpoint,
 )
 from swifti2v.training.engine.draws import Draw, split_batch
+from swifti2v.training.engine.noise_histogram import SigmaHistogram
 from swifti2v.training.engine.optimizers import (
     build_optimizer,
     scale_learning_rate,
@@ -49,7 +50,6 @@ from swifti2v.training.engine.run_log import OnStep, RunLog, StepMetrics
 from swifti2v.training.engine.task import NoiseTask, Task, read_ahead
 from swifti2v.training.engine.trackers import Tracker
 from swifti2v.training.engine.work import WorkMeter, find_peak
-from swifti2v.training.stages.noise_levels import SigmaHistogram
 
 logger = logging.getLogger(__name__)
 

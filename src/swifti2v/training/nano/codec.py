@@ -1,4 +1,4 @@
-"""The nano model's latents: statistics of the codec, and how much each channel counts."""
+"""The nano model's codec: its statistics."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swifti2v.errors import ConfigError, InputError
+from swifti2v.errors import InputError
 from swifti2v.media import Frames, frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec, count_channels
-from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.vae import normalize_latents
 
 PIECES_PER_CLIP = 6
 MIN_DEVIATION = 1e-3
@@ -69,41 +67,3 @@ def fit_codec(
 def _to_config(values: Tensor) -> tuple[float, ...]:
     # Six digits are exact for float32's purposes here and keep the configuration readable.
     return tuple(float(f"{value:.6g}") for value in values.tolist())
-
-
-def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
-    """Scaled latents of a window: one frame that stands alone, then whole latent frames.
-
-    Args:
-        codec: With statistics.
-        video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
-
-    Returns:
-        ``[B, C, 1 + k, H/n, W/n]`` float32.
-    """
-    pieces = [codec.encode_frames(video[:, :, :1])]
-    if video.shape[2] > 1:
-        pieces.append(codec.encode_frames(video[:, :, 1:]))
-    return normalize_latents(codec, torch.cat(pieces, dim=2))
-
-
-def weigh_channels(codec: VideoVAE, limit: float) -> Tensor:
-    """Weight of each channel in a loss: its share of a pixel error, at most ``limit``.
-
-    Args:
-        codec: The transform is orthonormal, so a latent error costs the divisor squared in pixels.
-        limit: Before scaling to a mean of 1.
-
-    Returns:
-        ``[C]``.
-
-    Raises:
-        ConfigError: Another VAE: its channels have no share of a pixel error.
-    """
-    if not isinstance(codec, BlockCodec):
-        raise ConfigError(
-            f"channel_weight_limit is {limit:g}, but only BlockCodec's channels can be weighed, not "
-            f"those of {type(codec).__name__}; set it null"
-        )
-    weight = torch.tensor(codec.config["latents_std"]).square().clamp(max=limit)
-    return weight / weight.mean()

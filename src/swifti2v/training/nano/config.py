@@ -9,8 +9,8 @@ from swifti2v.errors import ConfigError
 from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+from swifti2v.training.nano.material_source import MixConfig
 from swifti2v.training.nano.models import STAGE1_SCALE, STAGE2_SCALE, TransformerSize
-from swifti2v.training.nano.stage2_sources import MixConfig
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 from swifti2v.training.stages.stage1 import Stage1Objective
 from swifti2v.training.stages.stage2 import Stage2Objective

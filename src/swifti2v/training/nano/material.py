@@ -1,4 +1,4 @@
-"""Training material: clips and photos of a folder (or procedural ones) and crops drawn from them."""
+"""Training material: clips and photos of a folder or procedural ones, in memory."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -6,33 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-from swifti2v.config import Stage2Config
 from swifti2v.errors import InputError
-from swifti2v.media import (
-    Frames,
-    fit_image,
-    iter_frames,
-    load_image,
-    probe_clip,
-    resize_video,
-    video_to_frames,
-)
+from swifti2v.media import Frames, fit_image, iter_frames, load_image, probe_clip, video_to_frames
 from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.course import draw_course
-from swifti2v.pipelines.transition import MotionReference, make_reference
 from swifti2v.training.data.camera_motion import Scene, draw_view, render_move
+from swifti2v.training.data.procedural import draw_picture
+from swifti2v.training.data.readers import CLIP_SUFFIXES, PHOTO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
-PHOTO_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
-)
 GREY = (128, 128, 128)
 """Behind what is see-through."""
 STILL_INTERVAL = 20
@@ -151,37 +136,14 @@ def make_procedural_material(
     rng = np.random.default_rng(seed)
     clips = []
     for index in range(num_clips):
-        picture = _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))
+        picture = _draw_frame(2 * height, 2 * width, rng)
         move = list(MOVES.values())[index % len(MOVES)]
         view = draw_view((2 * height, 2 * width), (height, width), rng)
         course = draw_course(num_frames, int(rng.integers(2**62)))
         video, _ = render_move(Scene(picture, None, None), view, move, course, (height, width))
-        clips.append(_to_frames(video.permute(1, 2, 3, 0)))
-    pictures = [
-        _to_frames(draw_picture(2 * height, 2 * width, rng).permute(1, 2, 0))
-        for _ in range(num_clips)
-    ]
+        clips.append(video_to_frames(video[None]))
+    pictures = [_draw_frame(2 * height, 2 * width, rng) for _ in range(num_clips)]
     return _with_stills(clips, pictures, num_clips)
-
-
-def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:
-    """What Stage II is given for a clip, made of the clip's own small version.
-
-    Args:
-        video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
-        downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
-        stage2: Says how the reference is made, see ``ReferenceFrames``.
-
-    Returns:
-        ``[B, 3, T, H, W]``; not clamped, as in the pipeline.
-    """
-    height, width = video.shape[-2:]
-    small = resize_video(video, height // downscale, width // downscale, "area")
-    references = [
-        make_reference(MotionReference(video_to_frames(own[None])), clip[None, :, :1], stage2)
-        for own, clip in zip(small, video, strict=True)
-    ]
-    return torch.cat(references)
 
 
 def _with_stills(clips: Sequence[Frames], pictures: Sequence[Frames], num_photos: int) -> Material:
@@ -196,29 +158,6 @@ def _fit(frame: Frames, size: tuple[int, int]) -> Frames:
     return np.asarray(fit_image(Image.fromarray(frame), *size).image)
 
 
-def _to_frames(values: Tensor) -> Frames:
-    frames: Frames = ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    return np.ascontiguousarray(frames)
-
-
-def draw_picture(height: int, width: int, rng: np.random.Generator) -> Tensor:
-    """``[3, H, W]`` in [-1, 1]: coloured noise of all scales with hard-edged discs and bars."""
-    picture = torch.zeros(1, 3, height, width)
-    for octave in range(7):
-        rows, columns = 2 + 2**octave, 3 + 2**octave
-        noise = rng.standard_normal((1, 3, rows, columns)) * 0.6**octave
-        grey = noise.mean(axis=1, keepdims=True)
-        layer = torch.from_numpy(0.4 * noise + 0.6 * grey).float()
-        picture += 0.6 * F.interpolate(layer, (height, width), mode="bicubic")
-    row = torch.linspace(-1, 1, height)[:, None]
-    column = torch.linspace(-1, 1, width)[None, :]
-    for _ in range(24):
-        x, y = rng.uniform(-1, 1, size=2)
-        a, b = rng.uniform(0.02, 0.3, size=2)
-        if rng.random() < 0.5:
-            inside = ((column - x) / a) ** 2 + ((row - y) / b) ** 2 < 1
-        else:
-            inside = ((column - x).abs() < a) & ((row - y).abs() < b)
-        colour = torch.from_numpy(rng.uniform(-0.9, 0.9, size=(3, 1, 1))).float()
-        picture[0] = torch.where(inside, 0.3 * picture[0] + 0.7 * colour, picture[0])
-    return picture[0].clamp(-1, 1)
+def _draw_frame(height: int, width: int, rng: np.random.Generator) -> Frames:
+    frame: Frames = video_to_frames(draw_picture(height, width, rng)[None, :, None])[0]
+    return frame

@@ -17,7 +17,7 @@ from swifti2v.training.engine.precision import compute_in
 from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.nano.config import RedrawConfig
 from swifti2v.training.nano.initialization import initialize_stage2
-from swifti2v.training.nano.stage2_sources import TransitionClip
+from swifti2v.training.nano.material_source import TransitionClip
 from swifti2v.training.stages.stage2 import Stage2Task
 from swifti2v.training.transition.samples import TransitionConfig, draw_for, make_transition_sample
 

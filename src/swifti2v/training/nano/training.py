@@ -26,6 +26,7 @@ from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.engine.task import Task
 from swifti2v.training.nano.assembly import assemble
 from swifti2v.training.nano.budget import Part
+from swifti2v.training.nano.camera_source import CameraMoveSource
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.config import NanoConfig, Stage2Phase
 from swifti2v.training.nano.material import (
@@ -34,14 +35,13 @@ from swifti2v.training.nano.material import (
     make_procedural_material,
     read_material,
 )
+from swifti2v.training.nano.material_source import MaterialSource, TransitionClip
 from swifti2v.training.nano.models import (
     STAGE1_SCALE,
     STAGE2_SCALE,
     make_stage1_transformer,
     make_stage2_transformer,
 )
-from swifti2v.training.nano.stage1_sources import CameraMoveSource
-from swifti2v.training.nano.stage2_sources import MaterialSource, TransitionClip
 from swifti2v.training.nano.stage2_start import redraw_motions, start_stage2
 from swifti2v.training.nano.text_encoder import TextTask, make_tokenizer
 from swifti2v.training.stages.stage1 import Stage1Task

@@ -15,9 +15,9 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.sampling import to_velocity
 from swifti2v.segments import Segment
+from swifti2v.training.channel_weights import weigh_channels
+from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.codec import weigh_channels
-from swifti2v.training.nano.material import degrade
 from swifti2v.training.objectives import Model, flow_loss, hfato_loss
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
 from swifti2v.training.relay.image_sources import ImageBatch, ImageSource

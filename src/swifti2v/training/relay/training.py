@@ -39,6 +39,7 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import embed_prompts
+from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.ranks import gather_weights
 from swifti2v.training.engine.run_config import RunConfig
@@ -48,7 +49,6 @@ from swifti2v.training.engine.trainer import Trainer
 from swifti2v.training.relay.degradations import degrade_latents
 from swifti2v.training.relay.image_sources import ManifestImages, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
-from swifti2v.training.stages.fine_tuning import ClipsPhase, find_clips
 
 NUM_STEPS = "swifti2v_steps"
 """Metadata key: steps that a LoRA was trained for."""

@@ -20,17 +20,13 @@ from swifti2v.shards import is_in_shard
 from swifti2v.training.cache.fingerprints import make_key
 from swifti2v.training.cache.prompt_embeddings import CachedPrompts, embed_prompts
 from swifti2v.training.data.clips import LoadedClip, Piece
+from swifti2v.training.data.phases import find_clips
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.stages.cached_clips import ClipCache, Window
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
-from swifti2v.training.stages.fine_tuning import (
-    Stage1FineTuning,
-    Stage2FineTuning,
-    find_clips,
-    make_task,
-    open_stage_latents,
-)
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.fine_tuning import make_task, open_stage_latents
 from swifti2v.training.stages.latents import encode_clips
 from swifti2v.training.stages.stage1 import Stage1Task
 

@@ -20,8 +20,7 @@ from swifti2v.training.data.buckets import format_bucket
 from swifti2v.training.data.clips import ManifestClips, Piece
 from swifti2v.training.data.decoding import draw_first
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.stage1_sources import Stage1Latents
-from swifti2v.training.nano.stage2_sources import Stage2Latents
+from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
 
 CODE = 2

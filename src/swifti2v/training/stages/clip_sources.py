@@ -16,8 +16,7 @@ from swifti2v.shapes import pixel_frames
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.data.crops import cut_pair
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.stage1_sources import Stage1Batch
-from swifti2v.training.nano.stage2_sources import Stage2Batch
+from swifti2v.training.stages.batches import Stage1Batch, Stage2Batch
 
 
 class Stage1Clips:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from PIL import Image
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from swifti2v.config import GenerationConfig, parse_config, to_dict
@@ -30,11 +28,9 @@ from swifti2v.training.adapters import (
 )
 from swifti2v.training.cache.prompt_embeddings import REMEDY, CachedPrompts, embed_prompts
 from swifti2v.training.cache.tensor_cache import TensorCache
-from swifti2v.training.data.clips import DataConfig, ManifestClips, ManifestConfig
-from swifti2v.training.data.probes import Probes
-from swifti2v.training.data.procedural import MANIFEST_NAME, write_procedural_clips
+from swifti2v.training.data.clips import ManifestClips
+from swifti2v.training.data.phases import find_clips
 from swifti2v.training.engine.ranks import Ranks, gather_weights, save_model
-from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.run_log import OnStep
 from swifti2v.training.engine.task import Task
 from swifti2v.training.engine.trackers import Tracker
@@ -46,111 +42,10 @@ from swifti2v.training.stages.cached_clips import (
     open_latents,
 )
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
-from swifti2v.training.stages.stage1 import Stage1Objective, Stage1Task
-from swifti2v.training.stages.stage2 import EncodePrompts, Stage2Objective, Stage2Task
-from swifti2v.training.stages.validation import ValidationConfig, validate_stage1, validate_stage2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipsPhase(PhaseConfig):
-    """A part of a curriculum over manifests."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    data: DataConfig = field(default_factory=DataConfig)
-    """Clips, real and of stage transition, with their weights; sizes and lengths."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheConfig:
-    """What is read instead of computed; ``swifti2v data cache`` makes it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    directory: str
-    """Of embeddings, latents, facts about the clips, and procedural clips where there are some."""
-    latents: bool = True
-    """Read latents instead of frames; otherwise only the prompts' embeddings."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FineTuningConfig:
-    """What both stages' trainings have."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    model: str = "nano"
-    """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
-    generation: dict[str, Any] = field(default_factory=dict)
-    """Changes to the model's settings: sizes, and the open points of Stage II."""
-    num_procedural_clips: int = 7
-    """Of each bucket, where no manifest is given."""
-    cache: CacheConfig | None = None
-    """None runs the frozen encoders in each step."""
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """What is measured every ``run.validation_steps``."""
-    run: RunConfig = field(default_factory=RunConfig)
-    """Batch, precision, checkpoints."""
-    phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)
-    """The curriculum."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage1FineTuning(FineTuningConfig):
-    """Settings of ``swifti2v train stage1``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
-    """A LoRA on the frozen transformer; none trains all weights."""
-    objective: Stage1Objective = field(default_factory=Stage1Objective)
-    """Noise levels and error."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2FineTuning(FineTuningConfig):
-    """Settings of ``swifti2v train stage2``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    crop: int | None = None
-    """Side of a random square to train on instead of whole frames."""
-    objective: Stage2Objective = field(default_factory=Stage2Objective)
-    """Windows, noise levels and error."""
-
-
-def find_clips(
-    phases: Sequence[ClipsPhase],
-    num_procedural_clips: int,
-    run: RunConfig,
-    directory: Path,
-    ranks: Ranks,
-) -> tuple[ManifestClips, ...]:
-    """The clips of each phase; where it names no manifest, procedural ones are made.
-
-    Args:
-        phases: Of the curriculum.
-        num_procedural_clips: Of each bucket.
-        run: Batch size, seed, and what to do about bad samples.
-        directory: Gets ``procedural/`` and ``probes/``, what was found out about the clips.
-        ranks: Who takes part; the first one makes and looks into them.
-    """
-    if not ranks.is_first:
-        ranks.wait()
-    found = []
-    with Probes(directory / "probes") as look:
-        for phase in phases:
-            data = phase.data
-            if not data.manifests:
-                rules, place = data.rules, directory / "procedural"
-                if ranks.is_first:
-                    write_procedural_clips(place, rules.shapes, num_procedural_clips, 0, rules.fps)
-                own = ManifestConfig(path=str(place / MANIFEST_NAME))
-                data = replace(data, manifests=(own,))
-            found.append(ManifestClips(data, run.batch_size, run.seed, run.bad_samples, look))
-    if ranks.is_first:
-        ranks.wait()
-    return tuple(found)
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.stage1 import Stage1Task
+from swifti2v.training.stages.stage2 import EncodePrompts, Stage2Task
+from swifti2v.training.stages.validation import validate_stage1, validate_stage2
 
 
 def make_task(

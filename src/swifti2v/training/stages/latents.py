@@ -7,8 +7,7 @@ from torch import Tensor
 
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.vae import StreamingEncoder
-from swifti2v.training.nano.codec import encode_window
+from swifti2v.models.vae import StreamingEncoder, normalize_latents
 
 
 @torch.no_grad()
@@ -40,3 +39,19 @@ def _encode(vae: VideoVAE, video: Tensor) -> Tensor:
     if isinstance(vae, BlockCodec):
         return encode_window(vae, video)
     return StreamingEncoder(vae).encode(video, final=True)
+
+
+def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
+    """Scaled latents of a window: one frame that stands alone, then whole latent frames.
+
+    Args:
+        codec: With statistics.
+        video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
+
+    Returns:
+        ``[B, C, 1 + k, H/n, W/n]`` float32.
+    """
+    pieces = [codec.encode_frames(video[:, :, :1])]
+    if video.shape[2] > 1:
+        pieces.append(codec.encode_frames(video[:, :, 1:]))
+    return normalize_latents(codec, torch.cat(pieces, dim=2))

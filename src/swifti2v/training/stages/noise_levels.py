@@ -1,9 +1,9 @@
-"""Noise levels to train at: a pure map from uniform numbers, strata over a global batch, counts."""
+"""Noise levels to train at: a pure map from uniform numbers, strata over a global batch."""
 
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict
@@ -12,8 +12,6 @@ from torch import Tensor
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.sampling import plan_sigmas, shift_sigma
 from swifti2v.training.engine.draws import Draw
-
-NUM_BINS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,49 +133,6 @@ def stratify(uniforms: Tensor, indices: Tensor, num_strata: int, seed: int) -> T
     strata = torch.randperm(num_strata, generator=torch.Generator().manual_seed(seed))[indices]
     numbers = (strata + uniforms.detach().double().cpu()) / num_strata
     return numbers.clamp(max=math.nextafter(1.0, 0.0))  # the sum may round up to the next stratum
-
-
-class SigmaHistogram:
-    """Counts of the noise levels a training has seen, in 20 bins over (0, 1].
-
-    Bin k holds the levels in ``(k / 20, (k + 1) / 20]``. ``counts`` is ``[20]`` int64 on the CPU;
-    of several ranks, the sum of all is the histogram of the training.
-    """
-
-    def __init__(self) -> None:
-        self.counts = torch.zeros(NUM_BINS, dtype=torch.int64)
-        self._upper = torch.arange(1, NUM_BINS + 1, dtype=torch.float64).div(NUM_BINS).float()
-
-    def add(self, sigmas: Tensor) -> None:
-        """Count noise levels.
-
-        Args:
-            sigmas: Any shape, in (0, 1].
-
-        Raises:
-            InputError: A level is outside (0, 1].
-        """
-        levels = sigmas.detach().float().cpu().flatten()
-        if not ((levels > 0) & (levels <= 1)).all():
-            raise InputError(
-                f"noise levels from {levels.min()} to {levels.max()}; they must be in (0, 1]"
-            )
-        self.counts += torch.bincount(torch.bucketize(levels, self._upper), minlength=NUM_BINS)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The counts, as a copy."""
-        return {"counts": self.counts.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the counts of ``state``."""
-        self.counts.copy_(state["counts"])
-
-    def to_dict(self) -> dict[str, int]:
-        """Counts by the range of their bin, as ``0.60-0.65``."""
-        return {
-            f"{k / NUM_BINS:.2f}-{(k + 1) / NUM_BINS:.2f}": count
-            for k, count in enumerate(self.counts.tolist())
-        }
 
 
 def _level(config: NoiseLevelConfig, number: float) -> float:

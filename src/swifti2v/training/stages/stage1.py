@@ -14,10 +14,10 @@ from swifti2v.config import Stage1Config
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.pipelines.course import even_course
 from swifti2v.pipelines.stage1 import Stage1Pipeline
+from swifti2v.training.channel_weights import weigh_channels
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.codec import weigh_channels
-from swifti2v.training.nano.stage1_sources import Stage1Batch, Stage1Latents, Stage1Source
 from swifti2v.training.objectives import displacement_loss, flow_loss
+from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents, Stage1Source
 from swifti2v.training.stages.latents import each_clip, encode_clips
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
 

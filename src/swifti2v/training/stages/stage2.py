@@ -16,10 +16,10 @@ from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
 from swifti2v.segments import Segment
+from swifti2v.training.channel_weights import weigh_channels
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.codec import weigh_channels
-from swifti2v.training.nano.stage2_sources import Stage2Batch, Stage2Latents, Stage2Source
 from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss, window_flow_loss
+from swifti2v.training.stages.batches import Stage2Batch, Stage2Latents, Stage2Source
 from swifti2v.training.stages.latents import encode_clips
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
 from swifti2v.training.windows import WindowConfig, draw_window, localize

@@ -10,10 +10,10 @@ from pydantic import ConfigDict
 from torch import nn
 
 from swifti2v.errors import ConfigError
+from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.engine.session import Session, save_trained, train_task
-from swifti2v.training.stages.fine_tuning import ClipsPhase, find_clips
 from swifti2v.training.vae.task import VaeObjective, VaeTask
 
 NANO_VAE = {

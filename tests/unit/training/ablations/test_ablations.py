@@ -25,7 +25,7 @@ from swifti2v.training.ablations.clips import cut_test_clips, cut_test_motions
 from swifti2v.training.ablations.runs import AblationConfig, Ablations, Arm, mean_window_length
 from swifti2v.training.ablations.table import make_ablation_table
 from swifti2v.training.nano.material import Material
-from swifti2v.training.nano.stage2_sources import TransitionClip
+from swifti2v.training.nano.material_source import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 
 SIDE, NUM_FRAMES = 64, 17

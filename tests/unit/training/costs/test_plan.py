@@ -15,7 +15,7 @@ from swifti2v.training.costs.plan import plan_nano, plan_stage, plan_text_encode
 from swifti2v.training.engine.memory import TransformerSize, count_parameters, predict_activations
 from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
 from swifti2v.training.nano.text_encoder import TextTask
-from swifti2v.training.stages.fine_tuning import Stage1FineTuning, Stage2FineTuning
+from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.vae.training import VaeTrainingConfig, make_vae
 
 CONFIGS = Path(__file__).parents[4] / "src/swifti2v/configs"

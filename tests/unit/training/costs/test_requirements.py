@@ -5,7 +5,7 @@ import pytest
 from swifti2v.config import parse_config
 from swifti2v.errors import InputError
 from swifti2v.training.costs.requirements import find_missing_data, require_packages
-from swifti2v.training.stages.fine_tuning import Stage2FineTuning
+from swifti2v.training.stages.config import Stage2FineTuning
 
 
 def settings(**run: object) -> Stage2FineTuning:

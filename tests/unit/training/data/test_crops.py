@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.shapes import Crop
-from swifti2v.training.data.crops import cut_clip, cut_pair, draw_crop
-from swifti2v.training.nano.material import degrade
+from swifti2v.training.data.crops import cut_clip, cut_pair, degrade, draw_crop
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (6, 32, 48, 3), np.uint8)

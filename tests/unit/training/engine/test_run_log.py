@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from swifti2v.training.engine.noise_histogram import SigmaHistogram
 from swifti2v.training.engine.run_log import RunLog
-from swifti2v.training.stages.noise_levels import SigmaHistogram
 from tests.regression import TWO_PHASES, make_trainer, read_lines
 
 

@@ -7,8 +7,10 @@ from swifti2v.errors import InputError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.vae import StreamingEncoder
-from swifti2v.training.nano.codec import encode_window, fit_codec, weigh_channels
+from swifti2v.training.channel_weights import weigh_channels
+from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material
+from swifti2v.training.stages.latents import encode_window
 
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.text import encode_prompt
-from swifti2v.training.nano.codec import encode_window, fit_codec
+from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.config import TextEncoderConfig
 from swifti2v.training.nano.initialization import (
     NEIGHBOURS,
@@ -18,6 +18,7 @@ from swifti2v.training.nano.initialization import (
 from swifti2v.training.nano.material import make_procedural_material
 from swifti2v.training.nano.models import TransformerSize, make_stage2_transformer
 from swifti2v.training.nano.text_encoder import MotionClassifier, make_tokenizer
+from swifti2v.training.stages.latents import encode_window
 
 SIZE = TransformerSize(num_heads=2, num_layers=2)
 TEXT_WIDTH, CHANNELS = 32, 768

@@ -13,12 +13,8 @@ from swifti2v.errors import InputError, MediaError
 from swifti2v.media import open_writer
 from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.shapes import pixel_frames
-from swifti2v.training.nano.material import (
-    Material,
-    degrade,
-    make_procedural_material,
-    read_material,
-)
+from swifti2v.training.data.crops import degrade
+from swifti2v.training.nano.material import Material, make_procedural_material, read_material
 
 HEIGHT, WIDTH = 32, 48
 

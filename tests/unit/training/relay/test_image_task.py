@@ -17,8 +17,8 @@ from swifti2v.config import (
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.nano.material import degrade
 from swifti2v.training.objectives import bell_weight
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
 from swifti2v.training.relay.image_sources import ImageBatch, PictureCrops, require_image_bucket

@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.sampling import plan_sigmas, shift_sigma
-from swifti2v.training.stages.noise_levels import (
-    NoiseLevelConfig,
-    SigmaHistogram,
-    draw_sigmas,
-    stratify,
-)
+from swifti2v.training.engine.noise_histogram import SigmaHistogram
+from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
 
 GRID = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)

@@ -24,11 +24,12 @@ from swifti2v.training.data.camera_motion import Scene
 from swifti2v.training.engine.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig
+from swifti2v.training.nano.camera_source import CameraMoveSource
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material
 from swifti2v.training.nano.models import TransformerSize, make_stage1_transformer
-from swifti2v.training.nano.stage1_sources import CameraMoveSource, Stage1Batch, Stage1Latents
 from swifti2v.training.objectives import displacement_loss
+from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents
 from swifti2v.training.stages.stage1 import Stage1Objective, Stage1Task
 from tests.regression import losses, make_trainer
 from tests.tiny import TRANSFORMER, tiny_vae

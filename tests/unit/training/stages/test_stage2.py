@@ -18,13 +18,16 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import StreamingEncoder
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import pixel_frames
+from swifti2v.training.channel_weights import weigh_channels
+from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig
-from swifti2v.training.nano.codec import fit_codec, weigh_channels
-from swifti2v.training.nano.material import degrade, make_procedural_material
-from swifti2v.training.nano.stage2_sources import MaterialSource, MixConfig, Stage2Batch
+from swifti2v.training.nano.codec import fit_codec
+from swifti2v.training.nano.material import make_procedural_material
+from swifti2v.training.nano.material_source import MaterialSource, MixConfig
 from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss
+from swifti2v.training.stages.batches import Stage2Batch
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task, encode_frames_of_window
 from swifti2v.training.windows import WindowConfig

@@ -1,8 +1,7 @@
-"""Where Stage II's training windows come from: clips and pictures in memory, or a manifest's files."""
+"""Training windows of Stage II: crops of clips and pictures in memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,56 +22,7 @@ from swifti2v.training.data.motion_prompts import draw_prompt
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.nano.clip_references import START_INTERVAL, ClipReferences, carry_known
 from swifti2v.training.nano.material import Material
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2Batch:
-    """Windows of clips, all of the same segment."""
-
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    segment: Segment
-    """Within the whole clip."""
-    latent_frames: tuple[int, ...]
-    """Which of the clip's latent frames ``video`` covers: the window, or all up to its end."""
-    video: Tensor
-    """``[b, 3, T, H, W]`` in [-1, 1]."""
-    reference: Tensor
-    """``[b, 3, T, H, W]``, what Stage II is given instead."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2Latents:
-    """Windows of clips that were encoded before, all of the same segment."""
-
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    segment: Segment
-    """Within the whole clip."""
-    latents: Tensor
-    """``[b, C, N, h, w]`` of the window."""
-    reference: Tensor
-    """``[b, C, N, h, w]``, what Stage II is given instead."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
-
-
-class Stage2Source(Protocol):
-    """Loads windows."""
-
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
-        """Length of all clips of a step; ``rng`` is the same on all ranks."""
-
-    def load(
-        self, draw: Draw, segment: Segment, num_latent_frames: int
-    ) -> Stage2Batch | Stage2Latents:
-        """One window of each sample of a micro-batch; F is that of the whole clip."""
+from swifti2v.training.stages.batches import Stage2Batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

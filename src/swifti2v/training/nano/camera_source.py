@@ -1,72 +1,17 @@
-"""Where Stage I's training clips come from: camera moves over pictures, or a manifest."""
+"""Training clips of Stage I: camera moves over pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from swifti2v.pipelines.camera_moves import CameraMove
 from swifti2v.pipelines.course import draw_chart, draw_course
 from swifti2v.shapes import FrameSize, pixel_frames
-from swifti2v.training.data.camera_motion import (
-    Scene,
-    draw_thing,
-    draw_view,
-    render_move,
-)
+from swifti2v.training.data.camera_motion import Scene, draw_thing, draw_view, render_move
 from swifti2v.training.data.motion_prompts import draw_prompt
 from swifti2v.training.engine.draws import Draw, Option, choose
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage1Batch:
-    """Clips at Stage I's size."""
-
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    num_latent_frames: int
-    """F of the whole clips."""
-    latent_frames: tuple[int, ...]
-    """Which of them ``video`` covers: all, or the photo's and a few more."""
-    video: Tensor
-    """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
-    after: Tensor | None = None
-    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for that of
-    ``even_course``: ``video`` is a whole clip, and nobody knows more of it."""
-    displacement: Tensor | None = None
-    """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage1Latents:
-    """Clips that were encoded before, and their photos."""
-
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    latents: Tensor
-    """``[b, C, F, h, w]``."""
-    condition: Tensor
-    """``[b, 4 + C, F, h, w]``: mask and image latents."""
-    image_embeds: Tensor | None
-    """``[b, L, D]`` of CLIP; None for models that do not take them."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
-
-
-class Stage1Source(Protocol):
-    """Loads clips."""
-
-    def load(self, draw: Draw) -> Stage1Batch | Stage1Latents:
-        """The samples of a micro-batch."""
+from swifti2v.training.stages.batches import Stage1Batch
 
 
 class CameraMoveSource:

@@ -15,14 +15,11 @@ from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import pixel_frames
+from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw, draws_of_step, split_batch
-from swifti2v.training.nano.material import Material, degrade
-from swifti2v.training.nano.stage2_sources import (
-    MaterialSource,
-    MixConfig,
-    Stage2Batch,
-    TransitionClip,
-)
+from swifti2v.training.nano.material import Material
+from swifti2v.training.nano.material_source import MaterialSource, MixConfig, TransitionClip
+from swifti2v.training.stages.batches import Stage2Batch
 
 SIDE, CROP, LOW = 64, 32, 4
 CLIPS = MixConfig()

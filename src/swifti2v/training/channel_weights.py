@@ -1,0 +1,30 @@
+"""How much a channel of latents counts in a loss."""
+
+import torch
+from torch import Tensor
+
+from swifti2v.errors import ConfigError
+from swifti2v.models.codec import BlockCodec
+from swifti2v.models.frame_codec import VideoVAE
+
+
+def weigh_channels(codec: VideoVAE, limit: float) -> Tensor:
+    """Weight of each channel in a loss: its share of a pixel error, at most ``limit``.
+
+    Args:
+        codec: The transform is orthonormal, so a latent error costs the divisor squared in pixels.
+        limit: Before scaling to a mean of 1.
+
+    Returns:
+        ``[C]``.
+
+    Raises:
+        ConfigError: Another VAE: its channels have no share of a pixel error.
+    """
+    if not isinstance(codec, BlockCodec):
+        raise ConfigError(
+            f"channel_weight_limit is {limit:g}, but only BlockCodec's channels can be weighed, not "
+            f"those of {type(codec).__name__}; set it null"
+        )
+    weight = torch.tensor(codec.config["latents_std"]).square().clamp(max=limit)
+    return weight / weight.mean()

@@ -1,0 +1,57 @@
+"""A phase of a training on clips, and the clips of all phases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from swifti2v.training.data.clips import DataConfig, ManifestClips, ManifestConfig
+from swifti2v.training.data.probes import Probes
+from swifti2v.training.data.procedural import MANIFEST_NAME, write_procedural_clips
+from swifti2v.training.engine.ranks import Ranks
+from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipsPhase(PhaseConfig):
+    """A part of a curriculum over manifests."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Clips, real and of stage transition, with their weights; sizes and lengths."""
+
+
+def find_clips(
+    phases: Sequence[ClipsPhase],
+    num_procedural_clips: int,
+    run: RunConfig,
+    directory: Path,
+    ranks: Ranks,
+) -> tuple[ManifestClips, ...]:
+    """The clips of each phase; where it names no manifest, procedural ones are made.
+
+    Args:
+        phases: Of the curriculum.
+        num_procedural_clips: Of each bucket.
+        run: Batch size, seed, and what to do about bad samples.
+        directory: Gets ``procedural/`` and ``probes/``, what was found out about the clips.
+        ranks: Who takes part; the first one makes and looks into them.
+    """
+    if not ranks.is_first:
+        ranks.wait()
+    found = []
+    with Probes(directory / "probes") as look:
+        for phase in phases:
+            data = phase.data
+            if not data.manifests:
+                rules, place = data.rules, directory / "procedural"
+                if ranks.is_first:
+                    write_procedural_clips(place, rules.shapes, num_procedural_clips, 0, rules.fps)
+                own = ManifestConfig(path=str(place / MANIFEST_NAME))
+                data = replace(data, manifests=(own,))
+            found.append(ManifestClips(data, run.batch_size, run.seed, run.bad_samples, look))
+    if ranks.is_first:
+        ranks.wait()
+    return tuple(found)

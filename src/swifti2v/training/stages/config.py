@@ -1,0 +1,71 @@
+"""Settings of the training of Stage I and Stage II."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ConfigDict
+
+from swifti2v.training.adapters import AdapterConfig
+from swifti2v.training.data.phases import ClipsPhase
+from swifti2v.training.engine.run_config import RunConfig
+from swifti2v.training.stages.stage1 import Stage1Objective
+from swifti2v.training.stages.stage2 import Stage2Objective
+from swifti2v.training.stages.validation import ValidationConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConfig:
+    """What is read instead of computed; ``swifti2v data cache`` makes it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    directory: str
+    """Of embeddings, latents, facts about the clips, and procedural clips where there are some."""
+    latents: bool = True
+    """Read latents instead of frames; otherwise only the prompts' embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuningConfig:
+    """What both stages' trainings have."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str = "nano"
+    """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Changes to the model's settings: sizes, and the open points of Stage II."""
+    num_procedural_clips: int = 7
+    """Of each bucket, where no manifest is given."""
+    cache: CacheConfig | None = None
+    """None runs the frozen encoders in each step."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """What is measured every ``run.validation_steps``."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Batch, precision, checkpoints."""
+    phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)
+    """The curriculum."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1FineTuning(FineTuningConfig):
+    """Settings of ``swifti2v train stage1``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
+    """A LoRA on the frozen transformer; none trains all weights."""
+    objective: Stage1Objective = field(default_factory=Stage1Objective)
+    """Noise levels and error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2FineTuning(FineTuningConfig):
+    """Settings of ``swifti2v train stage2``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    crop: int | None = None
+    """Side of a random square to train on instead of whole frames."""
+    objective: Stage2Objective = field(default_factory=Stage2Objective)
+    """Windows, noise levels and error."""
