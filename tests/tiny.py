@@ -57,7 +57,7 @@ def tiny_components(seed: int = 0, *, displaces: bool = False) -> Components:
         text_encoder=UMT5EncoderModel(text_config),
         tokenizer=ByT5Tokenizer(extra_ids=0),
         stage1_transformer=stage1(
-            in_channels=1540, out_channels=776 if displaces else 768, **TRANSFORMER
+            in_channels=1540, out_channels=773 if displaces else 768, **TRANSFORMER
         ),
         stage1_vae=codec,
         stage2_transformer=SegmentTransformer3DModel(

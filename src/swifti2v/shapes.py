@@ -214,3 +214,8 @@ class LatentShape(NamedTuple):
             self.height * scale.space,
             self.width * scale.space,
         )
+
+
+NUM_WAYS = 5
+"""Output channels, before those of the latents, of a Stage I that generates displacement: the camera of a
+cell, its pan, tilt, zoom, roll and sway."""

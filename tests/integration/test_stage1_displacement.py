@@ -1,6 +1,5 @@
 """A Stage I that generates displacement: the photo moved, and the motion handed to Stage II."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,14 @@ from torch import Tensor
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.jobs.work_dir import MOTION_REFERENCE, WorkDir
-from swifti2v.pipelines.displacement import UNIT, move_photo
+from swifti2v.pipelines.camera_moves import SHIFT
+from swifti2v.pipelines.course import draw_course
+from swifti2v.pipelines.displacement import move_photo
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.shapes import NUM_WAYS
 from tests.tiny import SIZE, tiny_components, tiny_pipeline
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
@@ -71,29 +73,20 @@ def test_an_output_of_zero_is_the_photo_at_rest(conditions, photo, num_steps):
 @torch.no_grad()
 def test_displacement_moves_the_photo_in_every_frame_but_the_first(conditions, photo):
     stage1 = make_stage1(0)
-    side = 8 * math.sqrt(HEIGHT // 8 * (WIDTH // 8))
-    for frame in range(4):  # whole pixels: columns of each frame, rows of the last
-        set_bias(stage1, 2 * frame, (frame + 1) / (UNIT * side))
-    set_bias(stage1, 7, -3 / (UNIT * side))
-    clip = stage1(photo, conditions, NUM_FRAMES, 0, CONFIG)
+    set_bias(stage1, 0, 1.0)  # a pan to the right
+    clip = stage1(photo, conditions, NUM_FRAMES, 3, CONFIG)
     assert clip.displacement is not None
-    expected = torch.tensor([
-        [0, 1, 2, 3, 4, 1, 2, 3, 4],
-        [0, 0, 0, 0, -3, 0, 0, 0, -3],
-    ])[None, :, :, None, None].float()  # fmt: skip
-    torch.testing.assert_close(
-        clip.displacement, expected.expand_as(clip.displacement), atol=1e-4, rtol=0
-    )
-    whole = expected.expand(-1, -1, -1, HEIGHT, WIDTH)
-    torch.testing.assert_close(clip.video, move_photo(photo, whole), atol=1e-3, rtol=0)
-    right = clip.video[0, :, 2, :, :-2] - photo[0, :, 0, :, 2:]
-    assert right.abs().max() < 1e-3
+    expected = torch.zeros(1, 2, NUM_FRAMES, HEIGHT, WIDTH)
+    expected[:, 0] = SHIFT * WIDTH * draw_course(NUM_FRAMES, 3).clock[:, None, None]
+    torch.testing.assert_close(clip.displacement, expected[..., ::8, ::8], atol=1e-4, rtol=0)
+    moved = move_photo(photo, expected).clamp(-1, 1)
+    torch.testing.assert_close(clip.video, moved, atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
 def test_what_is_left_is_added_to_the_moved_photo(conditions, photo):
     stage1 = make_stage1(0)
-    set_bias(stage1, 8, 1.0)  # brightness of every cell
+    set_bias(stage1, NUM_WAYS, 1.0)  # brightness of every cell
     clip = stage1(photo * 0.5, conditions, NUM_FRAMES, 0, CONFIG)
     difference = clip.video - photo * 0.5
     assert clip.displacement is not None
@@ -176,7 +169,7 @@ def test_a_model_of_the_other_kind_is_refused_before_any_work(tmp_path):
     assert np.array_equal(again(image, "").frames, displacing(image, "").frames)
     displacing.config = plain.config
     displacing.save_pretrained(tmp_path / "wrong")
-    with pytest.raises(LoadingError, match=r"out_channels is 776, but .* need 768"):
+    with pytest.raises(LoadingError, match=r"out_channels is 773, but .* need 768"):
         SwiftI2VPipeline.from_pretrained(tmp_path / "wrong", device="cpu")
 
 

@@ -53,14 +53,15 @@ def run_by_hand(
     sigmas: list[float],
 ) -> torch.Tensor:
     """The recipe of ``__call__``, written out; ``start`` takes the place of the still image."""
-    after = stage1.continue_image(image, draw_course(NUM_FRAMES, 7), config)
+    course = draw_course(NUM_FRAMES, 7)
+    after = stage1.continue_image(image, course, config)
     condition = stage1.prepare_condition(image, after)
     noise = draw_noise((768, 2, 4), range(3), 7, "cpu", stage="stage1")
     unexpected: list[torch.Tensor] = []
     still = condition[:, 4:, :1].expand(-1, -1, 3, -1, -1)
     clean = still if start is None else start
     latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
-    velocity = stage1.velocity(condition, still, conditions, config, image, unexpected.append)
+    velocity = stage1.velocity(condition, conditions, config, image, course, unexpected.append)
     latents = denoise(velocity, latents, 0, sigmas)
     assert not unexpected  # these models tell no displacement
     return StreamingDecoder(stage1.vae).decode(latents)

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swifti2v.pipelines.displacement import UNIT, enlarge, move_photo, read_displacement
+from swifti2v.pipelines.camera_moves import SHIFT, CameraMove
+from swifti2v.pipelines.course import draw_course, even_course, stack_courses
+from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
+from swifti2v.shapes import NUM_WAYS
 
 
 def picture(height: int = 24, width: int = 40, seed: int = 0) -> Tensor:
@@ -19,24 +22,48 @@ def whole(frames: int, height: int, width: int, right: float, down: float) -> Te
     return field.expand(-1, -1, frames, height, width)
 
 
-def test_outputs_are_columns_and_rows_of_each_pixel_frame():
-    output = torch.zeros(2, 2 * 4 + 5, 3, 2, 8)
-    output[1, 2 * 3 + 1, 2, 1, 5] = 1  # rows of the last of four frames of the last latent frame
-    output[0, 2 * 1, 0, 0, 0] = -2  # columns of the second frame of the first
-    output[:, 8:] = 9  # what to add is no displacement
-    displacement = read_displacement(output, time=4, cell=4)
+ways = st.floats(-2, 2)
 
-    assert displacement.shape == (2, 2, 12, 2, 8)
-    side = 4 * (2 * 8) ** 0.5  # the root of the frame's area, in pixels
+
+@settings(max_examples=40, deadline=None)
+@given(
+    own=st.tuples(*[ways] * NUM_WAYS),
+    other=st.tuples(*[ways] * NUM_WAYS),
+    seed=st.integers(0, 2**40),
+    cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_a_camera_that_all_cells_tell_is_that_move(own, other, seed, cells):
+    """Of every clip its own, by its own course."""
+    height, width = cells
+    output = torch.zeros(2, NUM_WAYS + 3, 3, height, width)
+    output[:, NUM_WAYS:] = 9  # what to add is no displacement
+    output[:, :NUM_WAYS] = torch.tensor([own, other])[..., None, None, None]
+    courses = [draw_course(9, seed), draw_course(9, seed + 1)]
+    displacement = read_displacement(output, stack_courses(courses), time=4, cell=4)
+
+    row, column = ((torch.arange(n) + 0.5 - n / 2) * 4 for n in cells)
+    points = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1)
+    for found, amounts, course in zip(displacement, (own, other), courses, strict=True):
+        pan, tilt, zoom, roll, sway = amounts
+        move = CameraMove(pan=pan, tilt=tilt, zoom=zoom, roll=roll, sway=sway)
+        expected = move.displace(course, torch.tensor(0.5), points, (4 * height, 4 * width))
+        torch.testing.assert_close(found, expected.permute(3, 0, 1, 2), atol=1e-4, rtol=1e-5)
+
+
+def test_cameras_of_latent_frames_blend_in_between():
+    output = torch.zeros(1, NUM_WAYS + 3, 4, 2, 2)
+    output[:, 0, 1, 0, 1] = 1  # a pan of one cell, which ends in the next latent frame
+    output[:, 0, 0] = 7  # the photo has no camera
+    displacement = read_displacement(output, even_course(13), time=4, cell=4)
+    pan = torch.tensor([0, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0])
     expected = torch.zeros_like(displacement)
-    expected[1, 1, 11, 1, 5] = UNIT * side
-    expected[0, 0, 1, 0, 0] = -2 * UNIT * side
+    expected[0, 0, :, 0, 1] = SHIFT * 8 * pan * torch.arange(13) / 12
     torch.testing.assert_close(displacement, expected)
 
 
 def test_displacement_is_float32_even_of_bfloat16():
-    output = torch.ones(1, 10, 1, 2, 3, dtype=torch.bfloat16)
-    assert read_displacement(output, 4, 4).dtype == torch.float32
+    output = torch.ones(1, 7, 1, 2, 3, dtype=torch.bfloat16)
+    assert read_displacement(output, draw_course(1, 0), 4, 4).dtype == torch.float32
 
 
 @settings(max_examples=40, deadline=None)

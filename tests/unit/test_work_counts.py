@@ -9,6 +9,7 @@ import torch
 from swifti2v.config import GenerationConfig, SamplingConfig, parse_config
 from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.pipelines.course import even_course
 from swifti2v.planning.costs import STAGES, ClipWork
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
@@ -291,8 +292,13 @@ def test_moving_the_photo_counts_once_a_step_however_guided(tmp_path):
     counter = ClipCounter(models, plain)
     pipeline = counter._stage1()
     photo = torch.empty(1, 3, 1, 16, 16, device=META)
-    output, still = (torch.empty(1, n, 5, 2, 2, device=META) for n in (776, 768))
-    once = count(lambda: pipeline.read_motion(output, photo, still))
+    output, still = (torch.empty(1, n, 5, 2, 2, device=META) for n in (773, 768))
+
+    def move() -> torch.Tensor:
+        displacement = pipeline.read_displacement(output, even_course(17))
+        return pipeline.add_to_moved(output, displacement, photo, still)
+
+    once = count(move)
     assert once.flops > 0
     for num_steps, guidance_scale in ((1, 1.0), (3, 1.0), (3, 5.0)):
         sampling = replace(

@@ -52,6 +52,7 @@ from swifti2v.models.sources import (
     resolve,
 )
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.shapes import NUM_WAYS
 from swifti2v.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -406,7 +407,7 @@ def _require_match(
         ),
         "stage1_transformer out_channels": (
             first["out_channels"],
-            codec["z_dim"] + (2 * codec["scale_factor_temporal"] if displaces else 0),
+            codec["z_dim"] + (NUM_WAYS if displaces else 0),
         ),
         "stage2_transformer in_channels": (
             second["in_channels"],

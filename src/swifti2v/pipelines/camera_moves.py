@@ -1,5 +1,6 @@
 """What a camera can do over a clip, and where it makes each point go."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,20 +57,40 @@ class CameraMove:
         Returns:
             ``[T, h, w, 2]`` columns and rows in pixels.
         """
-        height, width = size
-        clock, sway = course.clock[:, None, None], self.sway * course.sway[:, :, None, None]
         far, near = PARALLAX
-        growth = self.zoom + self.dolly * (far + (near - far) * depth)
-        scale = ZOOM ** (growth * clock)  # [T, h, w]
-        angle = ROLL * self.roll * clock + SWAY[1] * sway[:, 2]
-        right = SHIFT * self.pan * clock + SWAY[0] * sway[:, 0]
-        right = right + ORBIT * self.orbit * (depth - 0.5) * clock
-        down = SHIFT * self.tilt * clock + SWAY[0] * sway[:, 1]
-        x, y = points.unbind(-1)
-        sine, cosine = torch.sin(angle), torch.cos(angle)
-        column = scale * (cosine * x - sine * y) + width * right - x
-        row = scale * (sine * x + cosine * y) + height * down - y
-        return torch.stack([column, row], dim=-1)
+        zoom = self.zoom + self.dolly * (far + (near - far) * depth)
+        pan = self.pan + self.orbit * ORBIT / SHIFT * (depth - 0.5)
+        return move_points((pan, self.tilt, zoom, self.roll, self.sway), course, points, size)
+
+
+def move_points(
+    ways: Sequence[float | Tensor], course: Course, points: Tensor, size: tuple[float, float]
+) -> Tensor:
+    """Where points of a frame were in the first frame, each seen by a camera of its own.
+
+    Args:
+        ways: Pan, tilt, zoom, roll and sway as ``CameraMove`` counts them; each is a number, or
+            numbers that broadcast to ``[..., T, h, w]``.
+        course: Of T frames, of one clip or more.
+        points: ``[h, w, 2]`` columns and rows in pixels from the frame's centre.
+        size: Height and width of the frame in pixels.
+
+    Returns:
+        ``[..., T, h, w, 2]`` columns and rows in pixels, relative to where the points are.
+    """
+    pan, tilt, zoom, roll, sway = ways
+    height, width = size
+    clock = course.clock[..., None, None]
+    swaying = [sway * way[..., None, None] for way in course.sway.unbind(-1)]
+    scale = ZOOM ** (zoom * clock)
+    angle = ROLL * roll * clock + SWAY[1] * swaying[2]
+    right = SHIFT * pan * clock + SWAY[0] * swaying[0]
+    down = SHIFT * tilt * clock + SWAY[0] * swaying[1]
+    x, y = points.unbind(-1)
+    sine, cosine = torch.sin(angle), torch.cos(angle)
+    column = scale * (cosine * x - sine * y) + width * right - x
+    row = scale * (sine * x + cosine * y) + height * down - y
+    return torch.stack([column, row], dim=-1)
 
 
 MOVES: dict[str, CameraMove] = {

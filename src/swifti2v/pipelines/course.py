@@ -1,6 +1,7 @@
 """What a seed leaves open of a camera's motion: how fast the clip's clock runs, and how a hand sways."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +21,18 @@ class Course:
     """Clock and sway at each frame of a clip, both 0 at the first."""
 
     clock: Tensor
-    """``[T]`` part of the motion that is done; about 1 at the last frame."""
+    """``[T]`` part of the motion that is done; about 1 at the last frame. ``[B, T]`` of B clips."""
     sway: Tensor
-    """``[T, 3]`` sway to the right, downwards and clockwise, of unit variance over long clips."""
+    """``[T, 3]`` sway to the right, downwards and clockwise, of unit variance over long clips.
+    ``[B, T, 3]`` of B clips."""
 
     def at(self, frames: list[int]) -> "Course":
-        """Of some frames only."""
+        """Of some frames of one clip only."""
         return Course(self.clock[frames], self.sway[frames])
+
+    def to(self, device: torch.device) -> "Course":
+        """The same on a device."""
+        return Course(self.clock.to(device), self.sway.to(device))
 
 
 def draw_course(num_frames: int, seed: int) -> Course:
@@ -57,6 +63,14 @@ def even_course(num_frames: int) -> Course:
     return Course(torch.linspace(0, 1, num_frames), torch.zeros(num_frames, _SWAYS))
 
 
+def stack_courses(courses: Sequence[Course]) -> Course:
+    """One course of several clips of the same length."""
+    return Course(
+        torch.stack([course.clock for course in courses]),
+        torch.stack([course.sway for course in courses]),
+    )
+
+
 def draw_chart(course: Course, height: int, width: int) -> Tensor:
     """Frames that show place and time: where a frame ends, how far the motion is, how a hand sways.
 
@@ -64,12 +78,12 @@ def draw_chart(course: Course, height: int, width: int) -> Tensor:
     eight pixels whose contrast is the sway: across for columns, down for rows, both for roll.
 
     Args:
-        course: Of the T frames that are drawn.
+        course: Of the T frames that are drawn, of one clip or of B.
         height: Pixels.
         width: Pixels.
 
     Returns:
-        ``[3, T, height, width]``.
+        ``[3, T, height, width]``, or ``[B, 3, T, height, width]``.
     """
     column, row = torch.arange(width) + 0.5, torch.arange(height) + 0.5
     across, down = torch.cos(math.pi / 4 * column), torch.cos(math.pi / 4 * row)[:, None]
@@ -79,8 +93,9 @@ def draw_chart(course: Course, height: int, width: int) -> Tensor:
         torch.zeros(height, width),
     ])  # fmt: skip
     waves = torch.stack([across.expand(height, width), down.expand(height, width), across * down])
-    chart = place[:, None] + torch.einsum("ts,shw->thw", SWAY_CONTRAST * course.sway, waves)
-    chart[2] += 2 * course.clock[:, None, None] - 1
+    swaying = torch.einsum("...ts,shw->...thw", SWAY_CONTRAST * course.sway, waves)
+    chart = place[:, None] + swaying[..., None, :, :, :]
+    chart[..., 2, :, :, :] += 2 * course.clock[..., None, None] - 1
     return chart
 
 

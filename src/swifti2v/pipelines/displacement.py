@@ -1,31 +1,53 @@
 """Motion as displacement: where each point of a frame was in the photo, and the photo moved so."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-UNIT = 1 / 16
-"""What a transformer's output of 1 means, as a part of a frame's side (the root of its area)."""
+from swifti2v.pipelines.camera_moves import move_points
+from swifti2v.pipelines.course import Course
+from swifti2v.shapes import NUM_WAYS
 
 
-def read_displacement(output: Tensor, time: int, cell: int) -> Tensor:
+def read_displacement(output: Tensor, course: Course, time: int, cell: int) -> Tensor:
     """The displacement that a transformer's first output channels hold.
 
+    Each cell of each latent frame tells the camera that it is seen by at its last pixel frame; between
+    two of them cameras blend, so that nothing jumps. A camera moves as the course goes: what all cells
+    and frames agree on is one steady move.
+
     Args:
-        output: ``[B, 2 * time + C, F, h, w]``: for each of the frames of a latent frame columns and
-            rows, then what to add.
-        time: Pixel frames of a latent frame.
+        output: ``[B, 5 + C, F, h, w]``: the camera, then what to add.
+        course: Of the T = time * (F - 1) + 1 pixel frames, of one clip or of B.
+        time: Pixel frames of a latent frame; the first latent frame has but one.
         cell: Pixels of a latent cell's side.
 
     Returns:
-        ``[B, 2, time * F, h, w]`` float32 columns and rows in pixels, at the cells' centres.
+        ``[B, 2, T, h, w]`` float32 columns and rows in pixels, at the cells' centres; 0 in the first
+        frame.
     """
-    batch, _, frames, height, width = output.shape
-    values = output[:, : 2 * time].float().view(batch, time, 2, frames, height, width)
-    unit = cell * math.sqrt(height * width) * UNIT
-    return values.permute(0, 2, 3, 1, 4, 5).flatten(2, 3) * unit
+    height, width = output.shape[-2:]
+    row, column = (
+        (torch.arange(number, device=output.device) + 0.5 - number / 2) * cell
+        for number in (height, width)
+    )
+    points = torch.stack(torch.meshgrid(column, row, indexing="xy"), dim=-1)
+    ways = _blend_cameras(output[:, :NUM_WAYS].float(), time).unbind(1)
+    moved = move_points(ways, course.to(output.device), points, (height * cell, width * cell))
+    return moved.permute(0, 4, 1, 2, 3)
+
+
+def _blend_cameras(ways: Tensor, time: int) -> Tensor:
+    """Cameras ``[B, 5, F, h, w]`` of latent frames at their pixel frames, ``[B, 5, T, h, w]``.
+
+    The first latent frame, the photo, has none of its own: the second one's is taken.
+    """
+    if ways.shape[2] == 1:
+        return ways
+    ends = torch.cat([ways[:, :, 1:2], ways[:, :, 1:]], dim=2)
+    part = torch.arange(1, time + 1, device=ways.device)[:, None, None] / time
+    before, after = ends[:, :, :-1, None], ends[:, :, 1:, None]
+    return torch.cat([ends[:, :, :1], torch.lerp(before, after, part).flatten(2, 3)], dim=2)
 
 
 def enlarge(displacement: Tensor, height: int, width: int) -> Tensor:

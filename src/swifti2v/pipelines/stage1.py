@@ -27,7 +27,7 @@ from swifti2v.sampling import (
     plan_sigmas,
     to_velocity,
 )
-from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
+from swifti2v.shapes import NUM_WAYS, LatentShape, PixelShape, ScaleFactors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,12 +103,9 @@ class Stage1Pipeline:
             NumericalError: The model returned NaN or infinity.
         """
         self._require_fit(PixelShape(num_frames, image.shape[3], image.shape[4]))
-        after = self.continue_image(image, draw_course(num_frames, seed), config)
-        condition = self.prepare_condition(image, after)
         sampling = config.sampling
         sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
-        still = self._still(condition)
-        return self._sample(still, image, condition, conditions, seed, config, sigmas, on_progress)
+        return self._sample(image, num_frames, None, conditions, seed, config, sigmas, on_progress)
 
     def redraw(
         self,
@@ -142,27 +139,28 @@ class Stage1Pipeline:
         """
         sigmas = plan_redraw_sigmas(config.sampling, sigma)
         self._require_fit(PixelShape(*video.shape[2:]))
-        image = video[:, :, :1]
-        after = self.continue_image(image, draw_course(video.shape[2], seed), config)
-        condition = self.prepare_condition(image, after)
+        image, num_frames = video[:, :, :1], video.shape[2]
         clean = StreamingEncoder(self.vae).encode(video)
-        return self._sample(clean, image, condition, conditions, seed, config, sigmas, on_progress)
+        return self._sample(image, num_frames, clean, conditions, seed, config, sigmas, on_progress)
 
     def _sample(
         self,
-        clean: Tensor,
         photo: Tensor,
-        condition: Tensor,
+        num_frames: int,
+        clean: Tensor | None,
         conditions: Conditions,
         seed: int,
         config: Stage1Config,
         sigmas: Sequence[float],
         on_progress: OnProgress | None,
     ) -> Stage1Clip:
-        """Noise ``clean`` to the first level, denoise it down to the last, decode it."""
-        _, channels, num_frames, height, width = clean.shape
+        """Noise ``clean``, or the photo at rest, to the first level; denoise and decode it."""
+        course = draw_course(num_frames, seed)
+        condition = self.prepare_condition(photo, self.continue_image(photo, course, config))
+        clean = self._still(condition) if clean is None else clean
+        _, channels, num_latent_frames, height, width = clean.shape
         size = (channels, height, width)
-        noise = draw_noise(size, range(num_frames), seed, clean.device, stage="stage1")
+        noise = draw_noise(size, range(num_latent_frames), seed, clean.device, stage="stage1")
         latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
 
         def on_step(step: int, _: Tensor) -> None:
@@ -170,9 +168,7 @@ class Stage1Pipeline:
                 on_progress(Progress(stage="stage1", step=step + 1, num_steps=len(sigmas) - 1))
 
         displacements: list[Tensor] = []
-        velocity = self.velocity(
-            condition, self._still(condition), conditions, config, photo, displacements.append
-        )
+        velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
         latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
         return Stage1Clip(self.decode(latents), displacements[-1] if displacements else None)
 
@@ -183,7 +179,7 @@ class Stage1Pipeline:
             ConfigError: Its channels are those of the other kind.
         """
         own = int(self.transformer.config["out_channels"])
-        extra = 2 * self.scale.time if config.motion == "displacement" else 0
+        extra = NUM_WAYS if config.motion == "displacement" else 0
         if own != int(self.vae.config["z_dim"]) + extra:
             raise ConfigError(
                 f"stage1.motion is {config.motion}, but this Stage I generates the other kind: "
@@ -204,17 +200,17 @@ class Stage1Pipeline:
 
         Args:
             image: ``[B, 3, 1, H, W]``.
-            course: Of the T frames, the image included; the chart shows it.
+            course: Of the T frames, the image included, of one clip or of B; the chart shows it.
             config: Says whether it is grey or a chart.
 
         Returns:
             ``[B, 3, T - 1, H, W]``.
         """
         height, width = image.shape[-2:]
-        num_frames = len(course.clock)
+        num_frames = course.clock.shape[-1]
         if config.condition == "zeros":
             return torch.zeros_like(image).expand(-1, -1, num_frames - 1, -1, -1)
-        chart = draw_chart(course.at(list(range(1, num_frames))), height, width)
+        chart = draw_chart(course, height, width)[..., 1:, :, :]
         return chart.to(image).expand(len(image), -1, -1, -1, -1)
 
     def prepare_condition(self, image: Tensor, after: Tensor) -> Tensor:
@@ -236,24 +232,24 @@ class Stage1Pipeline:
     def velocity(
         self,
         condition: Tensor,
-        still: Tensor,
         conditions: Conditions,
         config: Stage1Config,
         photo: Tensor,
+        course: Course,
         on_displacement: Callable[[Tensor], None],
     ) -> Velocity:
         """Bind everything but latents and noise level; guidance is mixed in here.
 
         Args:
             condition: ``[1, 4 + C, F, h, w]`` from ``prepare_condition``.
-            still: ``[1, C, F, h, w]``, the image's latents at every frame: what the residual
-                parameterization adds to.
             conditions: Text and image embeddings.
             config: Settings.
             photo: ``[1, 3, 1, H, W]``, what a displacement moves.
-            on_displacement: Called with each displacement that the model tells, see ``read_motion``.
+            course: Of the clip.
+            on_displacement: Called with each displacement that the model tells, see
+                ``read_displacement``.
         """
-        dtype = self.transformer.dtype
+        dtype, still = self.transformer.dtype, self._still(condition)
 
         def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
             image_embeds = conditions.image_embeds
@@ -279,35 +275,49 @@ class Stage1Pipeline:
         def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
             output = guided(latents, sigma)
             if config.motion == "displacement":
-                output, displacement = self.read_motion(output, photo, still)
+                displacement = self.read_displacement(output, course)
                 on_displacement(displacement)
+                output = self.add_to_moved(output, displacement, photo, still)
             return to_velocity(output, latents, still, sigma, config.sampling.parameterization)
 
         return velocity
 
-    def read_motion(self, output: Tensor, photo: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn displacement and remainder into a residual to the image's latents.
+    def read_displacement(self, output: Tensor, course: Course) -> Tensor:
+        """Where each cell was in the photo.
 
         Args:
-            output: ``[B, 8 + C, F, h, w]``, see ``read_displacement``; the image's frame and groups
-                of four frames, not necessarily all of a clip.
+            output: ``[B, 5 + C, F, h, w]`` of the transformer, see ``displacement.read_displacement``;
+                the image's frame and groups of four frames, not necessarily all of a clip.
+            course: Of their T pixel frames.
+
+        Returns:
+            ``[B, 2, T, h, w]`` in pixels.
+        """
+        return read_displacement(output, course, self.scale.time, self.scale.space)
+
+    @torch.no_grad()
+    def _encode_moved(self, photo: Tensor, displacement: Tensor) -> Tensor:
+        moved = move_photo(photo, enlarge(displacement, *photo.shape[-2:]))
+        return StreamingEncoder(self.vae).encode(moved)
+
+    def add_to_moved(
+        self, output: Tensor, displacement: Tensor, photo: Tensor, still: Tensor
+    ) -> Tensor:
+        """What the transformer adds to the moved photo, as a residual to the image's latents.
+
+        No gradient reaches the displacement.
+
+        Args:
+            output: ``[B, 5 + C, F, h, w]`` of the transformer.
+            displacement: ``[B, 2, T, h, w]``, what ``read_displacement`` says of it.
             photo: ``[B, 3, 1, H, W]`` in [-1, 1].
             still: ``[B, C, F, h, w]``, the image's latents at every frame.
 
         Returns:
-            The residual ``[B, C, F, h, w]``: of the moved photo's latents and what is added to them;
-            and the displacement ``[B, 2, T, h, w]`` of the T pixel frames, in pixels.
+            ``[B, C, F, h, w]``.
         """
-        time, space = self.scale.time, self.scale.space
-        displacement = read_displacement(output, time, space)[:, :, time - 1 :]
-        displacement = torch.cat(
-            [torch.zeros_like(displacement[:, :, :1]), displacement[:, :, 1:]], 2
-        )
-        height, width = photo.shape[-2:]
-        with torch.no_grad():
-            moved = move_photo(photo, enlarge(displacement, height, width))
-            latents = StreamingEncoder(self.vae).encode(moved)
-        return latents - still + output[:, 2 * time :], displacement
+        added = output[:, NUM_WAYS:]
+        return self._encode_moved(photo, displacement) - still + added
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels ``[1, 3, T, H, W]`` of latents ``[1, C, F, h, w]``, one latent frame at a time."""

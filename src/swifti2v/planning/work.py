@@ -17,6 +17,7 @@ from swifti2v.config import AttentionConfig, GenerationConfig
 from swifti2v.media import video_to_frames
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.carrying import flow_size
+from swifti2v.pipelines.course import even_course
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
@@ -205,8 +206,11 @@ class ClipCounter:
         shape = self.small._replace(channels=pipeline.transformer.config["out_channels"])
 
         def read(number: int) -> Tensor:
+            output = _empty(shape._replace(num_frames=number))
+            course = even_course(pipeline.scale.time * (number - 1) + 1)
+            displacement = pipeline.read_displacement(output, course)
             still = _empty(self.small._replace(num_frames=number))
-            return pipeline.read_motion(_empty(shape._replace(num_frames=number)), photo, still)[0]
+            return pipeline.add_to_moved(output, displacement, photo, still)
 
         return _count_frames(read, self.small.num_frames)
 

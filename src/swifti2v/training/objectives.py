@@ -198,6 +198,29 @@ def _displacement_penalty(error: Tensor, beta: float) -> Tensor:
     return F.smooth_l1_loss(error, zero, beta=beta, reduction="none").flatten(1).mean(dim=1)
 
 
+PHOTOMETRIC_SCALE = 4.0
+"""A moved photo off by a tenth of the range counts about as a displacement off by half a pixel."""
+
+
+def photometric_loss(moved: Tensor, video: Tensor) -> Tensor:
+    """Error of a displacement whose truth is not known: of the photo that it moved.
+
+    Colours and their differences between neighbouring pixels, in absolute values: what comes into
+    view cannot be told, and should not outweigh the rest.
+
+    Args:
+        moved: ``[B, 3, T, H, W]`` in [-1, 1], the photo at each frame.
+        video: ``[B, 3, T, H, W]``, the clip; its first frame is the photo and does not count.
+
+    Returns:
+        ``[B]``.
+    """
+    error = (moved - video)[:, :, 1:]
+    parts = (error, error.diff(dim=-2), error.diff(dim=-1))
+    means = torch.stack([part.abs().flatten(1).mean(dim=1) for part in parts])
+    return PHOTOMETRIC_SCALE * means.sum(dim=0)
+
+
 def reconstruction_loss(
     decoded: Tensor,
     video: Tensor,

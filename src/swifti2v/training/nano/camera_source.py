@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from swifti2v.pipelines.camera_moves import CameraMove
-from swifti2v.pipelines.course import draw_chart, draw_course
+from swifti2v.pipelines.course import Course, draw_course, stack_courses
 from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_thing, draw_view, render_move
 from swifti2v.training.data.motion_prompts import draw_prompt
@@ -45,7 +45,7 @@ class CameraMoveSource:
         frames = (0, *sorted(int(frame) for frame in drawn))
         pixels = [pixel for frame in frames for pixel in pixel_frames(frame)]
         last = pixel_frames(num_latent_frames - 1)[-1]
-        names, prompts, videos, charts, ways = [], [], [], [], []
+        names, prompts, videos, courses, ways = [], [], [], [], []
         for rng in draw.samples():
             prompt = draw_prompt(rng)
             scene = self._draw_scene(prompt.move, rng)
@@ -55,7 +55,7 @@ class CameraMoveSource:
             names.append(prompt.text)
             prompts.append(prompt.text)
             videos.append(video)
-            charts.append(draw_chart(course, *size)[:, 1:])
+            courses.append(course)
             ways.append(way)
         return Stage1Batch(
             ids=tuple(names),
@@ -64,7 +64,7 @@ class CameraMoveSource:
             latent_frames=frames,
             video=torch.stack(videos),
             prompts=tuple(prompts),
-            after=torch.stack(charts),
+            course=stack_courses(courses),
             displacement=torch.stack(ways),
         )
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from swifti2v.errors import ConfigError
 from swifti2v.models.codec import count_channels
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.shapes import ScaleFactors
+from swifti2v.shapes import NUM_WAYS, ScaleFactors
 
 STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=2)
 """Of Stage I's codec and patches."""
@@ -76,7 +76,7 @@ def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransfor
     model: WanTransformer3DModel = kind(
         **transformer_config(size, text_dim),
         in_channels=2 * channels + 4,
-        out_channels=2 * STAGE1_SCALE.time + channels,
+        out_channels=NUM_WAYS + channels,
         patch_size=(1, STAGE1_SCALE.patch, STAGE1_SCALE.patch),
     )
     model.patch_embedding.__class__ = PatchLinear

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from swifti2v.pipelines.course import Course
 from swifti2v.segments import Segment
 from swifti2v.training.engine.draws import Draw
 
@@ -26,9 +27,8 @@ class Stage1Batch:
     """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
     prompts: tuple[str, ...]
     """Of the b samples."""
-    after: Tensor | None = None
-    """``[b, 3, T - 1, h, w]``, what follows the photo in the condition video; None for that of
-    ``even_course``: ``video`` is a whole clip, and nobody knows more of it."""
+    course: Course
+    """Of the T frames of each clip."""
     displacement: Tensor | None = None
     """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
 

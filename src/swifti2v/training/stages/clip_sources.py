@@ -11,6 +11,7 @@ from swifti2v.errors import ConfigError
 from swifti2v.media import frames_to_video
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.pipelines.course import even_course
 from swifti2v.segments import Segment
 from swifti2v.shapes import pixel_frames
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
@@ -45,6 +46,7 @@ class Stage1Clips:
             num_latent_frames=num_latent_frames,
             latent_frames=tuple(range(num_latent_frames)),
             video=video,
+            course=even_course(video.shape[2]),
             prompts=tuple(clip.prompt for clip in loaded),
         )
 

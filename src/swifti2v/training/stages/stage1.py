@@ -12,11 +12,12 @@ from torch import Tensor
 
 from swifti2v.config import Stage1Config
 from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.pipelines.course import even_course
+from swifti2v.pipelines.course import Course, even_course
+from swifti2v.pipelines.displacement import enlarge, move_photo
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.training.channel_weights import weigh_channels
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.objectives import displacement_loss, flow_loss
+from swifti2v.training.objectives import displacement_loss, flow_loss, photometric_loss
 from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents, Stage1Source
 from swifti2v.training.stages.latents import each_clip, encode_clips
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
@@ -40,7 +41,8 @@ class Stage1Objective:
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
     displacement_weight: float = 1.0
-    """Of the displacement's error in pixels, where it is known; beside that of the latents."""
+    """Of the displacement's error in pixels, or of the moved photo's where it is not known; beside
+    that of the latents."""
 
 
 class Stage1Task:
@@ -94,14 +96,14 @@ class Stage1Task:
         displacements: list[Tensor] = []
         with torch.no_grad():
             photo = self.pipeline.decode(latents[:, :, :1])
+        course = self._course(batch)
 
         def model(noisy: Tensor, sigma: Tensor) -> Tensor:
             output = predict(noisy, sigma)
             if self.stage1.motion == "latents":
                 return output
-            residual, displacement = self.pipeline.read_motion(output, photo, still)
-            displacements.append(displacement)
-            return residual
+            displacements.append(self.pipeline.read_displacement(output, course))
+            return self.pipeline.add_to_moved(output, displacements[0], photo, still)
 
         loss = flow_loss(
             model,
@@ -113,10 +115,32 @@ class Stage1Task:
             error_of=self.objective.error_of,
             channel_weight=None if weight is None else weight.to(latents.device),
         )
-        if displacements and isinstance(batch, Stage1Batch) and batch.displacement is not None:
-            error = displacement_loss(displacements[0], batch.displacement.to(latents.device))
-            loss = loss + self.objective.displacement_weight * error
+        for displacement in displacements:
+            loss = loss + self.objective.displacement_weight * self._motion_loss(
+                displacement, batch, photo, latents
+            )
         return loss
+
+    def _motion_loss(
+        self,
+        displacement: Tensor,
+        batch: Stage1Batch | Stage1Latents,
+        photo: Tensor,
+        latents: Tensor,
+    ) -> Tensor:
+        """``[b]`` error of the displacement, or of the photo moved by it where no truth is known."""
+        if isinstance(batch, Stage1Batch) and batch.displacement is not None:
+            return displacement_loss(displacement, batch.displacement.to(latents.device))
+        with torch.no_grad():
+            video = self.pipeline.decode(latents)
+        moved = move_photo(photo, enlarge(displacement, *photo.shape[-2:]))
+        return photometric_loss(moved, video)
+
+    def _course(self, batch: Stage1Batch | Stage1Latents) -> Course:
+        """Of the clips of a batch; one that nobody knows runs evenly."""
+        if isinstance(batch, Stage1Batch):
+            return batch.course
+        return even_course(self.pipeline.scale.time * (batch.latents.shape[2] - 1) + 1)
 
     def validate(self, directory: Path) -> Mapping[str, float]:
         """See ``Task``."""
@@ -161,20 +185,11 @@ class Stage1Task:
         if isinstance(batch, Stage1Latents):
             return batch.condition.to(latents.device)
         photos = batch.video[:, :, :1].to(latents.device)
-        if batch.after is not None:
-            videos = torch.cat([photos, batch.after.to(latents.device)], dim=2)
-            return each_clip(
-                self.vae,
-                lambda v: self.pipeline.prepare_condition(v[:, :, :1], v[:, :, 1:]),
-                videos,
-            )
-        course = even_course(batch.video.shape[2])
+        after = self.pipeline.continue_image(photos, batch.course, self.stage1)
         return each_clip(
             self.vae,
-            lambda photo: self.pipeline.prepare_condition(
-                photo, self.pipeline.continue_image(photo, course, self.stage1)
-            ),
-            photos,
+            lambda video: self.pipeline.prepare_condition(video[:, :, :1], video[:, :, 1:]),
+            torch.cat([photos, after], dim=2),
         )
 
     def embed_photos(self, batch: Stage1Batch | Stage1Latents) -> Tensor | None:

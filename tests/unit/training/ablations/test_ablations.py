@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     "size": {"num_heads": 2, "num_layers": 1},
     "crop": 32,
     "run": {"batch_size": 2, "precision": "float32", "ema_decay": 0.9},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 1},
     "objective": {"noise": {"distribution": "inference"}},
     "stage2": {"sampling": {"parameterization": "reference_residual", "num_inference_steps": 1}},
     "redraw": {"num_clips": 1},

@@ -16,7 +16,7 @@ from swifti2v.models.codec import BlockCodec
 from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.vae import StreamingEncoder
 from swifti2v.pipelines.camera_moves import MOVES
-from swifti2v.pipelines.course import draw_chart, draw_course, even_course
+from swifti2v.pipelines.course import Course, draw_chart, draw_course, even_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.shapes import FrameSize
@@ -28,7 +28,7 @@ from swifti2v.training.nano.camera_source import CameraMoveSource
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material
 from swifti2v.training.nano.models import TransformerSize, make_stage1_transformer
-from swifti2v.training.objectives import displacement_loss
+from swifti2v.training.objectives import displacement_loss, photometric_loss
 from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents
 from swifti2v.training.stages.stage1 import Stage1Objective, Stage1Task
 from tests.regression import losses, make_trainer
@@ -101,16 +101,20 @@ def test_clips_are_moves_of_their_prompts_with_the_displacement_that_made_them()
 
 def test_the_chart_shows_the_course_of_the_drawn_frames():
     batch = make_source({4: 1.0}).load(draw(size=20))
-    assert batch.after is not None
-    assert batch.after.shape == (20, 3, 16, *LOW)
-    clock = (batch.after[:, 2].mean(dim=(2, 3)) + 1) / 2
-    assert (clock.diff(dim=1) > 0).all()
-    assert (clock[:, 0] < 0.15).all()
+    assert batch.course.clock.shape == (20, 17)
+    assert batch.course.sway.shape == (20, 17, 3)
+    assert not batch.course.clock[:, 0].any()
+    assert (batch.course.clock.diff(dim=1) > 0).all()
+    assert (batch.course.clock[:, 1] < 0.15).all()
     some = make_source({1: 1.0}).load(draw(size=20))
     (frame,) = some.latent_frames[1:]
-    assert some.after is not None
     # The course does not depend on which frames of it are drawn.
-    torch.testing.assert_close(some.after, batch.after[:, :, 4 * frame - 4 : 4 * frame])
+    drawn = [0, *range(4 * frame - 3, 4 * frame + 1)]
+    assert torch.equal(some.course.clock, batch.course.clock[:, drawn])
+    assert torch.equal(some.course.sway, batch.course.sway[:, drawn])
+    for index in (0, 19):
+        own = Course(batch.course.clock[index], batch.course.sway[index])
+        assert torch.equal(draw_chart(batch.course, *LOW)[index], draw_chart(own, *LOW))
 
 
 def test_what_comes_nearer_is_often_a_scene_with_something_in_front():
@@ -163,13 +167,13 @@ def test_the_condition_is_the_pipelines(condition):
     for task in (whole, some):
         batch = task.load_batch(draw(5))
         assert isinstance(batch, Stage1Batch)
-        if condition == "zeros":
-            batch = replace(batch, after=None)
         found = task.prepare_condition(batch, task.encode(batch))
         for index in (0, 3):
             photo = batch.video[index : index + 1, :, :1]
             if len(expected) < 2:
-                after = torch.zeros(1, 3, 16, *LOW) if batch.after is None else batch.after[[index]]
+                own = Course(batch.course.clock[index], batch.course.sway[index])
+                after = pipeline.continue_image(photo, own, stage1)
+                assert after.any() == (condition == "chart")
                 expected.append(pipeline.prepare_condition(photo, after))
             frames = list(batch.latent_frames)
             torch.testing.assert_close(
@@ -194,7 +198,7 @@ def test_a_clip_of_which_no_course_is_known_gets_an_even_chart():
     task = make_task({4: 1.0})
     batch = task.load_batch(draw(2))
     assert isinstance(batch, Stage1Batch)
-    batch = replace(batch, after=None, displacement=None)
+    batch = replace(batch, course=even_course(17), displacement=None)
     found = task.prepare_condition(batch, task.encode(batch))
     chart = draw_chart(even_course(17), *LOW)[None, :, 1:]
     expected = task.pipeline.prepare_condition(
@@ -209,7 +213,7 @@ def test_clips_that_were_encoded_before_have_the_same_loss():
     randomize(task.model)
     batch = task.load_batch(draw())
     assert isinstance(batch, Stage1Batch)
-    batch = replace(batch, displacement=None)  # a cache has none
+    batch = replace(batch, course=even_course(17), displacement=None)  # a cache has no more
     latents = task.encode(batch)
     stored = Stage1Latents(
         ids=batch.ids,
@@ -251,20 +255,42 @@ def test_the_loss_is_the_flow_loss_and_the_displacements(error_of):
     level = sigma[:, None, None, None, None]
     torch.testing.assert_close(timestep, 1000 * sigma)
     torch.testing.assert_close(inputs[:, :192], (1 - level) * latents + level * noise)
-    way = read_displacement(output, 4, 4)[:, :, 3:]
-    way[:, :, 0] = 0
+    way = read_displacement(output, batch.course, 4, 4)
     moved = StreamingEncoder(CODEC).encode(move_photo(batch.video[:, :, :1], enlarge(way, *LOW)))
-    clean = moved + output[:, 8:]
+    clean = moved + output[:, 5:]
     error = (clean - latents).square() / (level.square() if error_of == "velocity" else 1)
     assert task.channel_weight is not None
     expected = (error * task.channel_weight[:, None, None, None]).flatten(1).mean(dim=1)
     assert batch.displacement is not None
     expected = expected + 0.5 * displacement_loss(way, batch.displacement)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    without = task.loss(replace(batch, displacement=None), own)
+    unknown = task.loss(replace(batch, displacement=None), own)
+    moved = move_photo(batch.video[:, :, :1], enlarge(way, *LOW))
     torch.testing.assert_close(
-        loss - without, 0.5 * displacement_loss(way, batch.displacement), rtol=1e-3, atol=1e-4
+        loss - unknown,
+        0.5 * (displacement_loss(way, batch.displacement) - photometric_loss(moved, batch.video)),
+        rtol=1e-3,
+        atol=1e-4,
     )
+
+
+def test_clips_of_unknown_motion_teach_displacement_by_their_pixels():
+    task = make_task(objective=Stage1Objective(error_of="clean"))
+    batch = task.load_batch(draw())
+    assert isinstance(batch, Stage1Batch)
+    assert batch.displacement is not None
+    task.loss(replace(batch, displacement=None), draw()).sum().backward()  # type: ignore[no-untyped-call]
+    gradient = task.model.proj_out.bias.grad
+    assert gradient is not None
+    assert (gradient.view(4, 197)[:, :5].abs().amax(dim=0) > 0).all()
+    # The better a displacement, the less its error: at the truth, half way, at rest.
+    photo = batch.video[:, :, :1]
+    inside = (..., slice(2, -2), slice(2, -2))
+    errors = torch.stack([
+        photometric_loss(move_photo(photo, part * batch.displacement)[inside], batch.video[inside])
+        for part in (1.0, 0.5, 0.0)
+    ]).mean(dim=1)  # fmt: skip
+    assert errors[0] < errors[1] < errors[2]
 
 
 def test_a_new_model_begins_with_the_photo_at_rest_and_learns_displacement():
@@ -281,10 +307,10 @@ def test_a_new_model_begins_with_the_photo_at_rest_and_learns_displacement():
     gradient = task.model.proj_out.weight.grad
     assert gradient is not None
     assert gradient.isfinite().all()
-    # Each 2x2 patch of tokens: 8 displacement channels and 192 latents to add.
-    by_channel = gradient.view(4, 200, -1).abs().amax(dim=(0, 2))
-    assert (by_channel[:8] > 0).all()
-    assert (by_channel[8:] > 0).any()
+    # Each 2x2 patch of tokens: 5 channels of motion and 192 latents to add.
+    by_channel = gradient.view(4, 197, -1).abs().amax(dim=(0, 2))
+    assert (by_channel[:5] > 0).all()
+    assert (by_channel[5:] > 0).any()
 
 
 class Always:
