@@ -32,7 +32,7 @@ endif
 
 demo: install
 	mkdir -p out
-	$(BIN)/swifti2v generate examples/lake.jpg --prompt "pan left" --seed 1 --width 640 --height 384 \
+	$(BIN)/swifti2v generate examples/lake.jpg --prompt "pan left" --seed 1 --width 640 --height 384 --dtype auto \
 	  --output out/demo.mp4 --contact-sheet out/demo.png
 	@echo "Made out/demo.mp4 (640x384, 33 frames) and out/demo.png with the small model that ships."
 	@echo "Next: $(BIN)/swifti2v generate YOUR_PHOTO.jpg -p 'pan left' -o out/mine.mp4, then README.md for 2K on a GPU."

@@ -249,7 +249,8 @@ def test_the_command_fills_the_card_and_keeps_its_text(files, tmp_path):
 def test_the_command_prints_every_measurement_as_json(files, tmp_path):
     output = tmp_path / "card.md"
     output.write_text(START + END, encoding="utf-8")
-    result = measure(files, output, "walk.mkv", "hill", more=("--json", "--moving", "walk.mkv"))
+    more = ("--json", "--moving", "walk.mkv", "--dtype", "bfloat16")
+    result = measure(files, output, "walk.mkv", "hill", more=more)
     assert result.exit_code == 0, result.output
     card = json.loads(result.stdout)
     assert card["moving"] == ["walk"]
@@ -258,6 +259,7 @@ def test_the_command_prints_every_measurement_as_json(files, tmp_path):
     assert {row["method"] for row in card["stage2"]} >= {MODEL, CARRIED, LANCZOS}
     marks = {mark["text"]: mark for mark in card["marks"]}
     assert marks["weights, MB"]["is_met"] is True
+    assert card["machine"]["weights loaded as"] == "bfloat16"
     assert marks["seconds of a clip"]["value"] == card["seconds"]["total"]
     assert marks["Stage I's displacement, px off"]["value"] is None  # the tiny model knows none
     for mark in marks.values():

@@ -19,8 +19,10 @@ from swifti2v.cli.card_inputs import (
     say,
 )
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.options import RunDtype
 from swifti2v.cli.report import peak_rss_bytes
 from swifti2v.cli.seeds import choose_seed
+from swifti2v.jobs.devices import find_device, find_dtype
 from swifti2v.storage import write_whole
 
 if TYPE_CHECKING:
@@ -76,6 +78,10 @@ def card(
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[
+        RunDtype | None,
+        typer.Option(help="Number type of the weights, as in generate; auto measures a CPU."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all measurements as one JSON object.")
     ] = False,
@@ -83,13 +89,18 @@ def card(
 ) -> None:
     """Measure codec, both stages and cost on held-out files; write the card's tables, print the marks."""
     with exit_codes(debug=debug):
+        import torch
+
         from swifti2v.evaluation.card import describe_card
         from swifti2v.evaluation.card_tables import render_marks, render_tables, replace_tables
         from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
         replace_tables(_read_card(output), "")  # refuse a card without markers before any work
         clip_paths, photo_paths = find_held_out(held_out, clips, photos)
-        pipe = SwiftI2VPipeline.from_pretrained(model, device=device)
+        kind = find_dtype(dtype and dtype.value, find_device(device))
+        pipe = SwiftI2VPipeline.from_pretrained(
+            model, device=device, torch_dtype=None if kind is None else getattr(torch, kind)
+        )
         config = pipe.configure(num_frames=num_frames, height=height, width=width)
         pipe.require_fit(config)
         job = Job(
