@@ -1,5 +1,6 @@
 """Training losses as pure functions: tensors in, one number for each sample out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -166,14 +167,17 @@ def flow_loss(
     return _weighted_mean(error.square(), channel_weight)
 
 
+FRAME_SIDE = 124.0
+"""Pixels of a frame's side (the root of its area) in which a displacement's error is measured: 160x96."""
 SLOPE_WEIGHT = 2.0
 """Of the displacement's slope: neighbours that err differently bend what is straight, and jerk."""
 
 
 def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
-    """Error of a displacement field, in pixels: squared where it is small, absolute where large.
+    """Error of a displacement field: squared where it is small, absolute where large.
 
-    The error of its slope is added, the difference between neighbouring frames and cells.
+    It is counted in pixels of a frame of 160x96, whatever the size of the clip. The error of the slope is
+    added, the difference between neighbouring frames and cells.
 
     Args:
         displacement: ``[B, 2, T, h, w]`` at the centres of cells, in pixels; the first frame's does
@@ -186,6 +190,7 @@ def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
     height, width = truth.shape[-2:]
     kernel = (height // displacement.shape[-2], width // displacement.shape[-1])
     error = (displacement - F.avg_pool3d(truth, (1, *kernel)))[:, :, 1:]
+    error = error * (FRAME_SIDE / math.sqrt(height * width))
     loss = _displacement_penalty(error, beta=0.4)
     for axis in (-3, -2, -1):
         loss = loss + SLOPE_WEIGHT * _displacement_penalty(error.diff(dim=axis), beta=0.1)

@@ -1,5 +1,6 @@
 """Training losses: targets only, clean frames untouched, parameterizations agree."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from swifti2v.sampling import Parameterization
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.training.objectives import (
+    FRAME_SIDE,
     SLOPE_WEIGHT,
     ErrorMeasure,
     displacement_loss,
@@ -257,16 +259,19 @@ def test_a_displacement_that_is_true_at_the_cells_costs_nothing() -> None:
 def test_a_displacements_error_is_squared_where_small_and_absolute_where_large(
     error: float, expected: float
 ) -> None:
-    truth = torch.zeros(2, 2, 5, 8, 12)
+    """In a frame of 160x96; in a smaller one the same part of its side costs the same."""
+    truth, side = torch.zeros(2, 2, 5, 8, 12), math.sqrt(8 * 12)
     wrong = torch.zeros(2, 2, 5, 2, 3)
     wrong[1] = error
+    wrong *= side / FRAME_SIDE
     torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected]))
     wrong[1, 1] = 0  # columns alone: half of all
     torch.testing.assert_close(displacement_loss(wrong, truth), torch.tensor([0, expected / 2]))
 
 
 def test_neighbours_that_err_differently_cost_more_than_those_that_err_alike() -> None:
-    truth, alike = torch.zeros(1, 2, 5, 8, 12), torch.full((1, 2, 5, 2, 3), 0.2)
+    truth = torch.zeros(1, 2, 5, 8, 12)
+    alike = torch.full((1, 2, 5, 2, 3), 0.2 * math.sqrt(8 * 12) / FRAME_SIDE)
     bent = alike * torch.tensor([1.0, -1.0, 1.0])
     more = displacement_loss(bent, truth) - displacement_loss(alike, truth)
     torch.testing.assert_close(more, torch.tensor([SLOPE_WEIGHT * (0.4 - 0.05)]))
@@ -276,7 +281,7 @@ def test_the_first_frame_has_no_displacement_to_be_wrong() -> None:
     truth, own = torch.zeros(1, 2, 5, 8, 12), torch.zeros(1, 2, 5, 2, 3)
     own[:, :, 0] = 7
     assert not displacement_loss(own, truth).any()
-    own[:, :, 4] = 1  # one of four frames that count
+    own[:, :, 4] = math.sqrt(8 * 12) / FRAME_SIDE  # one of four frames that count
     jerk = SLOPE_WEIGHT * 0.95 / 3  # one of the three steps between them
     torch.testing.assert_close(displacement_loss(own, truth), torch.tensor([0.8 / 4 + jerk]))
 

@@ -254,8 +254,14 @@ def plan_nano(config: NanoConfig) -> list[TrainingPlan]:
             make_stage1_transformer(first.size, width),
             make_stage2_transformer(second.size, width),
         )
-    low = PixelShape(config.num_frames, *max(config.low_sizes, key=lambda size: size.num_pixels))
-    drawn = _Sample(low, 1 + max(first.num_drawn_frames), STAGE1_SCALE)
+    largest = (
+        max(config.low_sizes(phase.scale), key=lambda size: size.num_pixels)
+        for phase in first.phases
+    )
+    drawn = [
+        _Sample(PixelShape(config.num_frames, *size), 1 + max(first.num_drawn_frames), STAGE1_SCALE)
+        for size in largest
+    ]
     windows = second.objective.windows
     shapes = [PixelShape(max(p.num_frames), second.crop, second.crop) for p in second.phases]
     cut = [_Sample.of(shape, None, windows, STAGE2_SCALE) for shape in shapes]
@@ -267,7 +273,7 @@ def plan_nano(config: NanoConfig) -> list[TrainingPlan]:
             count_parameters(models[0]),
             first.run,
             first.phases,
-            [drawn] * len(first.phases),
+            drawn,
             num_text_tokens=config.max_text_length,
         ),
         _plan_transformer(

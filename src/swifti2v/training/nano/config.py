@@ -52,6 +52,22 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Phase(PhaseConfig):
+    """A part of Stage I's curriculum."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    scale: float = 1.0
+    """Sides of the clips relative to those that Stage I is made for, at most 1. What a prompt asks for
+    is learnt from small clips in a fraction of the time."""
+
+    def __post_init__(self) -> None:
+        super(Stage1Phase, self).__post_init__()
+        if not 0.1 <= self.scale <= 1:
+            raise ConfigError(f"phase {self.name}: scale is {self.scale}; it must be in [0.1, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1TrainingConfig:
     """Stage I: camera moves over pictures, from a prompt."""
 
@@ -73,17 +89,26 @@ class Stage1TrainingConfig:
     num_drawn_frames: dict[int, float] = field(default_factory=lambda: {1: 0.7, 3: 0.25, 8: 0.05})
     """Latent frames drawn from a clip besides the photo's, with the part of the steps that draw so
     many; the chart tells their time. Short clips give all they have."""
-    run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=8, ema_decay=0.998))
+    run: RunConfig = field(default_factory=lambda: RunConfig(seed=1, batch_size=64, ema_decay=0.99))
     """Seed, batch and checkpoints."""
-    phases: tuple[PhaseConfig, ...] = (
-        PhaseConfig(
-            minutes=120,
+    phases: tuple[Stage1Phase, ...] = (
+        Stage1Phase(
+            name="prompts",
+            minutes=90,
+            scale=0.25,
             optimizer=OptimizerConfig(
-                learning_rate=8e-4,
+                learning_rate=1e-3,
                 decay="cosine_tail",
                 betas=_BETAS,
                 warmup_steps=30,
                 weight_decay=0.0,
+            ),
+        ),
+        Stage1Phase(
+            name="frames",
+            minutes=60,
+            optimizer=OptimizerConfig(
+                learning_rate=3e-4, decay="cosine", betas=_BETAS, warmup_steps=10, weight_decay=0.0
             ),
         ),
     )
@@ -217,11 +242,10 @@ class NanoConfig:
         """F of a clip."""
         return (self.num_frames - 1) // STAGE2_SCALE.time + 1
 
-    @property
-    def low_sizes(self) -> dict[FrameSize, float]:
+    def low_sizes(self, scale: float = 1.0) -> dict[FrameSize, float]:
         """Sizes of Stage I's clips in pixels, with the part of the steps that take each."""
         token = STAGE1_SCALE.space * STAGE1_SCALE.patch
-        area = self.height * self.width // self.downscale**2
+        area = round(self.height * self.width / self.downscale**2 * scale**2)
         sizes: dict[FrameSize, float] = {}
         for aspect, share in self.stage1.aspects.items():
             shape = FrameSize(1000, round(1000 * aspect))

@@ -110,11 +110,16 @@ class NanoTraining:
             torch.manual_seed(own.run.seed)
             transformer = make_stage1_transformer(own.size, self.config.text.width)
         nn.Module.to(transformer, self.device)
-        source = CameraMoveSource(
-            make_scenes(self.material.pictures, max(self.config.low_sizes, key=max)),
-            self.config.low_sizes,
-            {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()},
-            own.num_drawn_frames,
+        lengths = {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()}
+        sizes = [self.config.low_sizes(phase.scale) for phase in own.phases]
+        sources = tuple(
+            CameraMoveSource(
+                make_scenes(self.material.pictures, max(each, key=max)),
+                each,
+                lengths,
+                own.num_drawn_frames,
+            )
+            for each in sizes
         )
         tokenizer = make_tokenizer()
 
@@ -124,7 +129,7 @@ class NanoTraining:
             )
 
         task = Stage1Task(
-            transformer, self.codecs[0], (source,), own.objective, self.settings.stage1, encode
+            transformer, self.codecs[0], sources, own.objective, self.settings.stage1, encode
         )
         self._train("stage1", task, own.run, own.phases)
         return transformer

@@ -252,7 +252,7 @@ def test_rounding_keeps_the_small_parts_exact() -> None:
 
 
 def test_stage1_trains_at_the_size_of_the_model_and_of_other_aspects() -> None:
-    sizes = NanoConfig().low_sizes
+    sizes = NanoConfig().low_sizes()
     assert next(iter(sizes)) == (96, 160)  # the default size of the output by the downscale
     assert sum(sizes.values()) == pytest.approx(1)
     for (height, width), share in sizes.items():
@@ -261,8 +261,11 @@ def test_stage1_trains_at_the_size_of_the_model_and_of_other_aspects() -> None:
         assert share > 0
     by_aspect = {round(width / height, 1): share for (height, width), share in sizes.items()}
     assert set(by_aspect) >= {1.7, 1.0, 0.6}
+    small = NanoConfig().low_sizes(0.25)
+    assert next(iter(small)) == (24, 40)
+    assert all(height % 8 == width % 8 == 0 for height, width in small)
     one = replace(NanoConfig(), stage1=replace(NanoConfig().stage1, aspects={1.0: 0.4, 1.01: 0.6}))
-    assert list(one.low_sizes.values()) == [pytest.approx(1.0)]  # the same after rounding
+    assert list(one.low_sizes().values()) == [pytest.approx(1.0)]  # the same after rounding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -297,7 +300,7 @@ def test_new_transformers_read_their_patches_as_a_product(make: Any) -> None:
     assert isinstance(model.patch_embedding, PatchLinear)
     assert not model.proj_out.weight.any()
     assert not model.proj_out.bias.any()
-    channels = {make_stage1_transformer: (388, 200), make_stage2_transformer: (1536, 768)}[make]
+    channels = {make_stage1_transformer: (388, 197), make_stage2_transformer: (1536, 768)}[make]
     assert (model.config["in_channels"], model.config["out_channels"]) == channels
 
 
