@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from swifti2v.pipelines.camera_moves import CameraMove
-from swifti2v.pipelines.course import Course, draw_course, stack_courses
+from swifti2v.pipelines.course import draw_course, stack_courses
 from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_thing, draw_view, render_move
 from swifti2v.training.data.motion_prompts import draw_prompt
