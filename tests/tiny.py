@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import Tensor
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.models.codec import BlockCodec
 from swifti2v.models.loading import Components
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 SIZE = 64
@@ -70,6 +72,22 @@ def tiny_components(seed: int = 0, *, displaces: bool = False) -> Components:
     for model in models:
         model.eval().requires_grad_(False)
     return parts
+
+
+class KeptSegments(dict[int, Tensor]):
+    """A ``SegmentStore`` of latents by segment index, without a motion reference."""
+
+    def load_motion_reference(self) -> MotionReference | None:
+        return None
+
+    def save_motion_reference(self, motion: MotionReference) -> None:
+        pass
+
+    def load_segment(self, index: int) -> Tensor | None:
+        return self.get(index)
+
+    def save_segment(self, index: int, latents: Tensor) -> None:
+        self[index] = latents
 
 
 def tiny_vae(seed: int = 0) -> AutoencoderKLWan:

@@ -108,15 +108,16 @@ def require_same_settings(
     """Refuse to go on with what was begun with other settings.
 
     Args:
-        stored: Nested settings, as read from JSON.
-        now: Nested settings that JSON can hold.
+        stored: Nested settings that JSON can hold.
+        now: Those that are asked for.
         where: What was begun, such as ``work dir out/run``.
         remedy: What to do besides giving the same settings again.
 
     Raises:
         InputError: Naming every setting that differs, and both values.
     """
-    if differences := _differences(stored, json.loads(json.dumps(now))):
+    before, after = (json.loads(json.dumps(values)) for values in (stored, now))
+    if differences := _differences(before, after):
         raise InputError(
             f"{where} was made with other settings: {'; '.join(differences)}; use the same "
             f"settings, or {remedy}"

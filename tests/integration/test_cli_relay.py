@@ -104,8 +104,8 @@ def test_the_second_lora_goes_on_the_base_and_not_on_the_first(model, whole):
         assert metadata[BASE_HASH] == hash_base(base)
         assert json.loads(metadata["swifti2v_config"])["model"] == str(model)
     merge_lora(base, loras[1])
-    source = LoraSource(path=str(loras[1]))
-    parts, _ = load_components(model, torch.float32, CPU, {"stage2": [source]}, stages=("stage2",))
+    source = LoraSource(path=str(loras[1]), stage="stage2")
+    parts, _ = load_components(model, torch.float32, CPU, [source], stages=("stage2",))
     for name, weight in parts.stage2_transformer.state_dict().items():
         assert torch.equal(weight, base.state_dict()[name])
 

@@ -84,6 +84,26 @@ def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, su
     )  # loaded so, and refused here
 
 
+def test_a_made_video_carries_its_settings_as_any_other(tmp_path, suite, model):
+    output = tmp_path / "out"
+    levers = ("--seed", 3, "--set", "stage2.segment_size=2")
+    succeed(generate(suite, model, output, "--no-camera", *levers))
+    video = output / "videos/fog-0.mp4"
+
+    settings = json.loads(succeed(swifti2v("info", video, "--json")).stdout)
+    assert (settings["command"], settings["prompt"], settings["seed"]) == ("generate", "fog", 3)
+    assert settings["config"]["stage2"]["segment_size"] == 2
+    photo = str(suite.parent / "images/1-1/photo.png")
+    assert settings["image"]["path"] == photo
+
+    succeed(swifti2v("generate", "--like", video, "-o", tmp_path / "again.mp4"))
+    np.testing.assert_array_equal(frames_of(tmp_path / "again.mp4"), frames_of(video))
+
+    measured = json.loads(succeed(swifti2v("evaluate", video, "--image", photo, "--json")).stdout)
+    assert measured["segment_starts"] == [1, 9]
+    assert measured["segments_source"] == "from the video's own settings"
+
+
 def test_lite_measures_the_made_videos(tmp_path, suite, model):
     output = tmp_path / "out"
     succeed(generate(suite, model, output, "--no-camera"))

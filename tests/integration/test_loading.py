@@ -164,10 +164,10 @@ def test_loras_of_the_caller_come_on_top_of_the_models_own(hub, tmp_path, monkey
         hub, tmp_path, stage1_transformer={"loras": [{"path": str(tmp_path / "own.safetensors")}]}
     )
     monkeypatch.chdir(tmp_path)  # the caller's paths start here, not beside the preset
-    loras = {
-        "stage1": [LoraSource(path="more.safetensors", strength=2.0)],
-        "stage2": [LoraSource(path="second.safetensors")],
-    }
+    loras = [
+        LoraSource(path="more.safetensors", strength=2.0),
+        LoraSource(path="second.safetensors", stage="stage2"),
+    ]
     pipe = SwiftI2VPipeline.from_pretrained(name, device="cpu", loras=loras)
     found = state_of(pipe.components.stage1_transformer)
     for key, tensor in state_of(stage1()).items():
@@ -177,8 +177,8 @@ def test_loras_of_the_caller_come_on_top_of_the_models_own(hub, tmp_path, monkey
     for key, tensor in state_of(base).items():
         torch.testing.assert_close(found[key], tensor + second.get(key, 0), atol=1e-5, rtol=1e-5)
     with pytest.raises(errors.ConfigError, match="stage3; they go to stage1 or stage2"):
-        load(name, loras={"stage3": []})
-    missing = {"stage2": [LoraSource(path="none.safetensors")]}
+        load(name, loras=[LoraSource(path="more.safetensors", stage="stage3")])  # type: ignore[arg-type]
+    missing = [LoraSource(path="none.safetensors", stage="stage2")]
     with pytest.raises(errors.LoadingError, match=r"none\.safetensors does not exist"):
         load(name, loras=missing)
 

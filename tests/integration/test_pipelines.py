@@ -31,7 +31,7 @@ from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
 from swifti2v.segments import plan_segments
-from tests.tiny import SIZE, tiny_pipeline
+from tests.tiny import SIZE, KeptSegments, tiny_pipeline
 
 TINY_WAN: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 32,
@@ -99,8 +99,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(pipe, image, done):
     conditions = pipe.encode(image, "p", pipe.config, Stopwatch())
     motion = pipe.generate_motion_reference(image, conditions, 5, pipe.config)
     whole = list(pipe.synthesize(motion, image, conditions, 5, pipe.config))
-    finished = {s.index: s.latents.clone() for s in whole[:done]}
-    resumed = list(pipe.synthesize(motion, image, conditions, 5, pipe.config, finished=finished))
+    finished = KeptSegments({s.index: s.latents.clone() for s in whole[:done]})
+    resumed = list(pipe.synthesize(motion, image, conditions, 5, pipe.config, store=finished))
     for a, b in zip(whole, resumed, strict=True):
         assert np.array_equal(a.frames, b.frames)
         assert torch.equal(a.latents, b.latents)
@@ -109,10 +109,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(pipe, image, done):
 def test_finished_latents_of_another_shape_are_refused(pipe, image):
     conditions = pipe.encode(image, "p", pipe.config, Stopwatch())
     motion = pipe.generate_motion_reference(image, conditions, 5, pipe.config)
+    store = KeptSegments({0: torch.zeros(1)})
     with pytest.raises(errors.ShapeError, match="segment 0"):
-        list(
-            pipe.synthesize(motion, image, conditions, 5, pipe.config, finished={0: torch.zeros(1)})
-        )
+        list(pipe.synthesize(motion, image, conditions, 5, pipe.config, store=store))
 
 
 def test_a_longer_clip_starts_like_the_shorter_one(pipe, image):

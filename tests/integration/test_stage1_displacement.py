@@ -201,7 +201,7 @@ def test_a_run_resumed_from_its_work_dir_makes_the_same_frames(tmp_path, done):
     assert np.array_equal(stored.frames, motion.frames)
     assert stored.displacement is not None
     assert torch.equal(stored.displacement, motion.displacement)
-    resumed = list(pipe.synthesize(stored, image, conditions, 5, config, finished=again.finished))
+    resumed = list(pipe.synthesize(stored, image, conditions, 5, config, store=again))
     for own, other in zip(resumed, whole, strict=True):
         assert np.array_equal(own.frames, other.frames)
     # The displacement matters: searched motion makes another clip.

@@ -34,7 +34,7 @@ from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass,
 from swifti2v.sampling import draw_noise, plan_sigmas
 from tests import hub as wan
 from tests.integration.test_pipelines import TINY_WAN, WAN22_VAE, build
-from tests.tiny import SIZE, tiny_pipeline
+from tests.tiny import SIZE, KeptSegments, tiny_pipeline
 
 GCLF = AttentionConfig(kind="gclf", window=(1, 1), pool=2)
 
@@ -135,7 +135,7 @@ def test_finished_segments_with_the_first_frame_continue_a_run(pipe):
         pipe.synthesize(
             MotionReference(clip), first_frame(clip, config),
             pipe.encoder(first_frame(clip, config), ""), 0, config,
-            finished={0: whole[0].latents},
+            store=KeptSegments({0: whole[0].latents}),
         )
     )  # fmt: skip
     assert np.array_equal(frames_of(rest), frames_of(whole))

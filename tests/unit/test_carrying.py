@@ -32,7 +32,7 @@ from swifti2v.pipelines.upscale import second_pass
 from swifti2v.shapes import Crop
 from swifti2v.training.nano.clip_references import carry_known
 from tests.evaluation_clips import panning_clip
-from tests.tiny import SIZE, tiny_pipeline
+from tests.tiny import SIZE, KeptSegments, tiny_pipeline
 
 HEIGHT, WIDTH, LOW = 96, 160, 4
 CARRIED = Stage2Config(reference_detail="carried")
@@ -242,8 +242,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(done):
     config = pipe.configure(**{"stage2.reference_detail": "carried"})
     conditions = pipe.encode(image, "", config, Stopwatch())
     whole = list(pipe.synthesize(low, image, conditions, 3, config))
-    finished = {segment.index: segment.latents.clone() for segment in whole[:done]}
-    resumed = list(pipe.synthesize(low, image, conditions, 3, config, finished=finished))
+    finished = KeptSegments({segment.index: segment.latents.clone() for segment in whole[:done]})
+    resumed = list(pipe.synthesize(low, image, conditions, 3, config, store=finished))
     assert all(np.array_equal(a.frames, b.frames) for a, b in zip(whole, resumed, strict=True))
     plain = pipe.synthesize(low, image, conditions, 3, pipe.config)
     assert not np.array_equal(next(plain).frames, whole[0].frames)

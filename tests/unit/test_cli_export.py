@@ -98,10 +98,10 @@ def test_loras_are_merged_into_the_stage_they_are_meant_for(
     output.mkdir()  # an empty directory is filled
     more = ("--lora", f"{first}:0.5", "--lora", f"stage2={second}", "--dtype", "float32")
     succeed(run("export", model, "-o", output, *more))
-    sources = {
-        "stage1": [LoraSource(path=str(first), strength=0.5)],
-        "stage2": [LoraSource(path=str(second))],
-    }
+    sources = [
+        LoraSource(path=str(first), strength=0.5),
+        LoraSource(path=str(second), stage="stage2"),
+    ]
     found, expected, plain = load(output), load(model, loras=sources), load(model)
     for role in STAGES:
         assert_same(getattr(found, role), getattr(expected, role))
@@ -138,7 +138,7 @@ def test_a_stage2_file_read_on_top_of_a_base_gives_the_merged_model(
     result = succeed(run("export-stage2", whole, "-o", output, *more))
     assert result.stdout.strip() == str(output)
     again = preset(model, tmp_path / "again.yaml", weights="stage2.safetensors")
-    added = {"stage2": [LoraSource(path=lora["path"], strength=0.25)]}
+    added = [LoraSource(path=lora["path"], strength=0.25, stage="stage2")]
     assert_same(load(again).stage2_transformer, load(whole, loras=added).stage2_transformer)
     metadata = read_lora_metadata(output)
     assert metadata["swifti2v_model"] == str(whole)

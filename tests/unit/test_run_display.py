@@ -1,5 +1,9 @@
+import numpy as np
+import torch
+
 from swifti2v.cli.report import Pace, ProgressDisplay
 from swifti2v.pipelines.progress import Progress
+from swifti2v.pipelines.two_stage import SegmentOutput
 
 
 def test_the_time_left_is_that_of_the_steps_left():
@@ -27,7 +31,8 @@ def test_segments_say_the_time_left(capsys):
                         stage="stage2", step=step, num_steps=2, segment=segment, num_segments=2
                     )
                 )
-            display.on_segment(segment, 5, 1.25)
+            frames, nothing = np.zeros((5, 1, 1, 3), np.uint8), torch.zeros(0)
+            display.on_segment(SegmentOutput(segment, frames, (0, 1), 1.25, nothing))
 
     first, second = capsys.readouterr().err.splitlines()
     assert first == "segment 1 of 2 done: 5 frames, 1.2 s, 0:00:00 left"

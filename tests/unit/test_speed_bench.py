@@ -129,7 +129,7 @@ def test_the_narrow_vae_is_wan22s_with_fewer_channels():
     "part", [name for name in USUAL if name not in ("levers", "vae", "lengths")]
 )
 def test_parts_run_on_nano(part):
-    subject = Subject.make("nano", CPU, torch.float32, SMALL)
+    subject = Subject.make("nano", CPU, torch.float32, [("test", SMALL)])
     seen: list[Row] = []
     rows = run_parts([part], subject, ONCE, seen.append, against=True)
     assert [each.variant for each in rows] == [each.variant for each in seen]
@@ -139,7 +139,7 @@ def test_parts_run_on_nano(part):
 
 
 def test_levers_are_near_float32_and_exact_ones_at_rounding():
-    subject = Subject.make("nano", CPU, torch.float32, SMALL)
+    subject = Subject.make("nano", CPU, torch.float32, [("test", SMALL)])
     from swifti2v.evaluation.speed import transformers
 
     chosen = ("given frames left out", "int8 weights", "float8 products")
@@ -170,6 +170,6 @@ def test_unknown_parts_and_impossible_caps_are_refused():
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_runs():
-    subject = Subject.make("nano", CPU, torch.float32, {"height": 70})
+    subject = Subject.make("nano", CPU, torch.float32, [("test", {"height": 70})])
     with pytest.raises(ShapeError):
         run_parts(["stage2"], subject, ONCE, lambda _: None, against=False)

@@ -18,7 +18,7 @@ from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
 from swifti2v.evaluation.vbench import formulas, official
 from swifti2v.evaluation.vbench.dimensions import DIMENSIONS, LITE, choose_dimensions
 from swifti2v.evaluation.vbench.generation import take_shard
-from swifti2v.evaluation.vbench.photos import check_photo, load_photo, plan_photo_fit
+from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
 from swifti2v.evaluation.vbench.scores import (
     DimensionResult,
     find_result_files,
@@ -33,6 +33,7 @@ from swifti2v.evaluation.vbench.suite import (
     read_suite,
     select_entries,
 )
+from swifti2v.media import fit_image, load_image
 
 CAT: dict[str, Any] = {
     "prompt_en": "a cat",
@@ -182,7 +183,7 @@ def test_photos_keep_their_middle(tmp_path):
     check_photo(tmp_path / "a.png", "16-9")
     with pytest.raises(MediaError, match="is 256x144, not 8-5"):
         check_photo(tmp_path / "a.png", "8-5")
-    photo = np.asarray(load_photo(tmp_path / "a.png", 140, 256))
+    photo = np.asarray(fit_image(load_image(tmp_path / "a.png"), 140, 256).image)
     assert photo.shape == (140, 256, 3)
     assert not photo[4:-4].any()
 

@@ -3,12 +3,13 @@
 import sys
 from contextlib import nullcontext
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.options import RunDtype
+from swifti2v.cli.flags import COMMAND_LINE, naming_flags
+from swifti2v.cli.options import RunDtype, read_layers
 from swifti2v.errors import ConfigError
 from swifti2v.jobs.interruption import Interruption
 
@@ -64,7 +65,7 @@ def speed(
 
         import torch
 
-        from swifti2v.config import merge, parse_override
+        from swifti2v.config import expand_shorthands
         from swifti2v.evaluation.speed.device_cap import capped
         from swifti2v.evaluation.speed.models import Subject
         from swifti2v.evaluation.speed.rows import Machine, to_dict, to_markdown
@@ -79,14 +80,13 @@ def speed(
         usual = "bfloat16" if target.type == "cuda" else "float32"
         kind = getattr(torch, find_dtype(dtype.value if dtype else usual, target) or usual)
         sizes = {"height": height, "width": width, "num_frames": num_frames}
-        changes: dict[str, Any] = {k: v for k, v in sizes.items() if v is not None}
-        for text in set_ or ():
-            changes = merge(changes, parse_override(text))
+        layers = [(COMMAND_LINE, expand_shorthands(sizes)), *read_layers(None, set_)]
         if cap_gb is not None and cap_gb <= 0:
             raise ConfigError(f"--cap-gb {cap_gb:g} leaves nothing; give a positive number of GB")
         cap = nullcontext() if cap_gb is None else capped(int(cap_gb * GB), target)
         with cap:
-            subject = Subject.make(model, target, kind, changes, is_random=random_weights)
+            with naming_flags(layers):
+                subject = Subject.make(model, target, kind, layers, is_random=random_weights)
             rows = run_parts(
                 parts,
                 subject,

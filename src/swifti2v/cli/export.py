@@ -1,22 +1,20 @@
 """``swifti2v models export``, ``export-stage2`` and ``convert-lora``: models as files for others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, STAGED_LORA_FORM, parse_lora
 from swifti2v.cli.options import Dtype
+from swifti2v.jobs.input_files import InputFiles
 from swifti2v.jobs.interruption import Interruption
 from swifti2v.jobs.paths import require_folder, require_new_file
 from swifti2v.storage import whole_directory
-
-if TYPE_CHECKING:
-    from swifti2v.models.sources import LoraSource
 
 STAGE2 = "stage2_transformer"
 
@@ -60,7 +58,7 @@ def export(
 
         from swifti2v.models.loading import load_components, save_components
 
-        loras = _parse_loras(lora or [])
+        loras = [InputFiles().lora(parse_lora(text)) for text in lora or []]
         components, settings = load_components(
             model, getattr(torch, dtype.value), torch.device("cpu"), loras
         )
@@ -94,7 +92,7 @@ def export_stage2(
         from swifti2v.models.loading import load_component
         from swifti2v.models.sources import find_model
 
-        loras = _parse_loras([f"stage2={text}" for text in lora or []])["stage2"]
+        loras = [InputFiles().lora(parse_lora(f"stage2={text}")) for text in lora or []]
         index, root = find_model(model)
         # The one component, without the other, larger ones.
         transformer = load_component(
@@ -141,18 +139,6 @@ def convert_lora(
             err=True,
         )
         typer.echo(str(output.resolve()))
-
-
-def _parse_loras(texts: Sequence[str]) -> dict[str, list["LoraSource"]]:
-    """LoRAs of each stage.
-
-    Raises:
-        InputError: A text is not ``PATH[:STRENGTH]``, or there is no such file.
-    """
-    loras: dict[str, list[LoraSource]] = {"stage1": [], "stage2": []}
-    for lora in map(parse_lora, texts):
-        loras[lora.stage].append(lora.to_source())
-    return loras
 
 
 @contextmanager

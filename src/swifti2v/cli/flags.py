@@ -1,11 +1,12 @@
 """Settings by the flags that change them, for errors that reach the command line."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from swifti2v.config import SHORTHANDS
 from swifti2v.errors import SwiftI2VError
+from swifti2v.jobs.layers import Layer
 
 NAMED = {
     "num_frames": "--num-frames",
@@ -33,15 +34,18 @@ PATTERN = re.compile(
 )
 """A setting that a sentence is about: its value or a verb follows."""
 COMMAND_LINE = "command line"
-"""Source of settings that come from flags, see ``ClipOptions.changes``."""
+"""Source of settings that come from flags, see ``ClipOptions.layers``."""
 
 
 @contextmanager
-def naming_flags() -> Iterator[None]:
-    """Let errors of the block name the flags of settings."""
+def naming_flags(layers: Iterable[Layer] = ()) -> Iterator[None]:
+    """Let errors of the block name the flags of settings, but not those about other layers."""
+    others = tuple(f"{source}: " for source, _ in layers if source != COMMAND_LINE)
     try:
         yield
     except SwiftI2VError as error:
         text = str(error).removeprefix(f"{COMMAND_LINE}: ").removeprefix("settings: ")
+        if text.startswith(others):
+            raise
         error.args = (PATTERN.sub(lambda found: FLAGS[found[0]], text),)
         raise

@@ -9,7 +9,8 @@ from swifti2v.cli.weights import require_weights
 def generate(options: GenerateOptions) -> None:
     """Turn a photo and a prompt into a video, one segment after the other."""
     with exit_codes(debug=options.debug):
+        request = options.to_request(options.image)
         require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 
-        run_command(options, options.image)
+        run_command(request, dry_run=options.dry_run, as_json=options.as_json)

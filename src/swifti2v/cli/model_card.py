@@ -20,9 +20,9 @@ from swifti2v.cli.card_inputs import (
 )
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import RunDtype
-from swifti2v.cli.report import peak_rss_bytes
 from swifti2v.cli.seeds import choose_seed
 from swifti2v.jobs.devices import find_device, find_dtype
+from swifti2v.jobs.report import peak_rss_bytes
 from swifti2v.storage import write_whole
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Options declared once, as dataclasses: those of ``generate`` and ``refine``."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_type_hi
 import typer
 
 from swifti2v.cli.flags import COMMAND_LINE
-from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM
-from swifti2v.config import expand_shorthands, parse_override, read_config
-from swifti2v.jobs.request import Command
+from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM, parse_lora
+from swifti2v.cli.seeds import require_seed
+from swifti2v.config import Stage, expand_shorthands, parse_override, read_config
+from swifti2v.jobs.input_files import InputFiles
+from swifti2v.jobs.layers import Layer
+from swifti2v.jobs.paths import require_utf8
+from swifti2v.jobs.request import ClipRequest, Command
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -196,24 +200,61 @@ class ClipOptions:
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
 
-    def weights(self) -> list[tuple[str, str | Path]]:
-        """Paths of weights and latents, each with its flag."""
-        named = {
-            "--model": self.model,
-            "--preview-decoder": self.preview_decoder,
-            "--work-dir": self.work_dir,
-        }
-        given = [(flag, path) for flag, path in named.items() if path is not None]
-        return [*given, *(("--lora", text) for text in self.lora or [])]
+    def to_request(self, image: Path | None, motion: Path | None = None) -> ClipRequest:
+        """What the options ask for, with the inputs of the command.
 
-    def changes(self) -> list[tuple[str, dict[str, Any]]]:
-        """Settings asked for, weakest first, each with its origin for error messages.
+        Raises:
+            typer.BadParameter: Something is missing, or contradicts something else.
+            SwiftI2VError: A file name, a LoRA or a setting that cannot be read.
+        """
+        self._require_inputs(image, motion)
+        require_seed(self.seed)
+        for flag, path in (
+            ("--model", self.model),
+            ("--preview-decoder", self.preview_decoder),
+            ("--work-dir", self.work_dir),
+            *(("--lora", text) for text in self.lora or []),
+        ):
+            if path is not None:
+                require_utf8(path, flag)
+        default: Stage = "stage2" if self.command == "upscale" else "stage1"
+        return ClipRequest(
+            command=self.command,
+            output=self.output,
+            image=image,
+            motion=motion,
+            prompt=self.prompt,
+            model=self.model,
+            seed=self.seed,
+            layers=tuple(self.layers()),
+            fit=self.fit.value if self.fit else None,
+            background=self.background,
+            loras=tuple(parse_lora(text, default) for text in self.lora or []),
+            truncate_prompt=self.truncate_prompt,
+            like=self.like,
+            codec=self.codec.value if self.codec else None,
+            crf=self.crf,
+            ten_bit=self.ten_bit,
+            contact_sheet=self.contact_sheet,
+            stores_settings=not self.no_metadata,
+            device=self.device,
+            dtype=self.dtype.value if self.dtype else None,
+            placement=self.placement.value if self.placement else None,
+            memory=self.memory,
+            preview_decoder=self.preview_decoder,
+            work_dir=self.work_dir,
+            resume=self.resume,
+        )
+
+    def layers(self) -> list[Layer]:
+        """Settings asked for, weakest first.
 
         Raises:
             ConfigError: The config file cannot be read, or a ``--set`` is not ``a.b=c``.
         """
-        asked = [(str(self.config), read_config(self.config))] if self.config else []
-        asked += [(f"--set {text}", parse_override(text)) for text in self.set_ or []]
+        config = self.config
+        if config is not None and self.resume:
+            config = InputFiles(self.like, self.work_dir).settings_file(config)
         flags = {
             "num_frames": self.num_frames,
             "height": self.height,
@@ -225,7 +266,30 @@ class ClipOptions:
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
         }
-        return [*asked, (COMMAND_LINE, expand_shorthands(flags))]
+        return [*read_layers(config, self.set_), (COMMAND_LINE, expand_shorthands(flags))]
+
+    def _require_inputs(self, image: Path | None, motion: Path | None) -> None:
+        if self.resume and self.work_dir is None:
+            raise typer.BadParameter("--resume needs --work-dir", param_hint="--resume")
+        if self.like is not None:
+            return
+        if motion is None and self.command != "generate":
+            raise typer.BadParameter("give a clip, or --like", param_hint="CLIP")
+        if self.command != "upscale":
+            if image is None:
+                raise typer.BadParameter("give a photo, or --like", param_hint="IMAGE")
+            if self.prompt is None:
+                raise typer.BadParameter("give a prompt, or --like", param_hint="--prompt")
+
+
+def read_layers(config: Path | None, overrides: Sequence[str] | None) -> list[Layer]:
+    """Settings of ``--config`` and of each ``--set``.
+
+    Raises:
+        ConfigError: The file cannot be read, or a text is not ``a.b=c``.
+    """
+    layers: list[Layer] = [(str(config), read_config(config))] if config else []
+    return [*layers, *((f"--set {text}", parse_override(text)) for text in overrides or [])]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

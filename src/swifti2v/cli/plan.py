@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.flags import naming_flags
+from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 
 if TYPE_CHECKING:
     from swifti2v.planning.plans import Plan
@@ -87,9 +87,8 @@ def _make(
     asked: Precision | None,
     memory: str | None,
 ) -> "Plan":
-    from swifti2v.config import GenerationConfig, merge, parse_config
     from swifti2v.jobs.devices import has_gpu
-    from swifti2v.models.sources import find_model
+    from swifti2v.jobs.layers import resolve_config
     from swifti2v.planning.devices import PRECISIONS, find_device
     from swifti2v.planning.plans import make_plan
     from swifti2v.planning.stored import StoredCosts, find_costs
@@ -98,8 +97,7 @@ def _make(
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
     precision = next(name for name in PRECISIONS if name == (asked or usual))
     device = find_device(device_name, precision)
-    settings = find_model(model)[0].settings
-    config = parse_config(GenerationConfig, merge(settings, given), "settings")
+    config = resolve_config(model, [(COMMAND_LINE, given)])
     budget = _read_budget(memory, device_name, is_cpu=is_cpu)
     costs = find_costs(model, config, precision)
     if not isinstance(costs, StoredCosts):

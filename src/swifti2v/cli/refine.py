@@ -9,7 +9,8 @@ from swifti2v.cli.weights import require_weights
 def refine(options: RefineOptions) -> None:
     """Bring a low-resolution clip to full size with the detail of a photo (Stage II alone)."""
     with exit_codes(debug=options.debug):
+        request = options.to_request(options.image, options.motion)
         require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 
-        run_command(options, options.image, options.motion)
+        run_command(request, dry_run=options.dry_run, as_json=options.as_json)

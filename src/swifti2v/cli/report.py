@@ -1,14 +1,10 @@
-"""What a user sees of a run: progress while it goes, and the account at its end."""
+"""What a user sees of a run while it goes."""
 
-import json
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import typer
 from rich.console import Console
@@ -23,69 +19,10 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from swifti2v.pipelines.progress import Progress
+from swifti2v.pipelines.two_stage import SegmentOutput
 
-STAGES = ("text", "stage1", "reference", "stage2", "decode")
 REPORT_SECONDS = 10.0
 """Between two lines about steps."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentReport:
-    """One segment of the account."""
-
-    index: int
-    """Place in the clip, from 0."""
-    latent_range: tuple[int, int]
-    """Latent frames generated, half open."""
-    seconds: float
-    """From the end of the segment before to the end of this one."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
-    """The account of a finished run; ``--json`` prints exactly these fields."""
-
-    output: str
-    """Absolute path of the video."""
-    width: int
-    """Pixels."""
-    height: int
-    """Pixels."""
-    num_frames: int
-    """Frames in the video."""
-    fps: int
-    """Frames a second."""
-    seed: int
-    """Of the noise."""
-    model: str
-    """Name of the model."""
-    segments: list[SegmentReport]
-    """In order."""
-    seconds: dict[str, float]
-    """Of each stage, in all, and until the first segment was done."""
-    peak_rss_bytes: int
-    """Most memory the process held."""
-    peak_device_bytes: int | None
-    """Most memory held on the GPU; None without one."""
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self))
-
-    def to_lines(self) -> list[str]:
-        """For people; the first one is the path alone."""
-        first, total = self.seconds["first_segment"], self.seconds["total"]
-        return [
-            self.output,
-            f"{self.width}x{self.height}, {self.num_frames} frames at {self.fps} fps, "
-            f"model {self.model}, seed {self.seed}, {total:.1f} s (first segment {first:.1f} s)",
-        ]
-
-
-def peak_rss_bytes() -> int:
-    """Most memory this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 class Pace:
@@ -166,11 +103,11 @@ class ProgressDisplay:
         elif time.monotonic() - self._said_at >= REPORT_SECONDS:
             self._say(f"{label}: step {step} of {num_steps}{self._left}")
 
-    def on_segment(self, index: int, num_frames: int, seconds: float) -> None:
+    def on_segment(self, segment: SegmentOutput) -> None:
         """Show that a segment is done."""
         self._say(
-            f"segment {index + 1} of {self._num_segments} done: {num_frames} frames, "
-            f"{seconds:.1f} s{self._left}"
+            f"segment {segment.index + 1} of {self._num_segments} done: {len(segment.frames)} frames, "
+            f"{segment.seconds:.1f} s{self._left}"
         )
 
     def _show(self, key: str, label: str, done: int, total: int) -> None:
@@ -182,9 +119,3 @@ class ProgressDisplay:
         self._said_at = time.monotonic()
         if self._bars.disable:
             typer.echo(text, err=True)
-
-
-def stage_seconds(measured: dict[str, float], total: float, first_segment: float) -> dict[str, Any]:
-    """Seconds of every stage, 0 for one that did not run."""
-    stages = {stage: round(measured.get(stage, 0.0), 3) for stage in STAGES}
-    return {**stages, "total": round(total, 3), "first_segment": round(first_segment, 3)}

@@ -1,11 +1,8 @@
 """Seeds that a command line names."""
 
-import secrets
-
 import typer
 
-RANDOM = -1
-"""Asks for a random seed."""
+from swifti2v.jobs.request import RANDOM, draw_seed
 
 
 def choose_seed(asked: int) -> int:
@@ -35,8 +32,3 @@ def require_seed(asked: int | None) -> None:
         raise typer.BadParameter(
             f"{asked} is below 0; give 0 or more, or {RANDOM} for a random one", param_hint="--seed"
         )
-
-
-def draw_seed() -> int:
-    """A random seed of at most ten digits."""
-    return secrets.randbelow(2**32)

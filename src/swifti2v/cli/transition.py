@@ -11,14 +11,15 @@ import typer
 import yaml
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.flags import naming_flags
+from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
-from swifti2v.cli.options import Placement, takes_options
+from swifti2v.cli.options import Placement, read_layers, takes_options
 from swifti2v.cli.seeds import choose_seed
 from swifti2v.cli.transition_job import Job, Outcome
-from swifti2v.config import GenerationConfig, merge, parse_config, parse_override
+from swifti2v.config import GenerationConfig, expand_shorthands
 from swifti2v.errors import InputError
 from swifti2v.jobs.devices import find_device
+from swifti2v.jobs.input_files import InputFiles
 from swifti2v.jobs.interruption import Interruption
 from swifti2v.shards import parse_shard
 
@@ -125,7 +126,7 @@ def transition(options: TransitionOptions) -> None:
 def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, Any] | None:
     """The account of the run; None of a dry run, which prints its plan."""
     low, high = _parse_sigma(options.sigma)
-    loras = _find_loras(options.lora or [])
+    loras = [InputFiles().lora(parse_lora(f"stage1={text}")) for text in options.lora or []]
     generation = _resolve(options)
     from swifti2v.training.data.readers import read_manifest
     from swifti2v.training.transition.samples import TransitionConfig, take_shard
@@ -217,24 +218,14 @@ def _parse_sigma(text: str) -> tuple[float, float]:
         raise InputError(f"sigma {text!r} is not LOW:HIGH or one number, as 0.2:0.6") from None
 
 
-def _find_loras(texts: list[str]) -> "list[LoraSource]":
-    return [parse_lora(f"stage1={text}").to_source() for text in texts]
-
-
 def _resolve(options: TransitionOptions) -> GenerationConfig:
     """Settings of the model, with ``--set`` and then the options on top."""
-    from swifti2v.models.sources import find_model
+    from swifti2v.jobs.layers import resolve_config
 
-    values = find_model(options.model)[0].settings
-    for text in options.set_ or []:
-        asked = parse_override(text)
-        parse_config(GenerationConfig, asked, f"--set {text}")
-        values = merge(values, asked)
-    names = ("num_frames", "height", "width", "fps")
-    given = {name: getattr(options, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    with naming_flags():
-        return parse_config(GenerationConfig, merge(values, given), "settings")
+    sizes = {name: getattr(options, name) for name in ("num_frames", "height", "width", "fps")}
+    layers = [*read_layers(None, options.set_), (COMMAND_LINE, expand_shorthands(sizes))]
+    with naming_flags(layers):
+        return resolve_config(options.model, layers)
 
 
 def _load(
@@ -248,7 +239,7 @@ def _load(
         options.model,
         device=find_device(options.device),
         placement=options.placement.value,
-        loras={"stage1": loras},
+        loras=loras,
         speed={stage: getattr(generation, stage).speed for stage in STAGES},
         merges_own_loras=not options.without_loras,
     )

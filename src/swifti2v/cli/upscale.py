@@ -11,6 +11,7 @@ from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.options import ClipOptions, Fit, takes_options
 from swifti2v.cli.weights import require_weights
+from swifti2v.jobs.layers import Layer
 from swifti2v.jobs.request import Command
 
 
@@ -70,7 +71,7 @@ class UpscaleOptions(ClipOptions):
         Windows, typer.Option(help="csg streams segments; none denoises the whole clip at once.")
     ] = Windows.CSG
 
-    def changes(self) -> list[tuple[str, dict[str, Any]]]:
+    def layers(self) -> list[Layer]:
         """As in ``ClipOptions``, with those of this command."""
         stage2: dict[str, Any] = {}
         if self.strength is not None:
@@ -80,7 +81,7 @@ class UpscaleOptions(ClipOptions):
         if self.windows == Windows.NONE:
             stage2["segment_size"] = None
         # Not super(): a dataclass with slots is another class than the one this was written in.
-        return [*ClipOptions.changes(self), (COMMAND_LINE, {"stage2": stage2})]
+        return [*ClipOptions.layers(self), (COMMAND_LINE, {"stage2": stage2})]
 
 
 @takes_options(UpscaleOptions)
@@ -101,7 +102,8 @@ def upscale(options: UpscaleOptions) -> None:
                 "without windows there are no segments; leave one of the two out",
                 param_hint="--segment-size",
             )
+        request = options.to_request(None, options.video)
         require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 
-        run_command(options, None, options.video)
+        run_command(request, dry_run=options.dry_run, as_json=options.as_json)

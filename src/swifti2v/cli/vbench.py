@@ -1,18 +1,18 @@
 """``swifti2v vbench``: make the videos of VBench-I2V, measure them, and score the results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swifti2v.cli.failures import exit_codes
-from swifti2v.cli.options import Placement
+from swifti2v.cli.options import Placement, read_layers
 from swifti2v.cli.seeds import choose_seed
 from swifti2v.jobs.interruption import Interruption
 
 if TYPE_CHECKING:
-    from swifti2v.config import GenerationConfig
     from swifti2v.evaluation.vbench.lite import LiteResult
     from swifti2v.evaluation.vbench.scores import Scores
 
@@ -86,8 +86,9 @@ def generate(
 
     Shards may run at the same time into the same folder.
     """
-    with exit_codes(debug=debug), Interruption().catch():
-        from swifti2v import SwiftI2VPipeline, __version__
+    interruption = Interruption()
+    with exit_codes(debug=debug), interruption.catch():
+        from swifti2v import __version__
         from swifti2v.config import to_dict
         from swifti2v.evaluation.vbench.generation import (
             CRF,
@@ -95,13 +96,15 @@ def generate(
             GenerationRecord,
             generate_videos,
             open_output,
+            request_video,
             require_prompts,
             take_shard,
         )
         from swifti2v.evaluation.vbench.photos import check_photo, plan_photo_fit
         from swifti2v.evaluation.vbench.suite import find_photos, list_videos
-        from swifti2v.jobs.devices import find_device
-        from swifti2v.models.loading import STAGES
+        from swifti2v.jobs.layers import resolve_config
+        from swifti2v.jobs.load import load
+        from swifti2v.jobs.resolve import resolve
         from swifti2v.sampling import SAMPLING_VERSION
         from swifti2v.shards import parse_shard
         from swifti2v.storage import encode_text, hash_file
@@ -109,7 +112,7 @@ def generate(
         index, num_shards = parse_shard(shard)
         _, entries = _choose(suite, None, no_camera=no_camera)
         videos = take_shard(list_videos(entries, samples), index, num_shards)
-        settings = _resolve(model, config, set_)
+        settings = resolve_config(model, read_layers(config, set_))
         fit = plan_photo_fit(ratio, settings.height, settings.width)
         photos = find_photos(entries, images, ratio)
         for photo in sorted(set(photos.values())):
@@ -130,26 +133,27 @@ def generate(
             plan = {"num_videos": len(videos), **to_dict(record)}
             typer.echo(encode_text(json.dumps(plan, ensure_ascii=False, indent=1)))
             return
-        typer.echo(f"loading {model}", err=True)
-        pipe = SwiftI2VPipeline.from_pretrained(
-            model,
-            device=find_device(device),
-            placement=placement.value,
-            speed={stage: getattr(settings, stage).speed for stage in STAGES},
-        )
-        pipe.require_fit(settings)
-        if videos:
+        requests = [
+            request_video(record, video, photos[video.entry.image_name]) for video in videos
+        ]
+        there = next(p for p in (output, *output.absolute().parents) if p.is_dir())
+        pipe = None
+        if requests:
+            first = replace(requests[0], output=there / requests[0].output)
+            pipe = load(resolve(replace(first, device=device, placement=placement.value)))
+            pipe.require_fit(settings)
             require_prompts(pipe, videos)
         open_output(output, record)
         num_done = 0
 
-        def say(video: Any, is_new: bool) -> None:
+        def say(name: str, is_new: bool) -> None:
             nonlocal num_done
             num_done += 1
             state = "made" if is_new else "was there"
-            typer.echo(f"{num_done} of {len(videos)}: {video.name} {state}", err=True)
+            typer.echo(f"{num_done} of {len(videos)}: {name} {state}", err=True)
 
-        generate_videos(pipe, videos, photos, record, output, say)
+        if pipe is not None:
+            generate_videos(pipe, requests, output, say, interruption)
         typer.echo(str((output / VIDEOS).resolve()))
 
 
@@ -306,21 +310,6 @@ def _choose(suite: Path, dimensions: list[str] | None, *, no_camera: bool) -> tu
     entries = select_entries(read_suite(suite), names)
     measured = tuple(n for n in names if any(n in entry.dimension for entry in entries))
     return measured, entries
-
-
-def _resolve(model: str, config: Path | None, overrides: list[str] | None) -> "GenerationConfig":
-    """Settings, before any weights are loaded."""
-    from swifti2v.config import GenerationConfig, merge, parse_config, parse_override, read_config
-    from swifti2v.models.sources import find_model
-
-    index, _ = find_model(model)
-    asked = [(str(config), read_config(config))] if config else []
-    asked += [(f"--set {text}", parse_override(text)) for text in overrides or []]
-    values = dict(index.settings)
-    for source, changes in asked:
-        parse_config(GenerationConfig, changes, source)
-        values = merge(values, changes)
-    return parse_config(GenerationConfig, values, "settings")
 
 
 def _require_only(folder: Path, names: set[str]) -> None:

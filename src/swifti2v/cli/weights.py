@@ -1,20 +1,7 @@
 """Weights that a run needs, looked for before PyTorch is loaded."""
 
 from swifti2v.cli.options import ClipOptions
-from swifti2v.models.availability import RemoteFiles, find_missing, require_obtainable
-from swifti2v.models.sources import find_model
-
-
-def find_missing_weights(model: str, *, with_stage1: bool) -> list[RemoteFiles]:
-    """Files of a model that are not on this machine, see ``find_missing``.
-
-    Args:
-        model: See ``swifti2v.models.sources.find_model``.
-        with_stage1: Whether Stage I runs.
-    """
-    index, root = find_model(model)
-    roles = [r for r in index.components if with_stage1 or not r.startswith(("stage1", "image"))]
-    return find_missing(index, root, roles)
+from swifti2v.models.availability import find_missing_weights, require_obtainable
 
 
 def require_weights(options: ClipOptions) -> None:

@@ -1,9 +1,11 @@
 """Files of a run that is repeated or continued, found where it was started or beside what it wrote."""
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from swifti2v.errors import InputError
+from swifti2v.models.sources import LoraSource
 from swifti2v.storage import hash_file
 
 LEVELS = 3
@@ -25,7 +27,7 @@ class InputFiles:
     def recorded(
         self,
         name: str,
-        sha256: str,
+        sha256: str | None,
         remedy: str,
         hash_of: Callable[[Path], str | None] = hash_file,
     ) -> Path:
@@ -50,7 +52,7 @@ class InputFiles:
                 seen.append(str(candidate))
         raise InputError(f"{name} is not found; {remedy}; looked for it as {', '.join(seen)}")
 
-    def named(self, path: Path, known: Collection[str]) -> Path:
+    def named(self, path: Path, known: Collection[str | None]) -> Path:
         """The file that a command line names: as it is, or one of the run that is continued.
 
         Args:
@@ -70,6 +72,17 @@ class InputFiles:
         raise InputError(
             f"{path} does not exist, nor one that the run was made with; looked for it as {places}"
         )
+
+    def lora(self, lora: LoraSource, known: Collection[str | None] = ()) -> LoraSource:
+        """A LoRA with the path of the file that is found, see ``named``, and its hash.
+
+        Raises:
+            InputError: It is not there.
+        """
+        path = self.named(Path(lora.path), known)
+        if not path.exists():
+            raise InputError(f"LoRA {path} does not exist; check the path")
+        return replace(lora, path=str(path), sha256=hash_file(path))
 
     def settings_file(self, path: Path) -> Path:
         """A file of settings: as named, or the first of that name; the run's plan judges it."""

@@ -12,10 +12,8 @@ from swifti2v.errors import InputError
 from swifti2v.jobs.request import Command
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
-from swifti2v.models.sources import INDEX_NAME
+from swifti2v.models.sources import INDEX_NAME, LoraSource
 from swifti2v.storage import encode_text, hash_file
-
-Stage = Literal["stage1", "stage2"]
 
 
 @settings
@@ -31,22 +29,6 @@ class FileRecord:
     def of(cls, path: Path) -> "FileRecord":
         """The file as it is now."""
         return cls(path=str(path), sha256=hash_file(path))
-
-
-@settings
-class LoraRecord:
-    """A LoRA merged into one stage."""
-
-    stage: Stage
-    """Whose transformer."""
-    path: str
-    """File or directory, as the user gave it."""
-    strength: float
-    """Factor on its deltas."""
-    sha256: str
-    """Of its bytes."""
-    allow_partial: bool = False
-    """Whether layers that do not fit were left out."""
 
 
 @settings
@@ -85,7 +67,7 @@ class RunSettings:
     """How the photo was fitted to the size."""
     background: str | None
     """``#rrggbb`` behind a see-through photo."""
-    loras: tuple[LoraRecord, ...]
+    loras: tuple[LoraSource, ...]
     """Merged in this order."""
     truncate_prompt: bool
     """Whether a prompt over the limit was cut."""

@@ -7,7 +7,7 @@ is whole. Latents and motion reference are stored exactly, with a checksum.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ MOTION_REFERENCE = "motion_reference.safetensors"
 
 
 class WorkDir:
-    """The directory of one run.
+    """The directory of one run: a ``swifti2v.pipelines.store.SegmentStore``.
 
     Args:
         directory: Made by ``start``, not before.
@@ -70,14 +70,14 @@ class WorkDir:
             leftover.unlink()
         _write(self.directory / PLAN, json.dumps(plan, indent=2).encode())
 
-    @property
-    def finished(self) -> "FinishedSegments":
-        """Latents of the segments on disk."""
-        return FinishedSegments(self.directory)
-
     def save_segment(self, index: int, latents: Tensor) -> None:
         """Store the latents ``[1, C, F, h, w]`` of a finished segment."""
         _write_tensors(_segment_path(self.directory, index), tensor=latents)
+
+    def load_segment(self, index: int) -> Tensor | None:
+        """Latents of a finished segment, or None if they are not there or damaged (which is logged)."""
+        tensors = _read_tensors(_segment_path(self.directory, index))
+        return None if tensors is None else tensors["tensor"]
 
     def save_motion_reference(self, motion: MotionReference) -> None:
         """Store what Stage I made."""
@@ -92,32 +92,6 @@ class WorkDir:
         if tensors is None:
             return None
         return MotionReference(tensors["tensor"].numpy(), tensors.get("displacement"))
-
-
-class FinishedSegments(Mapping[int, Tensor]):
-    """Segment index to latents, read from disk when asked for; a damaged file counts as none."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def __getitem__(self, index: int) -> Tensor:
-        tensors = _read_tensors(_segment_path(self._directory, index))
-        if tensors is None:
-            raise KeyError(index)
-        return tensors["tensor"]
-
-    def __contains__(self, index: object) -> bool:
-        return (
-            isinstance(index, int)
-            and _read_tensors(_segment_path(self._directory, index)) is not None
-        )
-
-    def __iter__(self) -> Iterator[int]:
-        files = sorted(self._directory.glob("segment_*.safetensors"))
-        return (index for index in (int(file.stem[8:]) for file in files) if index in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def _read_plan(directory: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swifti2v.errors import LoadingError
-from swifti2v.models.sources import ModelIndex, is_on_hub, resolve
+from swifti2v.models.sources import ModelIndex, find_model, is_on_hub, resolve
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
@@ -48,6 +48,18 @@ def find_missing(index: ModelIndex, root: Path, roles: Iterable[str]) -> list[Re
             if not _is_here(files, has_weights) and files not in missing:
                 missing.append(files)
     return missing
+
+
+def find_missing_weights(model: str, *, with_stage1: bool) -> list[RemoteFiles]:
+    """Files of a model that are not on this machine, see ``find_missing``.
+
+    Args:
+        model: See ``swifti2v.models.sources.find_model``.
+        with_stage1: Whether Stage I runs.
+    """
+    index, root = find_model(model)
+    roles = [r for r in index.components if with_stage1 or not r.startswith(("stage1", "image"))]
+    return find_missing(index, root, roles)
 
 
 def require_obtainable(name: str, missing: Sequence[RemoteFiles]) -> None:

@@ -118,7 +118,7 @@ def load_components(
     name: str | Path,
     dtype: torch.dtype,
     device: torch.device,
-    loras: Mapping[str, Sequence[LoraSource]] | None = None,
+    loras: Sequence[LoraSource] = (),
     *,
     merges_own_loras: bool = True,
     stages: Sequence[Stage] = STAGES,
@@ -129,8 +129,8 @@ def load_components(
         name: See ``find_model``.
         dtype: Of the weights; parts that lose too much in 16 bits stay float32, as in diffusers.
         device: Where they go.
-        loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own; their
-            relative paths start from the current directory.
+        loras: LoRAs, merged after the model's own; their relative paths start from the current
+            directory.
         merges_own_loras: False leaves the model's own out: a LoRA is trained on the many-step
             base, never on the step-distilled one.
         stages: Stages that will run. The transformer and VAE of another one are made from their
@@ -146,13 +146,17 @@ def load_components(
     index, root = find_model(name)
     if not merges_own_loras:
         index = index.without_loras()
-    if unknown := sorted((loras or {}).keys() - {*STAGES}):
+    if unknown := sorted({lora.stage for lora in loras} - {*STAGES}):
         raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
-    added = {f"{stage}_transformer": sources for stage, sources in (loras or {}).items()}
     empty = [r for r in index.components if r.startswith(STAGES) and not r.startswith((*stages,))]
     roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
     files = {  # all of them, before anything is loaded
-        role: _find_files(role, index.components[role], root, added.get(role, ()))
+        role: _find_files(
+            role,
+            index.components[role],
+            root,
+            [lora for lora in loras if role == f"{lora.stage}_transformer"],
+        )
         for role in roles
         if role not in empty
     }

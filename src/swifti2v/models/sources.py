@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, Literal
 
-from swifti2v.config import GenerationConfig, parse_config, read_yaml, settings
+from swifti2v.config import GenerationConfig, Stage, parse_config, read_yaml, settings
 from swifti2v.errors import ConfigError, LoadingError
 
 progress = logging.getLogger("swifti2v.progress")
@@ -46,6 +46,10 @@ class LoraSource:
     """Factor on its deltas."""
     allow_partial: bool = False
     """Leave out layers that do not fit the model, with a warning, instead of refusing the file."""
+    stage: Stage = "stage1"
+    """Whose transformer, for a LoRA that no component names."""
+    sha256: str | None = None
+    """Of the file, for a run that is to be repeated."""
 
 
 @settings

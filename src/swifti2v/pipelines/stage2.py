@@ -16,6 +16,7 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae import scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
+from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.transition import HybridReference
 from swifti2v.sampling import (
     Velocity,
@@ -128,7 +129,7 @@ class Stage2Pipeline:
         conditions: Conditions,
         seed: int,
         config: Stage2Config,
-        finished: Mapping[int, Tensor] | None = None,
+        store: SegmentStore | None = None,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> Iterator[SegmentLatents]:
@@ -139,8 +140,7 @@ class Stage2Pipeline:
             conditions: Text embeddings.
             seed: Of the noise, drawn for each latent frame by itself.
             config: Settings.
-            finished: Latents of segments done earlier, by segment index; they are yielded as
-                they are and never changed.
+            store: Gets the latents of each segment; those it holds are yielded as they are.
             on_progress: Called after each step.
             stopwatch: Takes the seconds of ``reference`` and ``stage2``.
 
@@ -149,13 +149,12 @@ class Stage2Pipeline:
 
         Raises:
             NumericalError: The model returned NaN or infinity; segments yielded before are good.
-            ShapeError: Finished latents are not of their segment's shape.
+            ShapeError: Latents of the store are not of their segment's shape.
 
         Source:
             SwiftI2V, arXiv:2605.06356, section 3.2.
         """
         stopwatch = stopwatch or Stopwatch()
-        finished = finished or {}
         segments = config.plan(reference.num_latent_frames)
         with stopwatch.measure("reference"):
             anchor = reference.anchor()
@@ -163,8 +162,9 @@ class Stage2Pipeline:
         for segment in segments:
             with stopwatch.measure("reference"):
                 condition = reference.latents(segment.window)
-            if segment.index in finished:
-                target = finished[segment.index].to(anchor)
+            kept = store.load_segment(segment.index) if store is not None else None
+            if kept is not None:
+                target = kept.to(anchor)
                 self._require_shape(target, segment, anchor)
             else:
                 with stopwatch.measure("stage2"):
@@ -177,6 +177,8 @@ class Stage2Pipeline:
                         config,
                         on_progress,
                     )
+                if store is not None:
+                    store.save_segment(segment.index, target)
             clean.update(zip(segment.target, torch.split(target, 1, dim=2), strict=True))
             yield SegmentLatents(segment, target)
             first_needed = segment.target[-1] + 1 - config.context_size

@@ -46,6 +46,7 @@ from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import SegmentLatents, Stage2Pipeline
+from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.shapes import FrameSize, PixelShape, latent_frames, size_of_aspect
 
@@ -94,6 +95,9 @@ class SwiftI2VPipeline:
         self.encoder = ConditionEncoder(components)
         self.preview_decoder: LightDecoder | None = None
         """What decodes instead of Stage II's VAE."""
+        self.keeps_stage1 = True
+        """False frees text encoders and Stage I once a clip needs them no more: a run of one clip
+        then takes less memory; for another prompt or photo, load the pipeline again."""
 
     @classmethod
     def from_pretrained(
@@ -103,7 +107,7 @@ class SwiftI2VPipeline:
         torch_dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
         placement: Placement = "resident",
-        loras: Mapping[str, Sequence[LoraSource]] | None = None,
+        loras: Sequence[LoraSource] = (),
         stages: Sequence[Stage] = STAGES,
         speed: Mapping[Stage, SpeedConfig] | None = None,
         merges_own_loras: bool = True,
@@ -118,7 +122,7 @@ class SwiftI2VPipeline:
             placement: ``"streamed"`` holds the weights in host memory and brings them to the
                 device when used: slower, for models larger than the device's memory.
                 ``"offloaded"`` does so with the VAE's causal history as well.
-            loras: LoRAs for ``"stage1"`` and ``"stage2"``, merged after the model's own.
+            loras: LoRAs, each for its stage, merged after the model's own.
             stages: Stages that will run; the weights of another one are not loaded. ``refine`` and
                 ``upscale`` need ``"stage2"`` alone.
             speed: How the transformers compute, by stage; by default as the model's settings say.
@@ -259,6 +263,7 @@ class SwiftI2VPipeline:
         config: GenerationConfig | None = None,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
+        store: SegmentStore | None = None,
     ) -> Iterator[SegmentOutput]:
         """Generate a clip and hand over each segment as soon as it is finished.
 
@@ -270,6 +275,7 @@ class SwiftI2VPipeline:
             config: Settings, by default the model's.
             on_progress: Called between any two model calls; raising in it stops the run.
             stopwatch: Takes the seconds of each stage.
+            store: Gets the motion reference and each segment; what it holds is not made again.
 
         Yields:
             Segments in order. Nothing but the motion reference is held for the whole clip.
@@ -283,15 +289,20 @@ class SwiftI2VPipeline:
         self.require_fit(config)
         stopwatch = stopwatch or Stopwatch()
         conditions = self.encode(image, prompt, config, stopwatch)
-        motion_reference = self.generate_motion_reference(
-            image, conditions, generator, config, on_progress, stopwatch
-        )
+        motion_reference = store.load_motion_reference() if store is not None else None
+        if motion_reference is None:
+            motion_reference = self.generate_motion_reference(
+                image, conditions, generator, config, on_progress, stopwatch
+            )
+            if store is not None:
+                store.save_motion_reference(motion_reference)
         yield from self.synthesize(
             motion_reference,
             image,
             conditions,
             generator,
             config,
+            store=store,
             on_progress=on_progress,
             stopwatch=stopwatch,
         )
@@ -306,6 +317,7 @@ class SwiftI2VPipeline:
         config: GenerationConfig | None = None,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
+        store: SegmentStore | None = None,
     ) -> Iterator[SegmentOutput]:
         """Stage II over the user's own low-resolution clip instead of Stage I's.
 
@@ -317,6 +329,7 @@ class SwiftI2VPipeline:
             config: See ``stream``; its ``num_frames`` must be T.
             on_progress: See ``stream``.
             stopwatch: See ``stream``.
+            store: See ``stream``; the motion reference is the user's own, so it is not kept.
         """
         config = config or self.configure(num_frames=len(motion_reference))
         if config.num_frames != len(motion_reference):
@@ -332,6 +345,7 @@ class SwiftI2VPipeline:
             conditions,
             generator,
             config,
+            store=store,
             on_progress=on_progress,
             stopwatch=stopwatch,
         )
@@ -375,12 +389,14 @@ class SwiftI2VPipeline:
         generator: torch.Generator | int,
         config: GenerationConfig,
         *,
-        finished: Mapping[int, Tensor] | None = None,
+        store: SegmentStore | None = None,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> Iterator[SegmentOutput]:
-        """Stage II alone, from a motion reference; ``finished`` continues a stopped run."""
+        """Stage II alone, from a motion reference; segments in ``store`` are not made again."""
         stopwatch = stopwatch or Stopwatch()
+        if not self.keeps_stage1:
+            self.release_stage1()
         photo = self._photo(image, config)
         reference = HybridReference(
             motion_reference,
@@ -390,7 +406,7 @@ class SwiftI2VPipeline:
             offloads_history=self.components.offloads_history,
         )
         segments = self.stage2.stream(
-            reference, conditions, _seed(generator), config.stage2, finished, on_progress, stopwatch
+            reference, conditions, _seed(generator), config.stage2, store, on_progress, stopwatch
         )
         with closing(reference):
             yield from self._decode(segments, reference, config, stopwatch)

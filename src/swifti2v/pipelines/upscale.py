@@ -11,6 +11,7 @@ from swifti2v.config import GenerationConfig
 from swifti2v.errors import ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
+from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.two_stage import SegmentOutput, SwiftI2VPipeline
 
 STRENGTH = 0.7
@@ -26,6 +27,7 @@ def upscale(
     generator: torch.Generator | int = 0,
     on_progress: OnProgress | None = None,
     stopwatch: Stopwatch | None = None,
+    store: SegmentStore | None = None,
 ) -> Iterator[SegmentOutput]:
     """Resize a clip, add noise to its latents and denoise them with Stage II.
 
@@ -42,6 +44,7 @@ def upscale(
         generator: See ``SwiftI2VPipeline.stream``.
         on_progress: See ``SwiftI2VPipeline.stream``.
         stopwatch: See ``SwiftI2VPipeline.stream``.
+        store: See ``SwiftI2VPipeline.refine``.
 
     Yields:
         Segments in order; the first one brings the first frame with it.
@@ -63,6 +66,7 @@ def upscale(
         config=config,
         on_progress=on_progress,
         stopwatch=stopwatch,
+        store=store,
     )
 
 

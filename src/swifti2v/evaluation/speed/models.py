@@ -9,8 +9,9 @@ from accelerate import init_empty_weights
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
-from swifti2v.config import GenerationConfig, merge, parse_config
+from swifti2v.config import GenerationConfig
 from swifti2v.errors import ConfigError
+from swifti2v.jobs.layers import Layer, resolve_config
 from swifti2v.models.architectures import Architecture, find_architecture
 from swifti2v.models.loading import float32_parts, load_component
 from swifti2v.models.sources import find_model
@@ -40,13 +41,12 @@ class Subject:
         name: str,
         device: torch.device,
         dtype: torch.dtype,
-        changes: dict[str, Any],
+        layers: Sequence[Layer],
         *,
         is_random: bool = False,
     ) -> "Subject":
         """A model with its own settings, some changed."""
-        index, _ = find_model(name)
-        config = parse_config(GenerationConfig, merge(index.settings, changes), "settings")
+        config = resolve_config(name, layers)
         return cls(name=name, device=device, dtype=dtype, config=config, is_random=is_random)
 
     @property

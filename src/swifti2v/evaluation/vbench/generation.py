@@ -1,17 +1,20 @@
 """Make the videos of the suite: resumable, in shards, every file whole or not there."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from swifti2v.config import GenerationConfig, parse_config, settings, to_dict
 from swifti2v.errors import InputError
-from swifti2v.evaluation.vbench.photos import PhotoFit, load_photo
+from swifti2v.evaluation.vbench.photos import PhotoFit
 from swifti2v.evaluation.vbench.suite import SUFFIX, SuiteVideo
-from swifti2v.media import open_writer
+from swifti2v.jobs.check import check
+from swifti2v.jobs.interruption import Interruption
+from swifti2v.jobs.request import ClipRequest
+from swifti2v.jobs.resolve import resolve
+from swifti2v.jobs.run import run
 from swifti2v.models.text import tokenize_prompts
-from swifti2v.pipelines.progress import OnProgress
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.storage import require_same_settings, whole_file, write_whole
 
@@ -98,66 +101,55 @@ def take_shard(videos: Sequence[SuiteVideo], index: int, num_shards: int) -> lis
     return list(videos[index - 1 :: num_shards])
 
 
+def request_video(record: GenerationRecord, video: SuiteVideo, photo: Path) -> ClipRequest:
+    """One video as a job that ``swifti2v generate`` could have been asked for.
+
+    Args:
+        record: Settings.
+        video: Prompt and sample.
+        photo: A crop of the ratio of ``record.photo_fit``.
+    """
+    return ClipRequest(
+        command="generate",
+        output=Path(video.name),
+        image=photo,
+        prompt=video.entry.prompt_en,
+        model=record.model,
+        seed=record.seed + video.sample,
+        layers=((RECORD, to_dict(record.config)),),
+        codec="h264",
+        crf=record.crf,
+    )
+
+
 def generate_videos(
     pipe: SwiftI2VPipeline,
-    videos: Sequence[SuiteVideo],
-    photos: Mapping[str, Path],
-    record: GenerationRecord,
+    requests: Sequence[ClipRequest],
     folder: Path,
-    on_video: Callable[[SuiteVideo, bool], None] | None = None,
-    on_progress: OnProgress | None = None,
+    on_video: Callable[[str, bool], None] | None = None,
+    interruption: Interruption | None = None,
 ) -> int:
-    """Make those videos that are not there yet.
+    """Make those videos that are not there yet; each stores its settings.
 
     Args:
         pipe: Both stages.
-        videos: To be made.
-        photos: By name, of the ratio of ``record.photo_fit``.
-        record: Settings.
+        requests: See ``request_video``; their outputs are names in the folder of videos.
         folder: See ``open_output``.
-        on_video: Called for every video, with whether it was made now.
-        on_progress: See ``SwiftI2VPipeline.stream``.
+        on_video: Called for every video's name, with whether it was made now.
+        interruption: See ``swifti2v.jobs.run.run``.
 
     Returns:
         How many were made.
     """
     num_made = 0
-    for video in videos:
-        path = folder / VIDEOS / video.name
+    for request in requests:
+        path = folder / VIDEOS / request.output
         is_missing = not path.is_file()
         if is_missing:
-            _generate(pipe, video, photos[video.entry.image_name], record, path, on_progress)
+            with whole_file(path, SUFFIX) as unfinished:
+                job = check(resolve(replace(request, output=unfinished)), pipe)
+                run(job, interruption=interruption)
             num_made += 1
         if on_video is not None:
-            on_video(video, is_missing)
+            on_video(path.name, is_missing)
     return num_made
-
-
-def _generate(
-    pipe: SwiftI2VPipeline,
-    video: SuiteVideo,
-    photo: Path,
-    record: GenerationRecord,
-    path: Path,
-    on_progress: OnProgress | None,
-) -> None:
-    """One video; no more than a segment of it is held."""
-    config = record.config
-    image = load_photo(photo, config.height, config.width)
-    seed = record.seed + video.sample
-    about: dict[str, Any] = {"prompt": video.entry.prompt_en, "seed": seed, "model": record.model}
-    with (
-        whole_file(path, SUFFIX) as unfinished,
-        open_writer(
-            unfinished,
-            height=config.height,
-            width=config.width,
-            fps=config.fps,
-            crf=record.crf,
-            metadata={"comment": json.dumps(about, ensure_ascii=False)},
-        ) as writer,
-    ):
-        for segment in pipe.stream(
-            image, video.entry.prompt_en, generator=seed, config=config, on_progress=on_progress
-        ):
-            writer.write(segment.frames)

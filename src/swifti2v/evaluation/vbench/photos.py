@@ -7,7 +7,6 @@ from pathlib import Path
 from PIL import Image
 
 from swifti2v.errors import InputError, MediaError, ShapeError
-from swifti2v.media import fit_image, load_image
 
 RATIOS = ("1-1", "8-5", "7-4", "16-9")
 """Crops that the suite comes with; its own tool makes others between 1-1 and 16-9."""
@@ -104,8 +103,3 @@ def check_photo(path: Path, ratio: str) -> None:
         raise MediaError(
             f"photo {path} is {width}x{height}, not {ratio}; --images must hold the suite's crops"
         )
-
-
-def load_photo(path: Path, height: int, width: int) -> Image.Image:
-    """A crop at the size of the clip, as ``plan_photo_fit`` says."""
-    return fit_image(load_image(path), height, width, "crop").image

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from swifti2v.cli.options import ClipOptions
-from swifti2v.config import merge, to_dict
 from swifti2v.errors import ShapeError
 from swifti2v.jobs.settings import RunSettings
 from swifti2v.models.architectures import find_scale
@@ -15,21 +13,13 @@ from swifti2v.shapes import FrameSize, exact_size, size_of_aspect
 
 
 def choose_size(
-    options: ClipOptions,
-    like: RunSettings | None,
-    stored: Mapping[str, Any],
-    settings: RunSettings,
-    source: FrameSize,
+    settings: RunSettings, given: Mapping[str, Any], source: FrameSize
 ) -> tuple[RunSettings, list[str]]:
     """Settings with an output size that follows the photo, or the user's own clip.
 
-    What the user names is kept, and so is the size of a video to repeat or of a run to continue.
-
     Args:
-        options: Of the command line.
-        like: Settings of the video to repeat.
-        stored: Plan of the run to continue.
         settings: Of the run.
+        given: Settings that are kept: asked for, or of a video to repeat or a run to continue.
         source: Size of the photo; for ``refine`` and ``upscale`` that of the clip.
 
     Returns:
@@ -38,9 +28,6 @@ def choose_size(
     Raises:
         ShapeError: The size that was named for ``refine`` has not the clip's aspect.
     """
-    given: dict[str, Any] = to_dict(like.config) if like else dict(stored.get("config", {}))
-    for _, asked in options.changes():
-        given = merge(given, asked)
     height, width = given.get("height"), given.get("width")
     name = "photo" if settings.motion is None else "clip"
     notes = []

@@ -1,4 +1,4 @@
-"""``--memory``: the fastest placement that fits, found before a weight is read."""
+"""The fastest placement that fits a memory budget, found before a weight is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from swifti2v.cli.flags import naming_flags
-from swifti2v.cli.options import ClipOptions
-from swifti2v.config import merge, to_dict
-from swifti2v.jobs.devices import choose_device, find_dtype
+from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.settings import RunSettings
 from swifti2v.models.roles import Placement
 from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision
@@ -30,48 +27,30 @@ class Placed:
     """Why, if it was planned."""
 
 
-def place_run(
-    options: ClipOptions,
-    like: RunSettings | None,
-    settings: RunSettings,
-    stored: Mapping[str, Any],
+def place(
+    request: ClipRequest, settings: RunSettings, given: Mapping[str, Any], device: torch.device
 ) -> Placed:
-    """Choose what the user left open, if ``--memory`` asks for it.
-
-    A tile that the user names, or that a video to repeat or a run to continue was made with, is
-    kept, and so is ``--placement``.
+    """Choose what the request leaves open, if it names a memory budget.
 
     Args:
-        options: Of the command line.
-        like: Settings of the video to repeat.
+        request: Its placement is kept.
         settings: Of the run.
-        stored: Plan of the run to continue.
+        given: Settings that are kept; a VAE tile among them is not chosen anew.
+        device: What computes.
 
     Raises:
-        ConfigError: Nothing fits, or ``--memory`` is neither ``auto`` nor a number above 0.
+        ConfigError: Nothing fits, or the budget is neither ``auto`` nor a number above 0.
     """
-    placement: Placement | None = options.placement.value if options.placement else None
-    if options.memory is None:
-        return Placed(placement=placement or "resident", settings=settings, note=None)
-    device = choose_device(options.device)
-    budget = free_bytes(device) if options.memory == "auto" else parse_gigabytes(options.memory)
-    given: dict[str, Any] = to_dict(like.config) if like else {}
-    for asked in (*(asked for _, asked in options.changes()), dict(stored.get("config", {}))):
-        given = merge(given, asked)
-    stage2 = replace(
-        settings.config.stage2,
-        vae_tile=given.get("stage2", {}).get("vae_tile", settings.config.stage2.vae_tile),
-    )
-    settings = replace(settings, config=replace(settings.config, stage2=stage2))
+    if request.memory is None:
+        return Placed(placement=request.placement or "resident", settings=settings, note=None)
+    budget = free_bytes(device) if request.memory == "auto" else parse_gigabytes(request.memory)
+    stage2 = settings.config.stage2
     wish = Wish(
-        placement=placement,
+        placement=request.placement,
         is_tile_given="vae_tile" in given.get("stage2", {}),
         vae_tile=stage2.vae_tile,
     )
-    dtype = options.dtype.value if options.dtype else (like.dtype if like else None)
-    precision = find_dtype(dtype, device) or ""
-    with naming_flags():
-        plan = plan_run(settings, device, precision, budget, wish)
+    plan = plan_run(settings, device, budget, wish)
     chosen = plan.require_fit()
     stage2 = replace(stage2, vae_tile=chosen.vae_tile)
     return Placed(
@@ -81,16 +60,14 @@ def place_run(
     )
 
 
-def plan_run(
-    settings: RunSettings, device: torch.device, precision: str, budget: float, wish: Wish
-) -> Plan:
-    """The plan of a run on a device of this machine; ``precision`` may be empty for the usual one.
+def plan_run(settings: RunSettings, device: torch.device, budget: float, wish: Wish) -> Plan:
+    """The plan of a run on a device of this machine.
 
     Nothing is measured, so that the same command gives the same plan: which of two placements is
     faster does not depend on the card.
     """
     usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
-    known = next((name for name in PRECISIONS if name == precision), usual)
+    known = next((name for name in PRECISIONS if name == settings.dtype), usual)
     with_stage1 = settings.command == "generate"
     costs = find_costs(settings.model, settings.config, known, with_stage1=with_stage1)
     typical = replace(
@@ -107,9 +84,9 @@ def suggest_plan(settings: RunSettings, placement: Placement) -> str:
     device, tile = torch.device(settings.device), settings.config.stage2.vae_tile
     now = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
     total = memory_bytes(device)
-    failed = plan_run(settings, device, settings.dtype, total, now)
+    failed = plan_run(settings, device, total, now)
     budget = 0.9 * min(total, failed.smallest.peak_device_bytes["peak"])
-    plan = plan_run(settings, device, settings.dtype, budget, Wish())
+    plan = plan_run(settings, device, budget, Wish())
     if plan.chosen is None:
         return f"choose a smaller size: {plan.why}"
     flags = f"--placement {plan.chosen.placement}"

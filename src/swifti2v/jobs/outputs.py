@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from swifti2v.cli.options import ClipOptions
 from swifti2v.errors import InputError
 from swifti2v.jobs.paths import require_contact_sheet
+from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.settings import RunSettings, VideoSettings
 from swifti2v.media import Frames, contact_sheet, open_writer
 from swifti2v.media.encoder import EncodingOptions
@@ -17,32 +17,19 @@ SHEET_FRAMES = 8
 """Frames on a contact sheet."""
 
 
-def find_video_settings(options: ClipOptions, like: RunSettings | None) -> VideoSettings:
-    """Compression asked for, or that of the video to be repeated."""
-    if options.codec == "png":  # takes no quality, so none of the other video's either
-        return VideoSettings(codec="png", crf=options.crf, ten_bit=options.ten_bit)
-    before = like.video if like else VideoSettings()
-    return VideoSettings(
-        codec=options.codec.value if options.codec else before.codec,
-        crf=options.crf if options.crf is not None else before.crf,
-        ten_bit=options.ten_bit or before.ten_bit,
-    )
-
-
 def require_writable_outputs(
-    options: ClipOptions, like: RunSettings | None, inputs: Sequence[Path | None]
+    request: ClipRequest, video: VideoSettings, inputs: Sequence[Path | None]
 ) -> None:
     """Refuse outputs that cannot be written or would replace an input.
 
     Raises:
         SwiftI2VError: As said.
     """
-    outputs = [options.output, *([options.contact_sheet] if options.contact_sheet else [])]
+    outputs = [request.output, *([request.contact_sheet] if request.contact_sheet else [])]
     # Makes nothing; the real size, always even, is known when the model is.
-    encoding = _encoding(find_video_settings(options, like))
-    open_writer(options.output, height=2, width=2, **encoding)
-    if options.contact_sheet is not None:
-        require_contact_sheet(options.contact_sheet)
+    open_writer(request.output, height=2, width=2, **_encoding(video))
+    if request.contact_sheet is not None:
+        require_contact_sheet(request.contact_sheet)
     read = {path.resolve() for path in inputs if path is not None}
     if twice := [str(path) for path in outputs if path.resolve() in read]:
         raise InputError(f"{twice[0]} is an input of this run; choose another output")

@@ -1,0 +1,83 @@
+"""The account of a finished run."""
+
+import json
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swifti2v.pipelines.two_stage import SegmentOutput
+
+STAGES = ("text", "stage1", "reference", "stage2", "decode")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentReport:
+    """One segment of the account."""
+
+    index: int
+    """Place in the clip, from 0."""
+    latent_range: tuple[int, int]
+    """Latent frames generated, half open."""
+    seconds: float
+    """From the end of the segment before to the end of this one."""
+
+    @classmethod
+    def of(cls, segment: "SegmentOutput") -> "SegmentReport":
+        """The account of a finished segment."""
+        seconds = round(segment.seconds, 3)
+        return cls(index=segment.index, latent_range=segment.latent_range, seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """The account of a finished run; ``--json`` prints exactly these fields."""
+
+    output: str
+    """Absolute path of the video."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    num_frames: int
+    """Frames in the video."""
+    fps: int
+    """Frames a second."""
+    seed: int
+    """Seed of the initial noise."""
+    model: str
+    """Name of the model."""
+    segments: list[SegmentReport]
+    """In order."""
+    seconds: dict[str, float]
+    """Of each stage, in all, and until the first segment was done."""
+    peak_rss_bytes: int
+    """Most memory the process held."""
+    peak_device_bytes: int | None
+    """Most memory held on the GPU; None without one."""
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+    def to_lines(self) -> list[str]:
+        """For people; the first one is the path alone."""
+        first, total = self.seconds["first_segment"], self.seconds["total"]
+        return [
+            self.output,
+            f"{self.width}x{self.height}, {self.num_frames} frames at {self.fps} fps, "
+            f"model {self.model}, seed {self.seed}, {total:.1f} s (first segment {first:.1f} s)",
+        ]
+
+
+def peak_rss_bytes() -> int:
+    """Most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def stage_seconds(measured: dict[str, float], total: float, first_segment: float) -> dict[str, Any]:
+    """Seconds of every stage, 0 for one that did not run."""
+    stages = {stage: round(measured.get(stage, 0.0), 3) for stage in STAGES}
+    return {**stages, "total": round(total, 3), "first_segment": round(first_segment, 3)}
