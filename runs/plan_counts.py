@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.sources import find_model
 from swifti2v.planning.costs import ClipCosts, ClipWork
 from swifti2v.planning.devices import DEVICES
 from swifti2v.planning.plans import make_plan

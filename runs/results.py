@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from swifti2v.config import GenerationConfig, merge, parse_config, read_yaml
+from swifti2v.evaluation.clips.offline import METRICS
 from swifti2v.evaluation.intervals import Estimate
-from swifti2v.evaluation.offline import METRICS
-from swifti2v.evaluation.report import estimate_cells, number
+from swifti2v.evaluation.report.page import estimate_cells, number
 from swifti2v.planning.models import Models
 from swifti2v.planning.work import ClipCounter
 from swifti2v.training.ablations.runs import AblationConfig

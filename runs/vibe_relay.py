@@ -19,12 +19,12 @@ from PIL import Image
 
 from swifti2v import SwiftI2VPipeline
 from swifti2v.config import AttentionConfig
+from swifti2v.evaluation.card.stages import clip_psnr, downscale
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.noise import temporal_noise
 from swifti2v.evaluation.metrics.temporal import compensated_flicker
-from swifti2v.evaluation.model_card import clip_psnr, downscale
 from swifti2v.media import frames_to_video, resize_video, video_to_frames
-from swifti2v.models.lora import merge_lora
+from swifti2v.models.lora.merge import merge_lora
 from swifti2v.storage import write_whole
 from swifti2v.training.ablations.clips import cut_test_clips
 from swifti2v.training.ablations.comparison import compare, render_comparison

@@ -19,10 +19,10 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from swifti2v.models.loading import load_components
+from swifti2v.models.loading.components import load_components
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from tests.tiny import SIZE
-from tests.unit import test_conversion as wan_files
+from tests.unit.models.weights import test_names as wan_files
 
 CPU = torch.device("cpu")
 State = dict[str, torch.Tensor]

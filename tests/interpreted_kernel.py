@@ -4,8 +4,8 @@ import sys
 
 import torch
 
-from swifti2v.models.fused_norm import EPSILON, norm_silu
-from swifti2v.models.norm_kernel import norm_silu_kernel
+from swifti2v.models.vae.fused_norm import EPSILON, norm_silu
+from swifti2v.models.vae.norm_kernel import norm_silu_kernel
 
 SIZES = [(1, 5, 3, 4, 7), (2, 96, 1, 3, 3), (1, 160, 2, 5, 9)]
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tests.hub import CLIP, STAGE1, STAGE2, TEXT, WAN21_VAE, WAN22_VAE, State, make, state_of
-from tests.unit import test_conversion as wan_files
+from tests.unit.models.weights import test_names as wan_files
 
 FIRST, SECOND = "Wan-AI/Wan2.1-I2V-14B-480P", "Wan-AI/Wan2.2-TI2V-5B"
 NUM_SHARDS = 3

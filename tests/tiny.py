@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from swifti2v.config import GenerationConfig, merge, parse_config
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.loading import Components
+from swifti2v.models.loading.components import Components
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from swifti2v.models.placement import place
-from swifti2v.models.roles import Placement
+from swifti2v.models.runtime.placement import place
+from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.tiny import SIZE, TRANSFORMER, tiny_pipeline

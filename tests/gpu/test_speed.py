@@ -9,9 +9,9 @@ import torch
 from swifti2v.config import SpeedConfig
 from swifti2v.errors import ConfigError
 from swifti2v.evaluation.speed.models import distance
-from swifti2v.models.quantization import FLOAT8_CAPABILITY
-from swifti2v.models.speed import attention_order, prepare_speed
+from swifti2v.models.runtime.speed import attention_order, prepare_speed
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.weights.quantization import FLOAT8_CAPABILITY
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

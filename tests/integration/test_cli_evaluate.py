@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swifti2v.evaluation.offline import METRICS
+from swifti2v.evaluation.clips.offline import METRICS
 from swifti2v.media import VideoWriter, open_writer, read_clip, read_metadata
 from tests import foreign_clips
 from tests.command_line import error_line, generate, save_photo, succeed, swifti2v

@@ -10,8 +10,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from swifti2v.models.loading import load_components
-from swifti2v.models.sources import INDEX_NAME
+from swifti2v.models.loading.components import load_components
+from swifti2v.models.loading.sources import INDEX_NAME
 from tests.command_line import (
     LOSSLESS,
     error_line,

@@ -17,7 +17,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.unit.test_light_decoder import plain_file, save
+from tests.unit.models.vae.test_light_decoder import plain_file, save
 
 
 @pytest.fixture(scope="module")

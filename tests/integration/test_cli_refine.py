@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swifti2v.evaluation.model_card import downscale
+from swifti2v.evaluation.card.stages import downscale
 from swifti2v.media import open_writer
 from tests.command_line import (
     LOSSLESS,

@@ -9,11 +9,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from swifti2v.models.checkpoints import read_metadata
-from swifti2v.models.loading import load_components
-from swifti2v.models.lora import merge_lora
-from swifti2v.models.lora_base import BASE_HASH, RECIPE, RELAY1, RELAY2, hash_base
-from swifti2v.models.sources import LoraSource
+from swifti2v.models.loading.components import load_components
+from swifti2v.models.loading.sources import LoraSource
+from swifti2v.models.lora.merge import merge_lora
+from swifti2v.models.lora.provenance import BASE_HASH, RECIPE, RELAY1, RELAY2, hash_base
+from swifti2v.models.weights.files import read_metadata
 from tests import hub as wan
 from tests.command_line import (
     copy_model,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import Result
 
 from swifti2v.media import read_clip
-from swifti2v.models.lora_base import RECIPE, RELAY1
+from swifti2v.models.lora.provenance import RECIPE, RELAY1
 from swifti2v.pipelines.upscale import upscale
 from tests import foreign_clips
 from tests.command_line import (

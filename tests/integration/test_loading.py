@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from swifti2v import errors
-from swifti2v.models.loading import LOADERS
-from swifti2v.models.sources import LoraSource, find_model
+from swifti2v.models.loading.components import LOADERS
+from swifti2v.models.loading.sources import LoraSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -42,9 +42,9 @@ from tests.hub import (
     write_preset,
 )
 from tests.tiny import SIZE, tiny_pipeline
-from tests.unit import test_conversion as wan_files
-from tests.unit import test_lora as lora_files
-from tests.unit.test_image_encoder import official_pixels
+from tests.unit.models.lora import test_merge as lora_files
+from tests.unit.models.test_image_encoder import official_pixels
+from tests.unit.models.weights import test_names as wan_files
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_a_plain_base_is_widened_and_a_warning_says_what_is_missing(hub, tmp_pat
         parts.stage2_transformer, state_of(SegmentTransformer3DModel.from_base(stage2_base()))
     )
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert [r.name for r in warnings] == ["swifti2v.models.loading"]
+    assert [r.name for r in warnings] == ["swifti2v.models.loading.components"]
     assert "reference half of Stage II is zero" in warnings[0].getMessage()
 
 

@@ -27,7 +27,7 @@ from tests.hub import (
     widened_file,
     write_preset,
 )
-from tests.unit import test_conversion as wan_files
+from tests.unit.models.weights import test_names as wan_files
 
 
 @pytest.fixture(scope="module")

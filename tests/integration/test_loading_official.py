@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import save_file
 
 from swifti2v import errors
-from swifti2v.models.architectures import find_architecture
-from swifti2v.models.loading import load_component, load_model
-from swifti2v.models.official import locate
-from swifti2v.models.sources import ComponentSource, LoraSource, find_model, resolve
+from swifti2v.models.loading.architectures import find_architecture
+from swifti2v.models.loading.components import load_component, load_model
+from swifti2v.models.loading.official import locate
+from swifti2v.models.loading.sources import ComponentSource, LoraSource, find_model, resolve
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from tests.hub import CPU, SETTINGS, assert_equal, edit, load, state_of
 from tests.official import (
@@ -32,8 +32,8 @@ from tests.official import (
     transformer,
     vae,
 )
-from tests.unit import test_conversion as wan_files
-from tests.unit.test_lora import RANK, delta, make_pairs, pair_file
+from tests.unit.models.lora.test_merge import RANK, delta, make_pairs, pair_file
+from tests.unit.models.weights import test_names as wan_files
 
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SHARDS = [

@@ -23,7 +23,7 @@ from swifti2v.config import (
 from swifti2v.media import frames_to_video, image_to_tensor, resize_video
 from swifti2v.models.image_encoder import encode_image, make_image_processor
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline, predict_window

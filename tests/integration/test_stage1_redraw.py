@@ -5,7 +5,7 @@ import torch
 
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.progress import Progress
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline, plan_redraw_sigmas

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from swifti2v.models.loading import load_components
-from swifti2v.models.lora_base import hash_base
+from swifti2v.models.loading.components import load_components
+from swifti2v.models.lora.provenance import hash_base
 from swifti2v.training.adapters import AdapterConfig
 from swifti2v.training.data.buckets import BucketRules
 from swifti2v.training.data.clips import DataConfig

@@ -20,12 +20,12 @@ from swifti2v.config import (
     parse_config,
 )
 from swifti2v.media import frames_to_video, resize_video, video_to_frames
-from swifti2v.models.architectures import find_architecture
-from swifti2v.models.loading import save_components
-from swifti2v.models.lora_base import BASE_HASH, hash_base
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.architectures import find_architecture
+from swifti2v.models.loading.components import save_components
+from swifti2v.models.loading.sources import find_model
+from swifti2v.models.lora.provenance import BASE_HASH, hash_base
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.models.vae import StreamingEncoder
+from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference, MotionReference

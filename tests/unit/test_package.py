@@ -14,9 +14,9 @@ def test_public_names_are_pinned():
 
 
 def test_names_others_hold_on_to_exist():
-    from swifti2v.models.lora import merge_lora
+    from swifti2v.models.lora.merge import merge_lora
     from swifti2v.models.transformer import SegmentTransformer3DModel
-    from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+    from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
     from swifti2v.training.objectives import segment_flow_loss
 
     names = (merge_lora, SegmentTransformer3DModel, StreamingDecoder, StreamingEncoder)

@@ -68,8 +68,8 @@ def tally(
     with exit_codes(debug=debug):
         from dataclasses import asdict
 
+        from swifti2v.evaluation.clips.summary import plain
         from swifti2v.evaluation.side_by_side.tally import tally as add_up
-        from swifti2v.evaluation.summary import plain
         from swifti2v.storage import encode_text
 
         votes = add_up(results)

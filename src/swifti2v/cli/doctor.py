@@ -103,8 +103,8 @@ def _find_codecs() -> list[str]:
 
 def _examine_nano() -> dict[str, Any]:
     from swifti2v.errors import SwiftI2VError
-    from swifti2v.models.official import locate
-    from swifti2v.models.sources import find_model
+    from swifti2v.models.loading.official import locate
+    from swifti2v.models.loading.sources import find_model
 
     try:
         index, root = find_model("nano")

@@ -12,9 +12,9 @@ from swifti2v.cli.flags import naming_flags
 from swifti2v.cli.options import Fit
 
 if TYPE_CHECKING:
-    from swifti2v.evaluation.inputs import ClipFile, ClipInputs, PhotoFile
-    from swifti2v.evaluation.jobs import Files
-    from swifti2v.evaluation.report import ClipResult
+    from swifti2v.evaluation.clips.inputs import ClipFile, ClipInputs, PhotoFile
+    from swifti2v.evaluation.clips.pairing import Files
+    from swifti2v.evaluation.report.page import ClipResult
     from swifti2v.jobs.settings import RunSettings
 
 MAX_PICTURED = 100
@@ -73,8 +73,8 @@ def evaluate(
 ) -> None:
     """Measure fidelity, detail, steadiness, seams, noise and drift of videos; no weights needed."""
     with exit_codes(debug=debug):
-        from swifti2v.evaluation.jobs import MANIFEST_SUFFIXES, find_files, parse_starts
-        from swifti2v.evaluation.result_files import require_folder
+        from swifti2v.evaluation.clips.pairing import MANIFEST_SUFFIXES, find_files, parse_starts
+        from swifti2v.evaluation.report.result_files import require_folder
 
         if output is not None:
             require_folder(output)
@@ -106,7 +106,7 @@ def _require_baselines(video: Path, files: Sequence["Files"]) -> None:
 
 def _open(files: "Files", video: Path, reading: Reading) -> "ClipInputs":
     """Read and check a clip and all it is compared with."""
-    from swifti2v.evaluation.inputs import ClipInputs, check_clip
+    from swifti2v.evaluation.clips.inputs import ClipInputs, check_clip
 
     clip = check_clip(video, reading.fps)
     settings, reason = _settings(video)
@@ -154,7 +154,7 @@ def _segments(
     given: tuple[int, ...] | None, clip: "ClipFile", settings: "RunSettings | None"
 ) -> tuple[tuple[int, ...] | None, str]:
     """Latent frames at which segments start, and where that is from."""
-    from swifti2v.evaluation.inputs import latent_starts
+    from swifti2v.evaluation.clips.inputs import latent_starts
     from swifti2v.shapes import latent_frames
 
     if given is not None:
@@ -168,7 +168,7 @@ def _segments(
 
 
 def _photo(path: Path, settings: "RunSettings | None", reading: Reading) -> "PhotoFile":
-    from swifti2v.evaluation.inputs import PhotoFile
+    from swifti2v.evaluation.clips.inputs import PhotoFile
     from swifti2v.jobs.settings import parse_color
 
     fit = reading.fit or (settings.fit if settings else None)
@@ -200,9 +200,9 @@ def _photo_notes(files: "Files", settings: "RunSettings | None") -> list[str]:
 
 
 def _measure(inputs: Sequence["ClipInputs"], *, has_pictures: bool) -> list["ClipResult"]:
-    from swifti2v.evaluation.offline import evaluate_clip
-    from swifti2v.evaluation.pictures import picture_clip
-    from swifti2v.evaluation.report import ClipResult
+    from swifti2v.evaluation.clips.offline import evaluate_clip
+    from swifti2v.evaluation.report.page import ClipResult
+    from swifti2v.evaluation.report.pictures import picture_clip
 
     results = []
     for index, one in enumerate(inputs):
@@ -221,14 +221,14 @@ def _finish(
 ) -> None:
     """Write the files and print."""
     from swifti2v.cli.evaluate_tables import describe_measured, tabulate_clip, tabulate_means
-    from swifti2v.evaluation.result_files import (
+    from swifti2v.evaluation.clips.summary import paired_differences, summarize
+    from swifti2v.evaluation.report.result_files import (
         HTML_NAME,
         describe_clip,
         describe_set,
         versions,
         write_files,
     )
-    from swifti2v.evaluation.summary import paired_differences, summarize
     from swifti2v.storage import encode_text
 
     has_means = is_set or bool(baselines)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from swifti2v.evaluation.inputs import ClipInputs
+from swifti2v.evaluation.clips.inputs import ClipInputs
+from swifti2v.evaluation.clips.offline import METRICS
 from swifti2v.evaluation.intervals import Estimate
-from swifti2v.evaluation.offline import METRICS
-from swifti2v.evaluation.report import ClipResult, estimate_cells, number
+from swifti2v.evaluation.report.page import ClipResult, estimate_cells, number
 
 NAMED = 5
 """Files that a line names; the others are counted."""

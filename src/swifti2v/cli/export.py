@@ -20,7 +20,7 @@ STAGE2 = "stage2_transformer"
 
 
 class Style(StrEnum):
-    """LoRA formats of ``swifti2v.models.lora_export``."""
+    """LoRA formats of ``swifti2v.models.lora.export``."""
 
     PEFT = "peft"
     ORIGINAL = "original"
@@ -56,7 +56,7 @@ def export(
     with exit_codes(debug=debug), Interruption().catch(), _directory(output) as unfinished:
         import torch
 
-        from swifti2v.models.loading import load_components, save_components
+        from swifti2v.models.loading.components import load_components, save_components
 
         loras = [InputFiles().lora(parse_lora(text)) for text in lora or []]
         components, settings = load_components(
@@ -88,9 +88,9 @@ def export_stage2(
         import torch
 
         from swifti2v import __version__
-        from swifti2v.models.checkpoints import write_tensors
-        from swifti2v.models.loading import load_component
-        from swifti2v.models.sources import find_model
+        from swifti2v.models.loading.components import load_component
+        from swifti2v.models.loading.sources import find_model
+        from swifti2v.models.weights.files import write_tensors
 
         loras = [InputFiles().lora(parse_lora(f"stage2={text}")) for text in lora or []]
         index, root = find_model(model)
@@ -130,7 +130,7 @@ def convert_lora(
     """
     with exit_codes(debug=debug), Interruption().catch():
         require_new_file(output, ".safetensors")
-        from swifti2v.models import lora_export
+        from swifti2v.models.lora import export as lora_export
 
         done = lora_export.convert_lora(source, output, style.value)
         typer.echo(

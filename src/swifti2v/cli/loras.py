@@ -4,7 +4,7 @@ import math
 
 from swifti2v.config import Stage
 from swifti2v.errors import InputError
-from swifti2v.models.sources import LoraSource
+from swifti2v.models.loading.sources import LoraSource
 
 LORA_FORM = "PATH[:STRENGTH][:partial]"
 """How ``--lora`` is written where there is one stage."""

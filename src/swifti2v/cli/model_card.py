@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from swifti2v.config import GenerationConfig
-    from swifti2v.evaluation.card import Card, WeightsRow
-    from swifti2v.evaluation.card_camera import CameraRow
-    from swifti2v.evaluation.model_card import Stage2Row
+    from swifti2v.evaluation.card.camera import CameraRow
+    from swifti2v.evaluation.card.marks import Card, WeightsRow
+    from swifti2v.evaluation.card.stages import Stage2Row
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 PROMPT = "zoom in"
@@ -91,8 +91,8 @@ def card(
     with exit_codes(debug=debug):
         import torch
 
-        from swifti2v.evaluation.card import describe_card
-        from swifti2v.evaluation.card_tables import render_marks, render_tables, replace_tables
+        from swifti2v.evaluation.card.marks import describe_card
+        from swifti2v.evaluation.card.tables import render_marks, render_tables, replace_tables
         from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
         replace_tables(_read_card(output), "")  # refuse a card without markers before any work
@@ -144,9 +144,9 @@ class Job:
 
 
 def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
-    from swifti2v.evaluation import model_card
-    from swifti2v.evaluation.card import Card
-    from swifti2v.evaluation.card_camera import ASKS, FURTHER_ASKS, measure_camera
+    from swifti2v.evaluation.card import stages as model_card
+    from swifti2v.evaluation.card.camera import ASKS, FURTHER_ASKS, measure_camera
+    from swifti2v.evaluation.card.marks import Card
 
     config, low = job.config, job.config.stage1.downscale
     weights = _weights(job.model, pipe)  # now: the files may change while this runs
@@ -236,9 +236,9 @@ def _weights(model: str, pipe: "SwiftI2VPipeline") -> list["WeightsRow"]:
 
     from torch import nn
 
-    from swifti2v.evaluation.card import WeightsRow
-    from swifti2v.models.official import locate
-    from swifti2v.models.sources import find_model
+    from swifti2v.evaluation.card.marks import WeightsRow
+    from swifti2v.models.loading.official import locate
+    from swifti2v.models.loading.sources import find_model
 
     index, root = find_model(model)
     rows = []

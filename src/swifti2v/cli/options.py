@@ -57,7 +57,7 @@ class RunDtype(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where the weights live, see ``swifti2v.models.placement``."""
+    """Where the weights live, see ``swifti2v.models.runtime.placement``."""
 
     RESIDENT = "resident"
     STREAMED = "streamed"

@@ -16,7 +16,11 @@ from swifti2v.jobs.load import load, outline
 from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.resolve import Resolved, resolve
 from swifti2v.jobs.run import run
-from swifti2v.models.availability import RemoteFiles, download_commands, find_missing_weights
+from swifti2v.models.loading.availability import (
+    RemoteFiles,
+    download_commands,
+    find_missing_weights,
+)
 
 
 def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:

@@ -24,7 +24,7 @@ from swifti2v.jobs.interruption import Interruption
 from swifti2v.shards import parse_shard
 
 if TYPE_CHECKING:
-    from swifti2v.models.sources import LoraSource
+    from swifti2v.models.loading.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
     from swifti2v.training.transition.store import TransitionStore
 
@@ -231,7 +231,7 @@ def _resolve(options: TransitionOptions) -> GenerationConfig:
 def _load(
     options: TransitionOptions, generation: GenerationConfig, loras: "list[LoraSource]"
 ) -> "SwiftI2VPipeline":
-    from swifti2v.models.loading import STAGES
+    from swifti2v.models.loading.components import STAGES
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
     typer.echo(f"loading {options.model}", err=True)

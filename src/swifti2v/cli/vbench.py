@@ -222,7 +222,7 @@ def lite(
     with exit_codes(debug=debug), Interruption().catch():
         from dataclasses import asdict
 
-        from swifti2v.evaluation.result_files import versions
+        from swifti2v.evaluation.report.result_files import versions
         from swifti2v.evaluation.vbench.dimensions import LITE, choose_dimensions
         from swifti2v.evaluation.vbench.lite import KIND, LiteVideo, load_measure, measure_all
         from swifti2v.evaluation.vbench.suite import (
@@ -352,7 +352,7 @@ def _print_lite(results: "dict[str, LiteResult]") -> None:
 def _describe(scores: "Scores") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from swifti2v.evaluation.summary import plain
+    from swifti2v.evaluation.clips.summary import plain
 
     described: dict[str, Any] = plain(
         {**asdict(scores), "is_partial": bool(scores.missing), "missing": scores.missing}

@@ -1,7 +1,7 @@
 """Weights that a run needs, looked for before PyTorch is loaded."""
 
 from swifti2v.cli.options import ClipOptions
-from swifti2v.models.availability import find_missing_weights, require_obtainable
+from swifti2v.models.loading.availability import find_missing_weights, require_obtainable
 
 
 def require_weights(options: ClipOptions) -> None:

@@ -10,7 +10,7 @@ from swifti2v.jobs.resolve import Resolved
 from swifti2v.jobs.settings import RunSettings
 from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, fit_image
-from swifti2v.models.roles import Placement
+from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import doubt_prompt, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swifti2v.errors import InputError
-from swifti2v.models.sources import LoraSource
+from swifti2v.models.loading.sources import LoraSource
 from swifti2v.storage import hash_file
 
 LEVELS = 3

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swifti2v.config import GenerationConfig, merge, parse_config
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.sources import find_model
 
 Layer = tuple[str, Mapping[str, Any]]
 """The source, and nested settings that it asks for."""

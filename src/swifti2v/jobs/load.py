@@ -6,8 +6,8 @@ import torch
 
 from swifti2v.jobs.devices import cache_dir
 from swifti2v.jobs.resolve import Resolved
-from swifti2v.models.availability import find_missing_weights, require_obtainable
-from swifti2v.models.loading import STAGES
+from swifti2v.models.loading.availability import find_missing_weights, require_obtainable
+from swifti2v.models.loading.components import STAGES
 from swifti2v.models.text import PromptCache
 from swifti2v.pipelines.outline import outline_pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline

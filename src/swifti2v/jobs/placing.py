@@ -8,7 +8,7 @@ import torch
 
 from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.settings import RunSettings
-from swifti2v.models.roles import Placement
+from swifti2v.models.runtime.roles import Placement
 from swifti2v.planning.devices import DEVICES, PRECISIONS, Precision
 from swifti2v.planning.measurement import free_bytes, memory_bytes
 from swifti2v.planning.plans import Plan, Wish, make_plan

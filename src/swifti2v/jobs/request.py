@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from swifti2v.jobs.layers import Layer
-from swifti2v.models.roles import Placement
-from swifti2v.models.sources import LoraSource
+from swifti2v.models.loading.sources import LoraSource
+from swifti2v.models.runtime.roles import Placement
 
 if TYPE_CHECKING:
     from swifti2v.media.encoder import CodecName

@@ -30,8 +30,8 @@ from swifti2v.jobs.settings import (
 from swifti2v.jobs.sizes import choose_size
 from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, load_image, probe_clip, read_clip
-from swifti2v.models.roles import Placement
-from swifti2v.models.sources import LoraSource, find_model
+from swifti2v.models.loading.sources import LoraSource, find_model
+from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import require_text
 from swifti2v.pipelines.upscale import second_pass
 from swifti2v.sampling import SAMPLING_VERSION

@@ -12,7 +12,7 @@ from swifti2v.errors import InputError
 from swifti2v.jobs.request import Command
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
-from swifti2v.models.sources import INDEX_NAME, LoraSource
+from swifti2v.models.loading.sources import INDEX_NAME, LoraSource
 from swifti2v.storage import encode_text, hash_file
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from swifti2v.errors import ShapeError
 from swifti2v.jobs.settings import RunSettings
-from swifti2v.models.architectures import find_scale
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.architectures import find_scale
+from swifti2v.models.loading.sources import find_model
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.shapes import FrameSize, exact_size, size_of_aspect
 

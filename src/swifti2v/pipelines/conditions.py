@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swifti2v.models.image_encoder import encode_image
-from swifti2v.models.loading import Components
-from swifti2v.models.placement import require_loaded
+from swifti2v.models.loading.components import Components
+from swifti2v.models.runtime.placement import require_loaded
 from swifti2v.models.text import encode_prompt
 from swifti2v.pipelines.stage1 import Conditions
 

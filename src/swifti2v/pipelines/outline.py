@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from swifti2v.config import GenerationConfig, SpeedConfig
-from swifti2v.models.architectures import KINDS, find_architecture
-from swifti2v.models.loading import STAGES, Components, Stage
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.architectures import KINDS, find_architecture
+from swifti2v.models.loading.components import STAGES, Components, Stage
+from swifti2v.models.loading.sources import find_model
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 

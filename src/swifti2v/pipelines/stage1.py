@@ -11,9 +11,9 @@ from torch import Tensor
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError
 from swifti2v.media import video_to_frames
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.speed import attention_order
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
+from swifti2v.models.runtime.speed import attention_order
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.course import Course, draw_chart, draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
 from swifti2v.pipelines.progress import OnProgress, Progress

@@ -10,10 +10,10 @@ from torch import Tensor
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import use_attention
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.speed import attention_order
+from swifti2v.models.runtime.speed import attention_order
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.store import SegmentStore

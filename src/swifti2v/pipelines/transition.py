@@ -12,8 +12,8 @@ from torch import Tensor
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.vae import StreamingEncoder
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.pipelines.carrying import (
     CROP_MARGIN,
     GivenMotion,

@@ -21,15 +21,15 @@ from swifti2v.config import (
 )
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import Frames, image_to_tensor, resize_video, video_to_frames
-from swifti2v.models.light_decoder import LightDecoder, TinyStream, load_light_decoder
-from swifti2v.models.loading import (
+from swifti2v.models.loading.components import (
     STAGES,
     Components,
     Stage,
     load_components,
     save_components,
 )
-from swifti2v.models.placement import (
+from swifti2v.models.loading.sources import LoraSource
+from swifti2v.models.runtime.placement import (
     collect_memory,
     loading_device,
     place,
@@ -37,10 +37,10 @@ from swifti2v.models.placement import (
     require_loaded,
     require_placement,
 )
-from swifti2v.models.roles import Placement
-from swifti2v.models.sources import LoraSource
-from swifti2v.models.speed import accelerate, require_prepared
-from swifti2v.models.vae import StreamingDecoder
+from swifti2v.models.runtime.roles import Placement
+from swifti2v.models.runtime.speed import accelerate, require_prepared
+from swifti2v.models.vae.light_decoder import LightDecoder, TinyStream, load_light_decoder
+from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
@@ -156,7 +156,7 @@ class SwiftI2VPipeline:
         is back with ``preview_decoder = None``.
 
         Args:
-            path: See ``swifti2v.models.light_decoder.load_light_decoder``.
+            path: See ``swifti2v.models.vae.light_decoder.load_light_decoder``.
 
         Raises:
             LoadingError: It is none, or for another VAE.

@@ -94,7 +94,7 @@ class Weights:
     """Most of them that come to the device at one time when streamed: one block computes, one is
     fetched. 0 if they stay there."""
     pinned_bytes: float
-    """Host memory they take when streamed, see ``swifti2v.models.pinning``. 0 if they stay on the
+    """Host memory they take when streamed, see ``swifti2v.models.runtime.pinning``. 0 if they stay on the
     device."""
 
 

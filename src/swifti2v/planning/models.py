@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from swifti2v.config import GenerationConfig, SpeedConfig
-from swifti2v.models.architectures import KINDS, Architecture, find_architecture
-from swifti2v.models.loading import float32_parts, set_vae_dtypes
-from swifti2v.models.pinning import pinned_bytes
-from swifti2v.models.placement import can_stream, streamed_groups
-from swifti2v.models.quantization import quantize
-from swifti2v.models.residual import keep_residual
-from swifti2v.models.sources import ModelIndex, find_model
+from swifti2v.models.loading.architectures import KINDS, Architecture, find_architecture
+from swifti2v.models.loading.components import float32_parts, set_vae_dtypes
+from swifti2v.models.loading.sources import ModelIndex, find_model
+from swifti2v.models.runtime.pinning import pinned_bytes
+from swifti2v.models.runtime.placement import can_stream, streamed_groups
+from swifti2v.models.runtime.residual import keep_residual
+from swifti2v.models.weights.quantization import quantize
 from swifti2v.planning.costs import Count, Weights, extrapolate
 from swifti2v.planning.counting import META, count
 
@@ -42,7 +42,7 @@ class Models:
     """The components of a model on the meta device, made when they are asked for.
 
     Args:
-        name: See ``swifti2v.models.sources.find_model``.
+        name: See ``swifti2v.models.loading.sources.find_model``.
         dtype: Of the weights; parts that stay float32 when loaded do so here.
         speed: Of the transformers; no lever is pulled where nothing is said.
 

@@ -8,8 +8,8 @@ from math import ceil
 from typing import Any, Literal
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.roles import RELEASED, Placement
-from swifti2v.models.tiles import count_tiles
+from swifti2v.models.runtime.roles import RELEASED, Placement
+from swifti2v.models.vae.tiles import count_tiles
 from swifti2v.planning.costs import STAGES, ClipCosts, ClipWork, Stage, StageWork
 from swifti2v.planning.devices import Device, Precision
 from swifti2v.units import GB, format_bytes
@@ -33,7 +33,7 @@ class Option:
     """One way to run a clip."""
 
     placement: Placement | Literal["8-bit"]
-    """See ``swifti2v.models.placement.place``."""
+    """See ``swifti2v.models.runtime.placement.place``."""
     vae_tile: int | None
     """Longest side of Stage II's VAE tiles in latent cells; None for whole frames."""
     seconds: dict[str, float]

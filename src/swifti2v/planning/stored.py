@@ -1,6 +1,6 @@
 """Counts that ship: a plan of a shipped model needs neither PyTorch nor the seconds of counting.
 
-``runs/plan_counts.py`` writes them anew; ``tests/unit/test_stored_counts.py`` holds them to what is
+``runs/plan_counts.py`` writes them anew; ``tests/unit/planning/test_stored.py`` holds them to what is
 counted.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from swifti2v.config import AttentionConfig, GenerationConfig, to_dict
-from swifti2v.models.sources import ComponentSource, ModelIndex, find_model
+from swifti2v.models.loading.sources import ComponentSource, ModelIndex, find_model
 from swifti2v.planning.costs import ClipCosts, ClipWork, Count, Stage, StageWork
 from swifti2v.planning.devices import Precision
 
@@ -32,7 +32,7 @@ def find_costs(
     """What a clip costs: as stored, or counted now.
 
     Args:
-        model: See ``swifti2v.models.sources.find_model``.
+        model: See ``swifti2v.models.loading.sources.find_model``.
         config: Settings of the clip.
         precision: Of the weights.
         with_stage1: Whether Stage I runs.

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.pinning import power_of_two
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.models.runtime.pinning import power_of_two
+from swifti2v.models.vae.frame_codec import VideoVAE
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.planning.costs import Count
 from swifti2v.planning.counting import META, Meter
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swifti2v.config import AttentionConfig, GenerationConfig
 from swifti2v.media import video_to_frames
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.carrying import flow_size
 from swifti2v.pipelines.course import even_course
 from swifti2v.pipelines.stage1 import Stage1Pipeline

@@ -16,8 +16,8 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from swifti2v.errors import ConfigError, InputError, LoadingError
-from swifti2v.models.conversion import shorten
-from swifti2v.models.lora_base import hash_base as hash_base
+from swifti2v.models.lora.provenance import hash_base as hash_base
+from swifti2v.models.weights.names import shorten
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
 
 
 def weigh_channels(codec: VideoVAE, limit: float) -> Tensor:

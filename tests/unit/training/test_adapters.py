@@ -19,7 +19,7 @@ from swifti2v.training.adapters import (
     hash_base,
     load_adapter_state,
 )
-from tests.unit.test_conversion import randomized
+from tests.unit.models.weights.test_names import randomized
 
 SIZES: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16,

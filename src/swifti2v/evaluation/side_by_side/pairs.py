@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swifti2v.errors import InputError, MediaError, ShapeError
-from swifti2v.evaluation.inputs import SAME_FPS
-from swifti2v.evaluation.jobs import VIDEO_SUFFIXES
-from swifti2v.evaluation.summary import require_same_names
+from swifti2v.evaluation.clips.inputs import SAME_FPS
+from swifti2v.evaluation.clips.pairing import VIDEO_SUFFIXES
+from swifti2v.evaluation.clips.summary import require_same_names
 from swifti2v.media import iter_frames, probe_clip
 
 PLAYABLE = frozenset({"h264", "vp9", "av1"})

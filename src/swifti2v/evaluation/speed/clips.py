@@ -15,11 +15,11 @@ from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer, 
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
 from swifti2v.media import Frames
-from swifti2v.models.loading import STAGES, Components
-from swifti2v.models.placement import loading_device, place
-from swifti2v.models.roles import Placement
-from swifti2v.models.sources import find_model
-from swifti2v.models.speed import prepare_speed
+from swifti2v.models.loading.components import STAGES, Components
+from swifti2v.models.loading.sources import find_model
+from swifti2v.models.runtime.placement import loading_device, place
+from swifti2v.models.runtime.roles import Placement
+from swifti2v.models.runtime.speed import prepare_speed
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import MotionReference

@@ -11,8 +11,8 @@ from swifti2v.errors import ConfigError
 from swifti2v.evaluation.speed.models import Subject
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
-from swifti2v.models.quantization import FLOAT8, quantize_rows, require_float8
-from swifti2v.models.speed import attention_order
+from swifti2v.models.runtime.speed import attention_order
+from swifti2v.models.weights.quantization import FLOAT8, quantize_rows, require_float8
 
 ATTENTION = ((24, 17600, 128), (24, 14080, 128), (40, 18480, 128))
 """Heads, tokens, width: Stage II's two windows and Stage I."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ConfigError
 from swifti2v.jobs.layers import Layer, resolve_config
-from swifti2v.models.architectures import Architecture, find_architecture
-from swifti2v.models.loading import float32_parts, load_component
-from swifti2v.models.sources import find_model
+from swifti2v.models.loading.architectures import Architecture, find_architecture
+from swifti2v.models.loading.components import float32_parts, load_component
+from swifti2v.models.loading.sources import find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.planning.measurement import free_bytes
 from swifti2v.units import format_bytes

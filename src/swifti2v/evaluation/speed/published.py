@@ -10,7 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from swifti2v.evaluation.speed.models import Subject
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing
-from swifti2v.models.architectures import WAN21_I2V_14B, Architecture
+from swifti2v.models.loading.architectures import WAN21_I2V_14B, Architecture
 from swifti2v.planning.costs import Count, extrapolate
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.devices import DEVICES, HOPPER_FLASH, Rates

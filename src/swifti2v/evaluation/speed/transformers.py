@@ -20,8 +20,8 @@ from swifti2v.evaluation.speed.models import (
 )
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
-from swifti2v.models.speed import attention_order, prepare_speed
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.runtime.speed import attention_order, prepare_speed
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.planning.models import Models
 from swifti2v.segments import Segment

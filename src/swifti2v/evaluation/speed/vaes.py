@@ -12,10 +12,10 @@ from torch import Tensor
 from swifti2v.evaluation.speed.models import Subject, distance, make_random
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
-from swifti2v.models.architectures import KNOWN, Architecture
-from swifti2v.models.causal_conv import VaeLevers
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder, scale_factors
-from swifti2v.models.vae_stream import MIN_TILE
+from swifti2v.models.loading.architectures import KNOWN, Architecture
+from swifti2v.models.vae.causal_conv import VaeLevers
+from swifti2v.models.vae.state import MIN_TILE
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.shapes import LatentShape, PixelShape
 
 WAN22 = KNOWN["Wan-AI/Wan2.2-TI2V-5B-Diffusers"]["vae"]

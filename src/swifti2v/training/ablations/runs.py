@@ -24,12 +24,12 @@ from swifti2v.evaluation.baselines import (
     flow_warp_baseline,
     lanczos_baseline,
 )
+from swifti2v.evaluation.card.stages import clip_psnr, downscale
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.seam import seam_score
-from swifti2v.evaluation.model_card import clip_psnr, downscale
 from swifti2v.media import Frames
-from swifti2v.models.codec import TIME_FACTOR, BlockCodec
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import TIME_FACTOR, BlockCodec
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
 from swifti2v.storage import write_whole

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swifti2v.errors import InputError
 from swifti2v.models.fingerprints import fingerprint_encoder
-from swifti2v.models.loading import Components
+from swifti2v.models.loading.components import Components
 from swifti2v.models.text import encode_prompt, tokenize_prompts
 from swifti2v.training.cache.fingerprints import make_key
 from swifti2v.training.cache.tensor_cache import TensorCache

@@ -11,9 +11,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
-from swifti2v.models.architectures import Architecture, find_architecture
-from swifti2v.models.sources import ComponentSource, find_model
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.loading.architectures import Architecture, find_architecture
+from swifti2v.models.loading.sources import ComponentSource, find_model
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.adapters import AdapterConfig, find_targets

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import UMT5EncoderModel
 
 from swifti2v.config import to_dict
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.loading import Components, save_components
+from swifti2v.models.loading.components import Components, save_components
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.storage import whole_directory
 from swifti2v.training.nano.config import NanoConfig
 from swifti2v.training.nano.text_encoder import make_tokenizer

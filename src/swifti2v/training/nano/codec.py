@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swifti2v.errors import InputError
 from swifti2v.media import Frames, frames_to_video, resize_video
-from swifti2v.models.codec import BlockCodec, count_channels
+from swifti2v.models.vae.block_codec import BlockCodec, count_channels
 
 PIECES_PER_CLIP = 6
 MIN_DEVIATION = 1e-3

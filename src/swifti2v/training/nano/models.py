@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.codec import count_channels
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import count_channels
 from swifti2v.shapes import NUM_WAYS, ScaleFactors
 
 STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=2)

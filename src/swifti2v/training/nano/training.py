@@ -12,7 +12,7 @@ from transformers import UMT5EncoderModel
 
 from swifti2v.config import to_dict
 from swifti2v.errors import InputError
-from swifti2v.models.loading import Components
+from swifti2v.models.loading.components import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline

@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig, Stage2Config
-from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.sampling import to_velocity
 from swifti2v.segments import Segment

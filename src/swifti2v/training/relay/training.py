@@ -21,10 +21,10 @@ from pydantic import ConfigDict
 from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.models.attention import GclfAttention
-from swifti2v.models.checkpoints import read_metadata
-from swifti2v.models.loading import Components, load_components
-from swifti2v.models.lora import merge_lora
-from swifti2v.models.lora_base import (
+from swifti2v.models.loading.components import Components, load_components
+from swifti2v.models.lora.export import save_lora
+from swifti2v.models.lora.merge import merge_lora
+from swifti2v.models.lora.provenance import (
     BASE,
     BASE_HASH,
     RECIPE,
@@ -33,8 +33,8 @@ from swifti2v.models.lora_base import (
     hash_base,
     require_first,
 )
-from swifti2v.models.lora_export import save_lora
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.vae.streaming import scale_factors
+from swifti2v.models.weights.files import read_metadata
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError, InputError, MediaError
-from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.loading import IMAGE_PARTS, load_component, load_components
-from swifti2v.models.sources import find_model
-from swifti2v.models.vae import scale_factors
+from swifti2v.models.loading.components import IMAGE_PARTS, load_component, load_components
+from swifti2v.models.loading.sources import find_model
+from swifti2v.models.vae.frame_codec import VideoVAE
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.shards import is_in_shard

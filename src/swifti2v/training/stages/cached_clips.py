@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swifti2v.errors import MediaError
 from swifti2v.models.fingerprints import fingerprint_model
-from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.segments import Segment
 from swifti2v.training.cache.fingerprints import hash_source, make_key
 from swifti2v.training.cache.prompt_embeddings import REMEDY

@@ -9,8 +9,8 @@ from torch import Tensor
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError
 from swifti2v.media import frames_to_video
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import even_course
 from swifti2v.segments import Segment
 from swifti2v.shapes import pixel_frames

@@ -16,8 +16,8 @@ from swifti2v.errors import InputError
 from swifti2v.media import video_to_frames
 from swifti2v.models.fingerprints import fingerprint_encoder
 from swifti2v.models.image_encoder import describe_picture, encode_image
-from swifti2v.models.loading import Components, load_components
-from swifti2v.models.lora_export import save_lora
+from swifti2v.models.loading.components import Components, load_components
+from swifti2v.models.lora.export import save_lora
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.adapters import (

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.vae import StreamingEncoder, normalize_latents
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
+from swifti2v.models.vae.streaming import StreamingEncoder, normalize_latents
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from swifti2v.config import Stage1Config
-from swifti2v.models.frame_codec import VideoVAE
+from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import Course, even_course
 from swifti2v.pipelines.displacement import enlarge, move_photo
 from swifti2v.pipelines.stage1 import Stage1Pipeline

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
 from swifti2v.segments import Segment
 from swifti2v.training.channel_weights import weigh_channels

@@ -16,7 +16,7 @@ from PIL import Image
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
-from swifti2v.evaluation.model_card import clip_psnr
+from swifti2v.evaluation.card.stages import clip_psnr
 from swifti2v.media import Frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from swifti2v.errors import InputError
-from swifti2v.models.loading import Components
+from swifti2v.models.loading.components import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.training.cache.prompt_embeddings import CachedPrompts, embed_prompts

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swifti2v.errors import InputError, LoadingError, MediaError
-from swifti2v.models.codec import BlockCodec
 from swifti2v.models.fingerprints import fingerprint_model
+from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.training.cache.fingerprints import (
     ENDS_BYTES,
     hash_source,

@@ -9,7 +9,7 @@ import torch
 from swifti2v.cli.training_plan import to_comments
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import LoadingError, ShapeError
-from swifti2v.models.loading import load_components
+from swifti2v.models.loading.components import load_components
 from swifti2v.training.adapters import add_adapter
 from swifti2v.training.costs.plan import plan_nano, plan_stage, plan_text_encoder, plan_vae
 from swifti2v.training.engine.memory import TransformerSize, count_parameters, predict_activations

@@ -17,7 +17,7 @@ from swifti2v.training.data.motion_prompts import (
     known_phrases,
 )
 from swifti2v.training.nano.text_encoder import QUESTIONS, label_prompt
-from tests.unit.test_text import known_to
+from tests.unit.models.test_text import known_to
 
 PROMPTS = [draw_prompt(np.random.default_rng(seed)) for seed in range(3000)]
 WAYS = {"pan": ("left", "right"), "tilt": ("up", "down"), "roll": ("left", "right"),

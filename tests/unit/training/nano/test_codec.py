@@ -5,8 +5,8 @@ import torch
 
 from swifti2v.errors import InputError
 from swifti2v.media import frames_to_video, resize_video
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.vae import StreamingEncoder
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.training.channel_weights import weigh_channels
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material

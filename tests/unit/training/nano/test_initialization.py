@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swifti2v.models.codec import BlockCodec
 from swifti2v.models.text import encode_prompt
+from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.config import TextEncoderConfig
 from swifti2v.training.nano.initialization import (

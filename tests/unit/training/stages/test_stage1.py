@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from swifti2v.config import SamplingConfig, Stage1Config
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
-from swifti2v.models.vae import StreamingEncoder
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
+from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.course import Course, draw_chart, draw_course, even_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement

@@ -12,10 +12,10 @@ from torch import Tensor
 from swifti2v.config import SamplingConfig, Stage2Config
 from swifti2v.errors import ConfigError
 from swifti2v.media import frames_to_video
-from swifti2v.models.codec import BlockCodec
-from swifti2v.models.frame_codec import VideoVAE
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from swifti2v.models.vae import StreamingEncoder
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import VideoVAE
+from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shapes import pixel_frames
 from swifti2v.training.channel_weights import weigh_channels

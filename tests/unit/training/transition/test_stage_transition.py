@@ -16,7 +16,7 @@ from PIL import Image
 from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, parse_config
 from swifti2v.errors import ConfigError, InputError, ShapeError
 from swifti2v.media import frames_to_video, open_writer, read_clip, resize_video, video_to_frames
-from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import PixelShape
 from swifti2v.training.data.decoding import decode_clip, decode_pair

@@ -1,0 +1,1 @@
+"""Clips to measure: reading, pairing, metrics, means."""

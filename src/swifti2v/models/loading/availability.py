@@ -1,0 +1,125 @@
+"""Which weights of a model are on this machine, and how to get the others, before any work."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from swifti2v.errors import LoadingError
+from swifti2v.models.loading.sources import ModelIndex, find_model, is_on_hub, resolve
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
+TIMEOUT_SECONDS = 10
+
+
+class RemoteFiles(NamedTuple):
+    """Files of a Hub repository."""
+
+    repo_id: str
+    pattern: str
+    """As ``hf download --include`` takes it; empty for all of it."""
+
+
+def find_missing(index: ModelIndex, root: Path, roles: Iterable[str]) -> list[RemoteFiles]:
+    """What must be downloaded first.
+
+    Args:
+        index: Of the model.
+        root: What its relative paths start from.
+        roles: Components that are needed.
+
+    Raises:
+        LoadingError: A path of this machine does not exist.
+    """
+    missing: list[RemoteFiles] = []
+    for role in roles:
+        source = index.components[role]
+        needed = [(source.source, source.subfolder, role not in WITHOUT_WEIGHTS)]
+        needed += [
+            (path, "", True) for path in (source.weights, *(x.path for x in source.loras)) if path
+        ]
+        for name, subfolder, has_weights in needed:
+            if not is_on_hub(name, root):
+                resolve(name, subfolder, root)
+                continue
+            owner, repo, *inside = name.split("/")
+            files = RemoteFiles(f"{owner}/{repo}", "/".join([*inside, *filter(None, [subfolder])]))
+            if not _is_here(files, has_weights) and files not in missing:
+                missing.append(files)
+    return missing
+
+
+def find_missing_weights(model: str, *, with_stage1: bool) -> list[RemoteFiles]:
+    """Files of a model that are not on this machine, see ``find_missing``.
+
+    Args:
+        model: See ``swifti2v.models.loading.sources.find_model``.
+        with_stage1: Whether Stage I runs.
+    """
+    index, root = find_model(model)
+    roles = [r for r in index.components if with_stage1 or not r.startswith(("stage1", "image"))]
+    return find_missing(index, root, roles)
+
+
+def require_obtainable(name: str, missing: Sequence[RemoteFiles]) -> None:
+    """Refuse to start when something must be downloaded and the Hub cannot be reached.
+
+    Raises:
+        LoadingError: With the commands that download it.
+    """
+    if not missing:
+        return
+    from huggingface_hub import HfApi
+
+    try:
+        for repo_id in dict.fromkeys(files.repo_id for files in missing):
+            HfApi().model_info(repo_id, timeout=TIMEOUT_SECONDS)
+    except Exception as error:  # of the HTTP library that the Hub's client uses, which varies
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LoadingError(
+            f"weights of {name!r} are not on this machine, and the Hub does not give them "
+            f"({reason}); get them with: {'; '.join(download_commands(missing))}"
+        ) from None
+
+
+def download_commands(missing: Sequence[RemoteFiles]) -> list[str]:
+    """``hf download`` for each repository."""
+    by_repo: dict[str, list[str]] = {}
+    for files in missing:
+        by_repo.setdefault(files.repo_id, []).append(files.pattern)
+    return [_command(repo_id, patterns) for repo_id, patterns in by_repo.items()]
+
+
+def _command(repo_id: str, patterns: Sequence[str]) -> str:
+    if "" in patterns:
+        return f"hf download {repo_id}"
+    if all(Path(pattern).suffix for pattern in patterns):
+        return f"hf download {repo_id} {' '.join(patterns)}"
+    folders = " ".join(f'"{pattern}/*"' for pattern in patterns)
+    return f"hf download {repo_id} --include {folders}"
+
+
+def _is_here(files: RemoteFiles, has_weights: bool) -> bool:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(files.repo_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return False
+    found = folder / files.pattern
+    if not found.is_dir() or not has_weights:
+        return found.exists()
+    shards = [shard for file in found.glob("*.index.json") for shard in _shards(file)]
+    if shards:
+        return all((found / shard).exists() for shard in shards)
+    return any(next(found.rglob(pattern), None) for pattern in WEIGHTS)
+
+
+def _shards(file: Path) -> set[str]:
+    try:
+        names: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        return set(names.values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return {"?"}

@@ -1,0 +1,430 @@
+"""From a model's sources to loaded components, and back to a directory."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    UMT5EncoderModel,
+)
+
+from swifti2v.config import SpeedConfig
+from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.models.image_encoder import load_image_processor, make_image_processor
+from swifti2v.models.loading.architectures import (
+    Architecture,
+    find_architecture,
+    read_architecture,
+    read_original,
+    takes_reference,
+)
+from swifti2v.models.loading.official import locate, require_text_length
+from swifti2v.models.loading.originals import convert_vision_names
+from swifti2v.models.loading.sources import (
+    INDEX_NAME,
+    PIPELINE_CLASS,
+    ComponentSource,
+    LoraSource,
+    Reference,
+    find_model,
+    resolve,
+)
+from swifti2v.models.lora.merge import LoraReport, merge_lora
+from swifti2v.models.lora.provenance import require_base
+from swifti2v.models.lora.scale import PEFT_CONFIG
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.models.vae.frame_codec import frame_codec, set_dtypes
+from swifti2v.models.weights.files import load_weights, read_state_dict
+from swifti2v.models.weights.names import wan_transformer_state_dict
+from swifti2v.models.weights.quantization import is_quantized
+from swifti2v.shapes import NUM_WAYS
+from swifti2v.version import __version__
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["stage1", "stage2"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+IMAGE_PARTS = ("image_encoder", "image_processor")
+"""What Stage I alone takes."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Components:
+    """The loaded models of both stages, on one device."""
+
+    text_encoder: UMT5EncoderModel
+    tokenizer: PreTrainedTokenizerBase
+    stage1_transformer: WanTransformer3DModel
+    stage1_vae: AutoencoderKLWan | BlockCodec
+    stage2_transformer: SegmentTransformer3DModel
+    stage2_vae: AutoencoderKLWan | BlockCodec
+    image_encoder: CLIPVisionModel | None = None
+    image_processor: CLIPImageProcessorPil | None = None
+    """By default that of Wan 2.1, for an image encoder."""
+    max_text_length: int = 512
+    """Tokens the transformers see; shorter prompts are padded with zeros."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    offloads_history: bool = False
+    """Whether Stage II's VAE keeps its causal history in host memory while it waits."""
+    speed: Mapping[Stage, SpeedConfig] = field(
+        default_factory=lambda: dict.fromkeys(STAGES, SpeedConfig())
+    )
+    """How the transformers were prepared; see ``swifti2v.models.runtime.speed``."""
+    loras: Mapping[str, Sequence[LoraReport]] = field(default_factory=dict)
+    """What was merged, by component."""
+
+    def describe_loras(self) -> list[str]:
+        """How much of each LoRA went into which transformer, one line each."""
+        return [f"{role}: {own.describe()}" for role, all_ in self.loras.items() for own in all_]
+
+    def __post_init__(self) -> None:
+        if self.image_encoder is not None and self.image_processor is None:
+            side: Any = self.image_encoder.config.image_size
+            self.image_processor = make_image_processor(side)
+
+
+class _Files(NamedTuple):
+    """What one component is made of, on this machine."""
+
+    place: Path
+    weights: Path | None
+    loras: tuple[tuple[Path, LoraSource], ...]
+    source: ComponentSource
+
+
+class _Loaded(NamedTuple):
+    """A component, and what was merged into it."""
+
+    component: Any
+    loras: tuple[LoraReport, ...]
+
+
+def load_components(
+    name: str | Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Sequence[LoraSource] = (),
+    *,
+    merges_own_loras: bool = True,
+    stages: Sequence[Stage] = STAGES,
+) -> tuple[Components, dict[str, Any]]:
+    """Load the components of a model.
+
+    Args:
+        name: See ``find_model``.
+        dtype: Of the weights; parts that lose too much in 16 bits stay float32, as in diffusers.
+        device: Where they go.
+        loras: LoRAs, merged after the model's own; their relative paths start from the current
+            directory.
+        merges_own_loras: False leaves the model's own out: a LoRA is trained on the many-step
+            base, never on the step-distilled one.
+        stages: Stages that will run. The transformer and VAE of another one are made from their
+            configuration without memory (on the meta device): their weights are not read.
+
+    Returns:
+        The components in eval mode, and the model's default settings.
+
+    Raises:
+        ConfigError: An unknown name or key.
+        LoadingError: A file is missing or damaged, or its weights do not match.
+    """
+    index, root = find_model(name)
+    if not merges_own_loras:
+        index = index.without_loras()
+    if unknown := sorted({lora.stage for lora in loras} - {*STAGES}):
+        raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
+    empty = [r for r in index.components if r.startswith(STAGES) and not r.startswith((*stages,))]
+    roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
+    files = {  # all of them, before anything is loaded
+        role: _find_files(
+            role,
+            index.components[role],
+            root,
+            [lora for lora in loras if role == f"{lora.stage}_transformer"],
+        )
+        for role in roles
+        if role not in empty
+    }
+    for own in files.values():
+        require_text_length(own.place, index.max_text_length)
+    loaded = {role: _load(role, own, dtype, device) for role, own in files.items()}
+    found = {role: own.component for role, own in loaded.items()}
+    for role in empty:
+        architecture = find_architecture(role, index.components[role], root)
+        found[role] = architecture.make_empty(role)
+    components = Components(
+        **found,
+        max_text_length=index.max_text_length,
+        device=device,
+        loras={role: own.loras for role, own in loaded.items() if own.loras},
+    )
+    motion = (index.settings.get("stage1") or {}).get("motion", "latents")
+    _require_match(components, str(name), stages, displaces=motion == "displacement")
+    return components, index.settings
+
+
+def load_component(
+    role: str,
+    source: ComponentSource,
+    root: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    loras: Sequence[LoraSource] = (),
+) -> Any:
+    """Load one component alone, with its checkpoint and LoRAs, in eval mode.
+
+    Args:
+        role: A field of ``Components``.
+        source: Of it, from a ``ModelIndex``.
+        root: What the source's relative paths start from.
+        dtype: See ``load_components``.
+        device: Where it goes.
+        loras: Merged after the source's own; relative paths start from the current directory.
+
+    Raises:
+        LoadingError: A file is missing or damaged, or its weights do not match.
+    """
+    return _load(role, _find_files(role, source, root, loras), dtype, device).component
+
+
+def _find_files(
+    role: str, source: ComponentSource, root: Path, loras: Sequence[LoraSource]
+) -> _Files:
+    given = [(lora, root) for lora in source.loras] + [(lora, Path()) for lora in loras]
+    own = [(resolve(lora.path, "", start, [PEFT_CONFIG]), lora) for lora, start in given]
+    return _Files(
+        locate(role, source, root),
+        None if source.weights is None else resolve(source.weights, "", root),
+        tuple(own),
+        source,
+    )
+
+
+def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) -> _Loaded:
+    logger.info("loading %s from %s", role, files.place)
+    if role == "stage2_transformer":
+        component = load_model(role, files.place, dtype, files.source.reference)
+    elif files.source.encode_dtype or files.source.decode_dtype:
+        component = load_model(role, files.place, torch.float32)
+        set_vae_dtypes(component, files.source, dtype)
+    else:
+        component = LOADERS[role](files.place, dtype)
+    if isinstance(component, nn.Module):
+        component = component.to(device).eval().requires_grad_(False)
+        return _Loaded(component, _add_weights(component, files))
+    return _Loaded(component, ())
+
+
+def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> None:
+    """Give encoder and decoder the number types that a source names, or else ``dtype``.
+
+    Raises:
+        LoadingError: ``vae`` has no networks.
+    """
+    own = (source.encode_dtype, source.decode_dtype)
+    set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in own))
+
+
+def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
+    """Replace weights by a checkpoint's and merge LoRAs, in place."""
+    if files.weights is not None:
+        state = wan_transformer_state_dict(read_state_dict(files.weights))
+        load_weights(component, state, source=str(files.weights))
+    require_base(component, [path for path, _ in files.loras])
+    reports = tuple(
+        merge_lora(component, path, lora.strength, allow_partial=lora.allow_partial)
+        for path, lora in files.loras
+    )
+    if isinstance(component, SegmentTransformer3DModel):
+        reference_half = component.patch_embedding.weight[:, component.config["out_channels"] :]
+        if reference_half.numel() and not reference_half.any():
+            logger.warning(
+                "%s: the reference half of Stage II is zero, so it does not follow Stage I's motion; "
+                "name trained Stage II weights",
+                files.weights or files.place,
+            )
+    return reports
+
+
+def save_components(components: Components, settings: dict[str, Any], directory: Path) -> None:
+    """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index.
+
+    Raises:
+        ConfigError: Weights are in 8 bits.
+    """
+    for stage in STAGES:
+        if is_quantized(getattr(components, f"{stage}_transformer")):
+            raise ConfigError(
+                f"{stage}'s linear layers are in 8 bits and cannot be saved; load the model with "
+                f"{stage}.speed.linear=plain"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    sources = {}
+    for role in LOADERS:
+        component = getattr(components, role)
+        if component is None:
+            continue
+        subfolder = role.replace("_", "/", 1) if role.startswith("stage") else role
+        component.save_pretrained(directory / subfolder)
+        sources[role] = {"source": ".", "subfolder": subfolder}
+        if isinstance(component, AutoencoderKLWan):
+            codec = frame_codec(component)
+            if codec.encoder.dtype != codec.decoder.dtype:
+                names = (str(own.dtype).removeprefix("torch.") for own in codec)
+                sources[role] |= zip(("encode_dtype", "decode_dtype"), names, strict=True)
+    index = {
+        "_class_name": PIPELINE_CLASS,
+        "_swifti2v_version": __version__,
+        "components": sources,
+        "max_text_length": components.max_text_length,
+        "settings": settings,
+    }
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def build(
+    architecture: Architecture,
+    state: Mapping[str, torch.Tensor],
+    where: Path,
+    dtype: torch.dtype,
+) -> Any:
+    """Make a model without memory and give it a state dict, strictly.
+
+    Args:
+        architecture: Of the model.
+        state: Every weight.
+        where: Named in errors.
+        dtype: Of the weights, except those the class keeps in float32: for diffusers always, for
+            transformers in float16 only.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = architecture.make(str(where))
+    keep = float32_parts(model, dtype)
+    cast = {
+        key: _align(tensor.to(torch.float32 if keep & set(key.split(".")) else dtype))
+        if tensor.is_floating_point()
+        else tensor
+        for key, tensor in state.items()
+    }
+    load_weights(model, cast, source=str(where))
+    return model
+
+
+def float32_parts(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Modules that stay float32 in a model of weights in ``dtype``, by a part of their names."""
+    if isinstance(model, PreTrainedModel) and dtype != torch.float16:
+        return set()
+    return set(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+
+def _align(tensor: torch.Tensor) -> torch.Tensor:
+    # CPU kernels round differently where memory is not aligned, as in a mapped file: the same
+    # weights shall make the same frames whatever file they come from.
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+def load_model(
+    role: str, place: Path, dtype: torch.dtype, reference: Reference = "channels"
+) -> Any:
+    """Load a component with weights from a diffusers or transformers directory or an original file.
+
+    Args:
+        role: A key of ``swifti2v.models.loading.architectures.KINDS``.
+        place: Of the component.
+        dtype: See ``build``.
+        reference: See ``ComponentSource``; of a base model as Stage II.
+
+    Raises:
+        LoadingError: It cannot be read, or its weights do not match its configuration.
+    """
+    if place.is_file():
+        found, state = read_original(role, place)
+    else:
+        found, state = read_architecture(role, place), read_state_dict(place)
+        if role == "image_encoder":
+            state = convert_vision_names(state)
+        elif role.endswith("transformer"):
+            state = wan_transformer_state_dict(state)
+    if role == "stage2_transformer" and takes_reference(found.config, str(place)):
+        found = found._replace(kind=SegmentTransformer3DModel)  # a file does not tell its class
+    model = build(found, state, place, dtype)
+    if role == "stage2_transformer" and not isinstance(model, SegmentTransformer3DModel):
+        # With a zero reference half, where there is to be one.
+        model = SegmentTransformer3DModel.from_base(model, takes_reference=reference == "channels")
+    return model
+
+
+def load_tokenizer(place: Path, dtype: torch.dtype) -> PreTrainedTokenizerBase:  # noqa: ARG001
+    """Load a tokenizer directory."""
+    if not (place / "tokenizer_config.json").is_file():
+        raise LoadingError(f"{place} holds no tokenizer: tokenizer_config.json is missing")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise LoadingError(f"{place} holds no tokenizer: {str(error).splitlines()[0]}") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
+    "text_encoder": partial(load_model, "text_encoder"),
+    "tokenizer": load_tokenizer,
+    "image_encoder": partial(load_model, "image_encoder"),
+    "image_processor": lambda place, _: load_image_processor(place),
+    "stage1_transformer": partial(load_model, "stage1_transformer"),
+    "stage1_vae": partial(load_model, "stage1_vae"),
+    "stage2_transformer": partial(load_model, "stage2_transformer"),
+    "stage2_vae": partial(load_model, "stage2_vae"),
+}
+
+
+def _require_match(
+    parts: Components, name: str, stages: Sequence[Stage], *, displaces: bool
+) -> None:
+    """Refuse components that do not belong together, or not to how Stage I tells motion."""
+    first, second = parts.stage1_transformer.config, parts.stage2_transformer.config
+    codec, fine = parts.stage1_vae.config, parts.stage2_vae.config
+    text_dim = parts.text_encoder.config.d_model
+    encoder = parts.image_encoder
+    image_dim = None if encoder is None else encoder.config.hidden_size
+    if (encoder is None) != (parts.image_processor is None):
+        raise LoadingError(f"{name}: image_encoder and image_processor only work together")
+    checks = {
+        "stage1_transformer in_channels": (
+            first["in_channels"],
+            2 * codec["z_dim"] + codec["scale_factor_temporal"],
+        ),
+        "stage1_transformer out_channels": (
+            first["out_channels"],
+            codec["z_dim"] + (NUM_WAYS if displaces else 0),
+        ),
+        "stage2_transformer in_channels": (
+            second["in_channels"],
+            # As many as it gives are latents alone, see ComponentSource.reference.
+            fine["z_dim"] * (1 if second["in_channels"] == second["out_channels"] else 2),
+        ),
+        "stage2_transformer out_channels": (second["out_channels"], fine["z_dim"]),
+        "stage1_transformer text_dim": (first["text_dim"], text_dim),
+        "stage2_transformer text_dim": (second["text_dim"], text_dim),
+        "stage1_transformer image_dim (of the image encoder)": (first["image_dim"], image_dim),
+    }
+    for what, (is_value, wanted) in checks.items():
+        if what.startswith((*stages,)) and is_value != wanted:
+            raise LoadingError(
+                f"{name}: {what} is {is_value}, but the other components need {wanted}"
+            )

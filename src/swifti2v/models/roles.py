@@ -1,8 +1,0 @@
-"""Where weights may live and which a run is done with: names that need no PyTorch."""
-
-from typing import Literal
-
-Placement = Literal["resident", "streamed", "offloaded"]
-"""See ``swifti2v.models.placement.place``."""
-RELEASED = ("text_encoder", "image_encoder", "stage1_transformer", "stage1_vae")
-"""Roles that a run needs no more once the motion reference is there."""

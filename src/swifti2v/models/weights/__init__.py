@@ -1,0 +1,1 @@
+"""State dicts: files, names of weights, and number types."""
