@@ -116,7 +116,10 @@ def _kept(job: Job, writer: FrameWriter) -> str:
     stops = [stop for _, stop in job.pipe.plan(job.settings.config)]
     num_frames = writer.num_frames_written
     num_kept = sum(pixel_frames(stop - 1, time).stop <= num_frames for stop in stops)
+    num_stored = job.work_dir.num_finished if job.work_dir is not None else 0
     text = "no segment was finished, so no video was written"
+    if num_stored and not num_frames:
+        text = f"no video was written yet; {num_stored} of {len(stops)} segments are finished"
     if num_frames:
         text = (
             f"{num_kept} of {len(stops)} segments ({num_frames} frames) are kept in "

@@ -70,6 +70,11 @@ class WorkDir:
             leftover.unlink()
         _write(self.directory / PLAN, json.dumps(plan, indent=2).encode())
 
+    @property
+    def num_finished(self) -> int:
+        """Segments that are stored."""
+        return sum(1 for _ in self.directory.glob("segment_*.safetensors"))
+
     def save_segment(self, index: int, latents: Tensor) -> None:
         """Store the latents ``[1, C, F, h, w]`` of a finished segment."""
         _write_tensors(_segment_path(self.directory, index), tensor=latents)
