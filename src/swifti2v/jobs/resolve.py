@@ -77,7 +77,7 @@ def resolve(request: ClipRequest) -> Resolved:
     color = before.find_background()
     photo = motion = None
     notes: list[str] = []
-    if image != clip:
+    if request.command != "upscale":
         photo = load_image(image, background=color)
         source = FrameSize(photo.height, photo.width)
     if clip is not None:
