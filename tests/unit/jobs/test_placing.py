@@ -12,6 +12,7 @@ from swifti2v.jobs.layers import resolve_config
 from swifti2v.jobs.placing import Placed, place, suggest_plan
 from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.settings import FileRecord, RunSettings, VideoSettings
+from swifti2v.planning.stored import find_costs
 
 FILE = FileRecord(path="photo.png", sha256="0")
 SETTINGS = RunSettings(
@@ -32,6 +33,15 @@ SETTINGS = RunSettings(
     config=resolve_config("nano", [("test", {"num_frames": 5, "height": 96, "width": 160})]),
 )
 REQUEST = ClipRequest(command="generate", output=Path("out.mp4"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted_once():
+    """The work of the clip is counted for the first test that needs it."""
+    costs = find_costs("nano", SETTINGS.config, "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swifti2v.jobs.placing.find_costs", lambda *_, **__: costs)
+        yield
 
 
 def placed(given: dict[str, Any] | None = None, **asked: Any) -> Placed:
