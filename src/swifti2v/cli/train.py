@@ -107,7 +107,7 @@ def nano(options: NanoOptions) -> None:
                 f"data folder {options.data} is not a folder; name one of clips and photos"
             )
         if options.dry_run:
-            from swifti2v.training.costs.plan import plan_nano
+            from swifti2v.training.nano.plan import plan_nano
 
             _print_plan(settings, lambda: plan_nano(settings), (1,))
             return

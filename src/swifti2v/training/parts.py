@@ -4,21 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swifti2v.training.costs.plan import (
-    TrainingPlan,
-    plan_relay,
-    plan_stage,
-    plan_text_encoder,
-    plan_vae,
-)
+from swifti2v.training.costs.plan import TrainingPlan
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.session import Session
 from swifti2v.training.nano.config import TextEncoderConfig
+from swifti2v.training.nano.plan import plan_text_encoder
 from swifti2v.training.nano.text_encoder import train_text_encoder
-from swifti2v.training.relay.training import RelayTraining, train_relay
+from swifti2v.training.relay.training import RelayTraining, plan_relay, train_relay
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
-from swifti2v.training.stages.fine_tuning import FineTuning
-from swifti2v.training.vae.training import VaeTrainingConfig, train_vae
+from swifti2v.training.stages.fine_tuning import FineTuning, plan_stage
+from swifti2v.training.vae.training import VaeTrainingConfig, plan_vae, train_vae
 
 
 class Part(NamedTuple):

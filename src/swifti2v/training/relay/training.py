@@ -39,6 +39,14 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import embed_prompts
+from swifti2v.training.costs.plan import (
+    ClipSample,
+    TrainingPlan,
+    count_frozen_bytes,
+    count_trained,
+    make_empty_models,
+    plan_transformer,
+)
 from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.ranks import gather_weights
@@ -275,3 +283,34 @@ class _Later:
 
     def close(self) -> None:
         """Leave it open."""
+
+
+def plan_relay(config: RelayTraining) -> list[TrainingPlan]:
+    """Predict both LoRAs of a relay, each as if its attention were full.
+
+    Raises:
+        LoadingError: See ``plan_stage``.
+        ShapeError: A bucket does not fit the model.
+    """
+    frozen = ["stage2_vae", "text_encoder"]
+    transformer, models, num_text_tokens = make_empty_models(config.model, "stage2", frozen)
+    scale = scale_factors(models["stage2_vae"], transformer.config["patch_size"][1])
+    return [
+        plan_transformer(
+            recipe,
+            transformer,
+            count_trained(transformer, relay.adapter),
+            config.run,
+            relay.phases,
+            [
+                max(
+                    (ClipSample.of(s, relay.crop, None, scale) for s in phase.data.rules.shapes),
+                    key=lambda sample: sample.tokens,
+                )
+                for phase in relay.phases
+            ],
+            num_text_tokens=num_text_tokens,
+            frozen_bytes=count_frozen_bytes(models),
+        )
+        for recipe, relay in config.relays.items()
+    ]

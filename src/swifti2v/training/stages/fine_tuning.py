@@ -19,6 +19,7 @@ from swifti2v.models.image_encoder import describe_picture, encode_image
 from swifti2v.models.loading.components import Components, load_components
 from swifti2v.models.lora.export import save_lora
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.adapters import (
     AdapterConfig,
@@ -28,6 +29,14 @@ from swifti2v.training.adapters import (
 )
 from swifti2v.training.cache.prompt_embeddings import REMEDY, CachedPrompts, embed_prompts
 from swifti2v.training.cache.tensor_cache import TensorCache
+from swifti2v.training.costs.plan import (
+    ClipSample,
+    TrainingPlan,
+    count_frozen_bytes,
+    count_trained,
+    make_empty_models,
+    plan_transformer,
+)
 from swifti2v.training.data.clips import ManifestClips
 from swifti2v.training.data.phases import find_clips
 from swifti2v.training.engine.ranks import Ranks, gather_weights, save_model
@@ -272,3 +281,44 @@ class FineTuning:
         save_lora(state, path, "peft", alpha=adapter.resolved_alpha, metadata=metadata)
         if not adapter.use_dora:  # ComfyUI's keys have no place for magnitudes
             save_lora(state, beside, "original", alpha=adapter.resolved_alpha, metadata=metadata)
+
+
+def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
+    """Predict the training of a stage from the configurations of its components.
+
+    Args:
+        config: Settings.
+
+    Raises:
+        LoadingError: A component's configuration is not on this machine, not known and cannot be
+            downloaded.
+        ShapeError: A bucket does not fit the model.
+    """
+    stage = "stage2" if isinstance(config, Stage2FineTuning) else "stage1"
+    vae = f"{stage}_vae"
+    # With a cache the text encoder is not run.
+    frozen = [vae, *(["text_encoder"] if config.cache is None else [])]
+    frozen += ["image_encoder"] if stage == "stage1" else []
+    transformer, models, num_text_tokens = make_empty_models(config.model, stage, frozen)
+    scale = scale_factors(models[vae], transformer.config["patch_size"][1])
+    if isinstance(config, Stage2FineTuning):
+        windows, crop, adapter = config.objective.windows, config.crop, None
+    else:
+        windows, crop, adapter = None, None, config.adapter
+    samples = [
+        max(
+            (ClipSample.of(shape, crop, windows, scale) for shape in phase.data.rules.shapes),
+            key=lambda sample: sample.tokens,
+        )
+        for phase in config.phases
+    ]
+    return plan_transformer(
+        stage,
+        transformer,
+        count_trained(transformer, adapter),
+        config.run,
+        config.phases,
+        samples,
+        num_text_tokens=num_text_tokens,
+        frozen_bytes=count_frozen_bytes(models),
+    )

@@ -1,6 +1,7 @@
 """Training of a video VAE on its own, from settings to files."""
 
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ from pydantic import ConfigDict
 from torch import nn
 
 from swifti2v.errors import ConfigError
+from swifti2v.models.loading.architectures import Architecture, find_architecture
+from swifti2v.models.loading.sources import ComponentSource
+from swifti2v.training.costs.plan import SamplePlan, TrainingPlan, crop_shape
+from swifti2v.training.data.buckets import format_bucket
 from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
+from swifti2v.training.engine.memory import count_parameters
 from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.engine.session import Session, save_trained, train_task
 from swifti2v.training.vae.task import VaeObjective, VaeTask
@@ -92,3 +98,27 @@ def make_vae(config: VaeTrainingConfig) -> AutoencoderKLWan:
         raise ConfigError(f"vae: {error}; see diffusers' AutoencoderKLWan") from None
     made: AutoencoderKLWan = vae
     return made
+
+
+def plan_vae(config: VaeTrainingConfig) -> TrainingPlan:
+    """Predict the training of a VAE, without its activations.
+
+    Raises:
+        LoadingError: There is no such model.
+    """
+    architecture = Architecture(AutoencoderKLWan, config.vae)
+    if config.model is not None:
+        architecture = find_architecture("vae", ComponentSource(source=config.model), Path())
+    vae = architecture.make_empty("vae").requires_grad_(True)
+    samples = []
+    for phase in config.phases:
+        shapes = [crop_shape(shape, config.crop) for shape in phase.data.rules.shapes]
+        largest = max(shapes, key=prod)
+        samples.append(SamplePlan(phase=phase.name, what=format_bucket(largest), tokens=0))
+    return TrainingPlan(
+        part="vae",
+        parameters=count_parameters(vae),
+        run=config.run,
+        optimizers=[phase.optimizer for phase in config.phases],
+        samples=samples,
+    )

@@ -11,12 +11,13 @@ from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import LoadingError, ShapeError
 from swifti2v.models.loading.components import load_components
 from swifti2v.training.adapters import add_adapter
-from swifti2v.training.costs.plan import plan_nano, plan_stage, plan_text_encoder, plan_vae
 from swifti2v.training.engine.memory import TransformerSize, count_parameters, predict_activations
 from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
+from swifti2v.training.nano.plan import plan_nano, plan_text_encoder
 from swifti2v.training.nano.text_encoder import TextTask
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
-from swifti2v.training.vae.training import VaeTrainingConfig, make_vae
+from swifti2v.training.stages.fine_tuning import plan_stage
+from swifti2v.training.vae.training import VaeTrainingConfig, make_vae, plan_vae
 
 CONFIGS = Path(__file__).parents[4] / "src/swifti2v/configs"
 CPU = torch.device("cpu")
