@@ -29,3 +29,20 @@ def test_integers_and_settings_need_no_torch():
         "sys.exit(bool({'torch', 'diffusers', 'av'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_keep_their_paths() -> None:
+    from swifti2v.models.lora import merge_lora
+    from swifti2v.models.transformer import SegmentTransformer3DModel
+    from swifti2v.models.vae import StreamingDecoder, StreamingEncoder
+    from swifti2v.training.objectives import hfato_loss, segment_flow_loss
+
+    names = (
+        merge_lora,
+        SegmentTransformer3DModel,
+        StreamingDecoder,
+        StreamingEncoder,
+        hfato_loss,
+        segment_flow_loss,
+    )
+    assert all(callable(name) for name in names)

@@ -157,7 +157,7 @@ def test_a_model_without_displacement_has_no_error():
 
 def test_a_saved_model_that_generates_displacement_is_loaded_and_measured(tmp_path):
     parts = tiny_components()
-    stage1 = dict(parts.stage1_transformer.config) | {"out_channels": 8 + 768}
+    stage1 = dict(parts.stage1_transformer.config) | {"out_channels": 5 + 768}
     kind: Any = type(parts.stage1_transformer)  # untyped in diffusers
     parts.stage1_transformer = kind.from_config(stage1)
     torch.nn.init.zeros_(parts.stage1_transformer.proj_out.weight)
