@@ -19,10 +19,13 @@ Stage = Literal["stage1", "stage2"]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def settings(kind: type[Config]) -> type[Config]:
-    """Make a class a frozen dataclass of keywords that ``parse_config`` reads strictly."""
+    """Make a class a frozen dataclass of keywords that ``parse_config`` reads strictly.
+
+    Slots need a new class, which ``super()`` without arguments does not find: a ``__post_init__``
+    calls its base's by name, ``PhaseConfig.__post_init__(self)``.
+    """
     kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-    made: type[Config] = dataclass(frozen=True, kw_only=True, slots=True)(kind)
-    return made
+    return dataclass(frozen=True, kw_only=True, slots=True)(kind)
 
 
 def _require(name: str, value: float, *, low: float, high: float = float("inf")) -> None:

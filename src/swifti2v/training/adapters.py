@@ -4,7 +4,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from peft.utils.integrations import dequantize_module_weight
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError, LoadingError
 from swifti2v.models.lora.provenance import hash_base as hash_base
 from swifti2v.models.weights.names import shorten
@@ -28,15 +27,13 @@ IMAGE_TARGETS = ("add_k_proj", "add_v_proj")
 ADAPTER_NAME = "default"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class AdapterConfig:
     """A LoRA to train.
 
     Source:
         Rank, alpha and targets by default as in ViBe's code (arXiv:2603.23326).
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     rank: int = 32
     """Of every pair."""

@@ -1,19 +1,17 @@
 """Which window a training step sees: drawn as sampling will go through them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from pydantic import ConfigDict
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError
 from swifti2v.segments import Segment, plan_segments
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class WindowConfig:
     """Windows of Stage II's training; several sizes are mixed evenly."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     segment_sizes: tuple[int, ...] = (3,)
     """M, latent frames a segment generates. One as long as the clip trains on whole clips."""

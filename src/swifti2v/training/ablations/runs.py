@@ -15,9 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ConfigDict
 
-from swifti2v.config import GenerationConfig, Stage2Config, merge, parse_config, to_dict
+from swifti2v.config import GenerationConfig, Stage2Config, merge, parse_config, settings, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.evaluation.baselines import (
     carried_baseline,
@@ -47,11 +46,9 @@ from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
 from swifti2v.training.windows import WindowConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Arm:
     """One way to train and to sample."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     """Row of the table."""
@@ -76,11 +73,9 @@ class Arm:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class AblationConfig:
     """A table of ablations. The first arm is the one that the others are compared with."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     arms: tuple[Arm, ...]
     """Rows."""

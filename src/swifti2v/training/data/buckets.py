@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from pydantic import ConfigDict
-
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.media import load_image, probe_clip
 from swifti2v.media.timing import count_resampled, exact_rate
@@ -23,11 +22,9 @@ END_TOLERANCE = 0.1
 _CHUNK = 256  # samples handed to the threads at once
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class BucketRules:
     """The buckets, and which samples may go into them."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     buckets: tuple[tuple[int, int, int], ...] = ((81, 1408, 2560),)
     """``(num_frames, height, width)`` each; ``num_frames`` 1 is for images, and only for them."""

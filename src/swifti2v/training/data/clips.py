@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from pydantic import ConfigDict
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.media import Frames
 from swifti2v.shapes import Crop, PixelShape
@@ -36,11 +36,9 @@ NUM_SHOWN = 3
 """Rejects of one cause that are named."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ManifestConfig:
     """One list of clips."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     path: str
     """See ``read_manifest``."""
@@ -56,11 +54,9 @@ class ManifestConfig:
             raise ConfigError(f"{self.path}: weight is {self.weight}; it must be above 0")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DataConfig:
     """All clips of a phase."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     manifests: tuple[ManifestConfig, ...] = ()
     """Of real clips and of stage-transition samples; none trains on procedural clips."""

@@ -1,11 +1,10 @@
 """A phase of a training on clips, and the clips of all phases."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
-from pydantic import ConfigDict
-
+from swifti2v.config import settings
 from swifti2v.training.data.clips import DataConfig, ManifestClips, ManifestConfig
 from swifti2v.training.data.probes import Probes
 from swifti2v.training.data.procedural import MANIFEST_NAME, write_procedural_clips
@@ -13,11 +12,9 @@ from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ClipsPhase(PhaseConfig):
     """A part of a curriculum over manifests."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     data: DataConfig = field(default_factory=DataConfig)
     """Clips, real and of stage transition, with their weights; sizes and lengths."""

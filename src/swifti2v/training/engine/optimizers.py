@@ -3,15 +3,14 @@
 import importlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError
 
 FINAL_SHARE = 0.03
@@ -22,11 +21,9 @@ MIN_8BIT = 4096
 """Smaller tensors keep their moments in the dtype of the weights, as in bitsandbytes and torchao."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class OptimizerConfig:
     """How weights are updated."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     learning_rate: float = 1e-5
     """Peak, reached after ``warmup_steps``."""

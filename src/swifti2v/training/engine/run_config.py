@@ -1,19 +1,16 @@
 """Settings that every training has, whatever it trains."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
-from pydantic import ConfigDict
-
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError
 from swifti2v.training.engine.optimizers import OptimizerConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RunConfig:
     """How a training runs."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     seed: int = 0
     """Of weights and of all draws."""
@@ -61,11 +58,9 @@ class RunConfig:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 0")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class PhaseConfig:
     """One part of a curriculum; the parts follow one another."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str = "main"
     """Said in reports and metrics."""

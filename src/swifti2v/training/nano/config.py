@@ -1,10 +1,8 @@
 """Settings of the nano model's training: a part for each network, run one after the other."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from pydantic import ConfigDict
-
-from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, Stage2Config
+from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, Stage2Config, settings
 from swifti2v.errors import ConfigError
 from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 from swifti2v.training.engine.optimizers import OptimizerConfig
@@ -20,11 +18,9 @@ INFERENCE_LEVELS = NoiseLevelConfig(distribution="inference", num_inference_step
 _BETAS = (0.9, 0.97)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TextEncoderConfig:
     """The byte-level text encoder, trained to tell camera motions apart."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     width: int = 128
     """Features of a token; a multiple of 32."""
@@ -51,27 +47,23 @@ class TextEncoderConfig:
             raise ConfigError(f"text.width is {self.width}; it must be a multiple of 32")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage1Phase(PhaseConfig):
     """A part of Stage I's curriculum."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     scale: float = 1.0
     """Sides of the clips relative to those that Stage I is made for, at most 1. What a prompt asks for
     is learnt from small clips in a fraction of the time."""
 
     def __post_init__(self) -> None:
-        super(Stage1Phase, self).__post_init__()
+        PhaseConfig.__post_init__(self)
         if not 0.1 <= self.scale <= 1:
             raise ConfigError(f"phase {self.name}: scale is {self.scale}; it must be in [0.1, 1]")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage1TrainingConfig:
     """Stage I: camera moves over pictures, from a prompt."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     size: TransformerSize = field(default_factory=TransformerSize)
     objective: Stage1Objective = field(
@@ -131,11 +123,9 @@ def _require_lengths(where: str, num_frames: dict[int, float]) -> None:
         raise ConfigError(f"{where}: num_frames is {num_frames}; lengths must be 4k + 1, from 5")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage2Phase(PhaseConfig):
     """A part of Stage II's curriculum."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     mix: MixConfig = field(default_factory=MixConfig)
     """Of what the samples are made."""
@@ -143,15 +133,13 @@ class Stage2Phase(PhaseConfig):
     """Frames of the clips whose segments are trained, 4k + 1, with the part of the steps."""
 
     def __post_init__(self) -> None:
-        super(Stage2Phase, self).__post_init__()
+        PhaseConfig.__post_init__(self)
         _require_lengths(f"phase {self.name}", self.num_frames)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RedrawConfig:
     """Stage-transition samples made for Stage II: motions over pictures, redrawn by Stage I."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_clips: int = 84
     """Clips; the moves of ``camera_motion.MOVES`` in turn."""
@@ -161,11 +149,9 @@ class RedrawConfig:
     """Of pictures, views and noise."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage2TrainingConfig:
     """Stage II: segments of clips from their small versions."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     size: TransformerSize = field(default_factory=lambda: TransformerSize(num_heads=6))
     objective: Stage2Objective = field(
@@ -195,11 +181,9 @@ class Stage2TrainingConfig:
             raise ConfigError(f"stage2.crop is {self.crop}; it must be a multiple of 16")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class NanoConfig:
     """Everything that decides how the nano model is trained, apart from the data folder."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_frames: int = 33
     """Frames of a clip, 4k + 1."""

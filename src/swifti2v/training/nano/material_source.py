@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict
 from torch import Tensor
 
-from swifti2v.config import Stage2Config
+from swifti2v.config import Stage2Config, settings
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.media import Frames
 from swifti2v.pipelines.carrying import CROP_MARGIN
@@ -25,11 +24,9 @@ from swifti2v.training.nano.material import Material
 from swifti2v.training.stages.batches import Stage2Batch
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class MixConfig:
     """What part of the samples is which."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     clips: float = 1.0
     """Clips and their own small versions."""

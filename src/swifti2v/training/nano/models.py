@@ -1,14 +1,13 @@
 """The networks of the nano model: their sizes, and how they are made."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from pydantic import ConfigDict
 from torch import nn
 from torch.nn import functional as F
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import count_channels
@@ -20,11 +19,9 @@ STAGE2_SCALE = ScaleFactors(time=4, space=8, patch=2)
 """Of Stage II's codec and patches."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TransformerSize:
     """Size of a transformer."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_heads: int = 4
     """Heads of 64 features; at least 2."""

@@ -1,22 +1,19 @@
 """What takes the fine detail out of latents, so that a model can learn to bring it back."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, ShapeError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class DegradationConfig:
     """How latents lose their detail."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     kind: Literal["down_up", "blur", "noise"] = "down_up"
     """Resized down and back up; blurred; or with noise added."""

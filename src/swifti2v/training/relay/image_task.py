@@ -1,15 +1,14 @@
 """What a relay trains on an image: to make one frame, whole or with the detail it has lost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from swifti2v.config import GenerationConfig, Stage2Config
+from swifti2v.config import GenerationConfig, Stage2Config, settings
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage2 import predict_window
@@ -29,11 +28,9 @@ ONE_FRAME = Segment(index=0, context=(), target=(0,))
 """The window of an image: a video of one latent frame, all of it to be made."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ImageObjective:
     """What a step asks of the transformer."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     loss: Literal["flow", "hfato"] = "flow"
     """Flow matching; or bring back detail, see ``swifti2v.training.objectives.hfato_loss``."""

@@ -10,15 +10,14 @@ Source:
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
 
-from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, to_dict
+from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, settings, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.loading.components import Components, load_components
@@ -62,11 +61,9 @@ NUM_STEPS = "swifti2v_steps"
 """Metadata key: steps that a LoRA was trained for."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RelayConfig:
     """One of the two LoRAs."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     phases: tuple[ClipsPhase, ...]
     """Images: their buckets have one frame."""
@@ -89,11 +86,9 @@ class RelayConfig:
         return [shape for phase in self.phases for shape in phase.data.rules.shapes]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class RelayTraining:
     """Settings of ``swifti2v train relay``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str = "nano"
     """Its Stage II without its own LoRAs is W0: see ``SwiftI2VPipeline.from_pretrained``."""

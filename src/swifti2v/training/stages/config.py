@@ -1,10 +1,9 @@
 """Settings of the training of Stage I and Stage II."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from pydantic import ConfigDict
-
+from swifti2v.config import settings
 from swifti2v.training.adapters import AdapterConfig
 from swifti2v.training.data.phases import ClipsPhase
 from swifti2v.training.engine.run_config import RunConfig
@@ -13,11 +12,9 @@ from swifti2v.training.stages.stage2 import Stage2Objective
 from swifti2v.training.stages.validation import ValidationConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class CacheConfig:
     """What is read instead of computed; ``swifti2v data cache`` makes it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     directory: str
     """Of embeddings, latents, facts about the clips, and procedural clips where there are some."""
@@ -25,11 +22,9 @@ class CacheConfig:
     """Read latents instead of frames; otherwise only the prompts' embeddings."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class FineTuningConfig:
     """What both stages' trainings have."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str = "nano"
     """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
@@ -47,11 +42,9 @@ class FineTuningConfig:
     """The curriculum."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage1FineTuning(FineTuningConfig):
     """Settings of ``swifti2v train stage1``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """A LoRA on the frozen transformer; none trains all weights."""
@@ -59,11 +52,9 @@ class Stage1FineTuning(FineTuningConfig):
     """Noise levels and error."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage2FineTuning(FineTuningConfig):
     """Settings of ``swifti2v train stage2``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     crop: int | None = None
     """Side of a random square to train on instead of whole frames."""

@@ -1,24 +1,21 @@
 """Noise levels to train at: a pure map from uniform numbers, strata over a global batch."""
 
 import math
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.sampling import plan_sigmas, shift_sigma
 from swifti2v.training.engine.draws import Draw
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class NoiseLevelConfig:
     """At which noise levels a model is trained."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     distribution: Literal["uniform", "logit_normal", "inference"] = "uniform"
     """Even over (0, 1]; the logistic function of a normal number; or only the levels that a run of

@@ -1,16 +1,15 @@
 """Training of Stage I: clips at low resolution from a photo and a prompt."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from pydantic import ConfigDict
 from torch import Tensor
 
-from swifti2v.config import Stage1Config
+from swifti2v.config import Stage1Config, settings
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import Course, even_course
 from swifti2v.pipelines.displacement import enlarge, move_photo
@@ -28,11 +27,9 @@ EncodePhotos = Callable[[Tensor], Tensor]
 """``[b, 3, 1, h, w]`` photos to the embeddings ``[b, L, D]`` of CLIP."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage1Objective:
     """What a step asks of the transformer."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
     """At which noise levels."""

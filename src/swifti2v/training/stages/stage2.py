@@ -1,15 +1,14 @@
 """Training of Stage II: segments of clips from their small versions, windows as in sampling."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
-from swifti2v.config import Stage2Config
+from swifti2v.config import Stage2Config, settings
 from swifti2v.errors import ConfigError
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
@@ -28,11 +27,9 @@ EncodePrompts = Callable[[tuple[str, ...]], Tensor]
 """``b`` prompts to embeddings ``[b, L, D]``."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class Stage2Objective:
     """What a step asks of the transformer."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     windows: WindowConfig = field(default_factory=WindowConfig)
     """Which segments."""

@@ -1,7 +1,6 @@
 """Validation in training: the pipelines as users run them, on the same few clips every time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from PIL import Image
-from pydantic import ConfigDict
 
+from swifti2v.config import settings
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.evaluation.metrics.seam import seam_score
@@ -24,11 +23,9 @@ NUM_SHOWN = 4
 """Frames of a clip on the grid."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class ValidationConfig:
     """What is validated on."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     num_clips: int = 1
     """Clips, the first of the manifest."""

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ConfigDict
 
-from swifti2v.config import GenerationConfig, to_dict
+from swifti2v.config import GenerationConfig, settings, to_dict
 from swifti2v.errors import ConfigError, MediaError, ShapeError
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
@@ -38,11 +37,9 @@ MAX_PSNR = 99.0
 """In dB; written where frames are equal."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class TransitionConfig:
     """All settings that decide a sample, besides clip, prompt and weights."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     generation: GenerationConfig
     """Size, length and rate of the clips, and Stage I's settings; Stage II's play no part."""

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from pydantic import ConfigDict
 from torch import Tensor
 
+from swifti2v.config import settings
 from swifti2v.errors import InputError
 from swifti2v.training.data.clips import ManifestClips
 from swifti2v.training.data.crops import cut_clip
@@ -18,11 +18,9 @@ from swifti2v.training.objectives import reconstruction_loss
 from swifti2v.training.stages.validation import measure_round_trip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class VaeObjective:
     """What a step asks of the VAE."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     error: Literal["squared", "absolute"] = "squared"
     """Of a pixel."""

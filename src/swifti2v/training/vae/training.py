@@ -1,15 +1,15 @@
 """Training of a video VAE on its own, from settings to files."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from pydantic import ConfigDict
 from torch import nn
 
+from swifti2v.config import settings
 from swifti2v.errors import ConfigError
 from swifti2v.models.loading.architectures import Architecture, find_architecture
 from swifti2v.models.loading.sources import ComponentSource
@@ -38,11 +38,9 @@ NANO_VAE = {
 """A small one of the Wan2.2 kind: patchified, causal, 8 pixels a latent cell."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@settings
 class VaeTrainingConfig:
     """Settings of ``swifti2v train vae``."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     vae: dict[str, Any] = field(default_factory=lambda: dict(NANO_VAE))
     """Configuration of diffusers' ``AutoencoderKLWan``."""
