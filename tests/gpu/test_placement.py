@@ -9,7 +9,7 @@ from swifti2v.models.runtime.placement import place
 from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from tests.tiny import SIZE, TRANSFORMER, tiny_pipeline
+from tests.helpers.tiny import SIZE, TRANSFORMER, tiny_pipeline
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")

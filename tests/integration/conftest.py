@@ -1,7 +1,7 @@
 import pytest
 
-from tests.command_line import save_photo
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.command_line import save_photo
+from tests.helpers.tiny import SIZE, tiny_pipeline
 
 
 @pytest.fixture(scope="session")

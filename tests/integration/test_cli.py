@@ -14,7 +14,7 @@ from swifti2v.jobs.settings import format_color, parse_color
 from swifti2v.media import open_writer, read_metadata
 from swifti2v.models.transformer import SegmentTransformerBlock
 from swifti2v.sampling import SAMPLING_VERSION
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,
@@ -25,7 +25,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
+from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
 
 def test_generate_writes_the_clip_and_says_where(model, photo, tmp_path):

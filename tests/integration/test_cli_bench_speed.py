@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.command_line import error_line, generate, succeed, swifti2v
+from tests.helpers.command_line import error_line, generate, succeed, swifti2v
 
 FAST = ("--height", 64, "--width", 64, "--num-frames", 9, "--warmups", 0, "--repeats", 1)
 

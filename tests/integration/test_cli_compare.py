@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from swifti2v.evaluation.side_by_side.page import render_page
 from swifti2v.evaluation.side_by_side.tally import tally
 from swifti2v.media import open_writer, read_metadata
-from tests.command_line import assert_same_frames, error_line, succeed, swifti2v
-from tests.evaluation_clips import panning_clip
+from tests.helpers.command_line import assert_same_frames, error_line, succeed, swifti2v
+from tests.helpers.evaluation_clips import panning_clip
 
 
 def save(path: Path, *, step: int = 1, num_frames: int = 9, fps: int = 8, **size: int) -> Path:

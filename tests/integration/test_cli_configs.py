@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from swifti2v.shipped import shipped_configs
-from tests.command_line import error_line, succeed, swifti2v
+from tests.helpers.command_line import error_line, succeed, swifti2v
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "runs").iterdir()]

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.data import CELL_HEIGHT, CELL_WIDTH, data_app
-from tests import foreign_clips
-from tests.command_line import error_line, succeed
-from tests.training_clips import (
+from tests.helpers import foreign_clips
+from tests.helpers.command_line import error_line, succeed
+from tests.helpers.training_clips import (
     OPENVID,
     ULTRAVIDEO,
     save_counting_clip,

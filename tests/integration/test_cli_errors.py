@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     copy_model,
     error_line,
@@ -17,7 +17,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import SIZE, TEXT_LENGTH
+from tests.helpers.tiny import SIZE, TEXT_LENGTH
 
 
 def test_a_prompt_over_the_limit_is_refused_or_cut(model, photo, tmp_path):

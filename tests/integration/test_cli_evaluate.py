@@ -14,10 +14,10 @@ from PIL import Image
 
 from swifti2v.evaluation.clips.offline import METRICS
 from swifti2v.media import VideoWriter, open_writer, read_clip, read_metadata
-from tests import foreign_clips
-from tests.command_line import error_line, generate, save_photo, succeed, swifti2v
-from tests.evaluation_clips import Frames, blurred, flickering, panning_clip, with_seam
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers import foreign_clips
+from tests.helpers.command_line import error_line, generate, save_photo, succeed, swifti2v
+from tests.helpers.evaluation_clips import Frames, blurred, flickering, panning_clip, with_seam
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 
 def save(path: Path, clip: Frames, fps: float = 16) -> Path:

@@ -15,8 +15,15 @@ from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
 from swifti2v.training.relay.training import RelayTraining
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.vae.training import VaeTrainingConfig
-from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
-from tests.regression import run_in_subprocess
+from tests.helpers.command_line import (
+    error_line,
+    generate,
+    save_clip,
+    save_photo,
+    succeed,
+    swifti2v,
+)
+from tests.helpers.regression import run_in_subprocess
 
 CONFIGS = Path(__file__).parents[2] / "src/swifti2v/configs"
 KINDS: dict[str, Any] = {

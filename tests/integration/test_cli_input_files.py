@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,
@@ -17,7 +17,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from swifti2v.models.loading.components import load_components
 from swifti2v.models.loading.sources import INDEX_NAME
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     error_line,
     frames_of,
@@ -22,7 +22,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 MERGED = "stage1_transformer: LoRA {}: 2 of 4 keys merged at strength 2; left out: "
 

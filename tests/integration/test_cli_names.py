@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import (
+from tests.helpers.command_line import (
     assert_same_frames,
     error_line,
     frames_of,
@@ -18,7 +18,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import SIZE
+from tests.helpers.tiny import SIZE
 
 LATIN_1 = "Caf\udce9"
 """As Python has a name whose bytes are Latin-1."""

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from typer.testing import Result
 
-from tests.command_line import error_line, save_photo, succeed, swifti2v
-from tests.hub import make_hub
+from tests.helpers.command_line import error_line, save_photo, succeed, swifti2v
+from tests.helpers.hub import make_hub
 
 REPOS = ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "Wan-AI/Wan2.2-TI2V-5B-Diffusers")
 

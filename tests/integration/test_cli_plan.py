@@ -8,7 +8,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.planning.measurement import memory_bytes
 from swifti2v.units import GB
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,

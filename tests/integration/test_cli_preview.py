@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from swifti2v.jobs.settings import read_settings
-from tests import hub
-from tests.command_line import (
+from tests.helpers import hub
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,

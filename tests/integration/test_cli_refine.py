@@ -6,7 +6,7 @@ from PIL import Image
 
 from swifti2v.evaluation.card.stages import downscale
 from swifti2v.media import open_writer
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,
@@ -15,8 +15,8 @@ from tests.command_line import (
     save_clip,
     succeed,
 )
-from tests.evaluation_clips import panning_clip
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.evaluation_clips import panning_clip
+from tests.helpers.tiny import SIZE, tiny_pipeline
 
 
 def test_refine_takes_length_size_and_rate_from_the_clip(model, photo, tmp_path):

@@ -14,8 +14,8 @@ from swifti2v.models.loading.sources import LoraSource
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.models.lora.provenance import BASE_HASH, RECIPE, RELAY1, RELAY2, hash_base
 from swifti2v.models.weights.files import read_metadata
-from tests import hub as wan
-from tests.command_line import (
+from tests.helpers import hub as wan
+from tests.helpers.command_line import (
     copy_model,
     error_line,
     frames_of,
@@ -24,8 +24,8 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import tiny_pipeline
-from tests.training_clips import save_picture
+from tests.helpers.tiny import tiny_pipeline
+from tests.helpers.training_clips import save_picture
 
 CONFIGS = Path(__file__).parents[2] / "src/swifti2v/configs"
 CPU = torch.device("cpu")

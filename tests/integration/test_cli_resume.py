@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command_line import (
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,
@@ -19,7 +19,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import tiny_pipeline
+from tests.helpers.tiny import tiny_pipeline
 
 
 @pytest.mark.parametrize("num_finished", range(5))

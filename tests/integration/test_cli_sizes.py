@@ -5,7 +5,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 from typer.testing import Result
 
-from tests.command_line import (
+from tests.helpers.command_line import (
     error_line,
     generate,
     refine,
@@ -14,7 +14,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.tiny import SIZE, tiny_pipeline
 
 LARGE = 4 * SIZE
 

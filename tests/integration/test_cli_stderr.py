@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from tests.hub import make_hub, photo, write_preset
+from tests.helpers.hub import make_hub, photo, write_preset
 
 OWN = (
     r"loading .*\.yaml",

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.command_line import error_line, generate, save_clip, save_photo, succeed, swifti2v
+from tests.helpers.command_line import (
+    error_line,
+    generate,
+    save_clip,
+    save_photo,
+    succeed,
+    swifti2v,
+)
 
 SETTINGS: dict[str, Any] = {
     "num_frames": 9,

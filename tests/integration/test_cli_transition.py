@@ -26,8 +26,8 @@ from swifti2v.training.data.readers import read_manifest
 from swifti2v.training.data.samples import Manifest
 from swifti2v.training.transition.samples import TransitionConfig
 from swifti2v.training.transition.store import TransitionStore
-from tests.command_line import copy_model, error_line, save_lora, succeed
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers.command_line import copy_model, error_line, save_lora, succeed
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 CONFIGS = Path(__file__).parents[2] / "src" / "swifti2v" / "configs"
 NAMES = ("a", "b", "c", "d")

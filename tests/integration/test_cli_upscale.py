@@ -12,8 +12,8 @@ from typer.testing import Result
 from swifti2v.media import read_clip
 from swifti2v.models.lora.provenance import RECIPE, RELAY1
 from swifti2v.pipelines.upscale import upscale
-from tests import foreign_clips
-from tests.command_line import (
+from tests.helpers import foreign_clips
+from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
     error_line,
@@ -23,7 +23,7 @@ from tests.command_line import (
     succeed,
     swifti2v,
 )
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.tiny import SIZE, tiny_pipeline
 
 CARRIED = ("--set", "stage2.reference_detail=carried")
 GCLF = ("--attention", "gclf", "--set", "stage2.attention.window=[1, 1]")

@@ -13,8 +13,8 @@ from typer.testing import Result
 from swifti2v.evaluation.vbench import official
 from swifti2v.evaluation.vbench.dimensions import DIMENSIONS
 from swifti2v.media import probe_clip, read_metadata
-from tests.command_line import error_line, frames_of, succeed, swifti2v
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers.command_line import error_line, frames_of, succeed, swifti2v
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 ALL = list(DIMENSIONS)
 SUITE = [

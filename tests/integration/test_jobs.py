@@ -13,8 +13,8 @@ from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.resolve import resolve
 from swifti2v.jobs.run import run
 from swifti2v.pipelines.progress import Progress
-from tests.command_line import LOSSLESS, assert_same_frames, generate, save_clip, succeed
-from tests.tiny import NUM_FRAMES
+from tests.helpers.command_line import LOSSLESS, assert_same_frames, generate, save_clip, succeed
+from tests.helpers.tiny import NUM_FRAMES
 
 
 def ask(model: Path, photo: Path, output: Path, **more: Any) -> ClipRequest:

@@ -23,9 +23,9 @@ from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.cache_making import CacheMaking
 from swifti2v.training.stages.config import CacheConfig, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import FineTuning
-from tests.regression import ALONE
-from tests.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
-from tests.training_clips import save_damaged_clip
+from tests.helpers.regression import ALONE
+from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
+from tests.helpers.training_clips import save_damaged_clip
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 2, 3

@@ -22,7 +22,7 @@ from swifti2v.models.loading.sources import LoraSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from tests.hub import (
+from tests.helpers.hub import (
     CLIP,
     STAGE1,
     TEXT,
@@ -41,7 +41,7 @@ from tests.hub import (
     widened_file,
     write_preset,
 )
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.tiny import SIZE, tiny_pipeline
 from tests.unit.models.lora import test_merge as lora_files
 from tests.unit.models.test_image_encoder import official_pixels
 from tests.unit.models.weights import test_names as wan_files

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from swifti2v import errors
-from tests.hub import (
+from tests.helpers.hub import (
     TEXT,
     State,
     load,

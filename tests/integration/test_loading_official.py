@@ -16,8 +16,8 @@ from swifti2v.models.loading.components import load_component, load_model
 from swifti2v.models.loading.official import locate
 from swifti2v.models.loading.sources import ComponentSource, LoraSource, find_model, resolve
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from tests.hub import CPU, SETTINGS, assert_equal, edit, load, state_of
-from tests.official import (
+from tests.helpers.hub import CPU, SETTINGS, assert_equal, edit, load, state_of
+from tests.helpers.official import (
     FIRST,
     NUM_SHARDS,
     SECOND,

@@ -10,9 +10,9 @@ import pytest
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from tests.command_line import copy_model, save_clip, succeed, swifti2v
-from tests.hub import assert_equal, load, make_hub, photo, state_of, write_preset
-from tests.tiny import SIZE, tiny_pipeline
+from tests.helpers.command_line import copy_model, save_clip, succeed, swifti2v
+from tests.helpers.hub import assert_equal, load, make_hub, photo, state_of, write_preset
+from tests.helpers.tiny import SIZE, tiny_pipeline
 
 
 @pytest.fixture(scope="module")

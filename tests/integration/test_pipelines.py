@@ -31,7 +31,7 @@ from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.sampling import draw_noise, plan_sigmas
 from swifti2v.segments import plan_segments
-from tests.tiny import SIZE, KeptSegments, tiny_pipeline
+from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 
 TINY_WAN: dict[str, Any] = {
     "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 16, "freq_dim": 32,

@@ -8,7 +8,7 @@ import pytest
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.media import probe_clip
 from swifti2v.models.loading.sources import find_model
-from tests.command_line import save_photo
+from tests.helpers.command_line import save_photo
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -22,7 +22,7 @@ from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import NUM_WAYS
-from tests.tiny import SIZE, tiny_components, tiny_pipeline
+from tests.helpers.tiny import SIZE, tiny_components, tiny_pipeline
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 32, 48
 CONFIG = Stage1Config(

@@ -17,8 +17,8 @@ from swifti2v.training.data.phases import ClipsPhase
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import FineTuning
 from swifti2v.training.stages.validation import ValidationConfig
-from tests.command_line import copy_model, save_lora
-from tests.regression import ALONE
+from tests.helpers.command_line import copy_model, save_lora
+from tests.helpers.regression import ALONE
 
 CPU = torch.device("cpu")
 DATA = DataConfig(rules=BucketRules(buckets=((5, 32, 32),)))

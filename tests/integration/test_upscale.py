@@ -32,9 +32,9 @@ from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass, upscale
 from swifti2v.sampling import draw_noise, plan_sigmas
-from tests import hub as wan
+from tests.helpers import hub as wan
+from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 from tests.integration.test_pipelines import TINY_WAN, WAN22_VAE, build
-from tests.tiny import SIZE, KeptSegments, tiny_pipeline
 
 GCLF = AttentionConfig(kind="gclf", window=(1, 1), pool=2)
 

@@ -17,9 +17,9 @@ from swifti2v.models.lora.export import read_lora_metadata, save_lora
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
-from tests.command_line import error_line, succeed
-from tests.hub import SIZES, make
-from tests.tiny import tiny_components, tiny_pipeline
+from tests.helpers.command_line import error_line, succeed
+from tests.helpers.hub import SIZES, make
+from tests.helpers.tiny import tiny_components, tiny_pipeline
 
 CPU = torch.device("cpu")
 STAGES = ("stage1_transformer", "stage2_transformer")

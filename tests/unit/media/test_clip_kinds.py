@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from swifti2v.errors import MediaError
 from swifti2v.media import ClipInfo, VideoWriter, probe_clip, read_clip, read_metadata
 from swifti2v.media.timing import change_rate, count_resampled, make_even, plan_timing
-from tests.foreign_clips import (
+from tests.helpers.foreign_clips import (
     HEIGHT,
     WIDTH,
     corners,

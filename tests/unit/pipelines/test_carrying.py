@@ -31,8 +31,8 @@ from swifti2v.pipelines.transition import (
 from swifti2v.pipelines.upscale import second_pass
 from swifti2v.shapes import Crop
 from swifti2v.training.nano.clip_references import carry_known
-from tests.evaluation_clips import panning_clip
-from tests.tiny import SIZE, KeptSegments, tiny_pipeline
+from tests.helpers.evaluation_clips import panning_clip
+from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 
 HEIGHT, WIDTH, LOW = 96, 160, 4
 CARRIED = Stage2Config(reference_detail="carried")

@@ -15,7 +15,7 @@ from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import Tiling, count_decoder
 from swifti2v.planning.work import ClipCounter
-from tests.tiny import tiny_pipeline
+from tests.helpers.tiny import tiny_pipeline
 
 TERA, GIGA, GIB = 1e12, 1e9, 2**30
 TEXT, CLIP = 512, 257

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
+from tests.helpers.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
 from tests.unit.evaluation.card.test_stages import texture
 from torch import Tensor
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.tiny import NUM_FRAMES, SIZE, tiny_pipeline
+from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli import app

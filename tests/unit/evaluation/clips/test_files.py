@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.evaluation_clips import panning_clip
+from tests.helpers.evaluation_clips import panning_clip
 
 from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
 from swifti2v.evaluation.clips.inputs import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation_clips import blurred, panning_clip, texture
+from tests.helpers.evaluation_clips import blurred, panning_clip, texture
 
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.baselines import lanczos_baseline

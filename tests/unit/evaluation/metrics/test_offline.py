@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.evaluation_clips import (
+from tests.helpers.evaluation_clips import (
     Frames,
     blurred,
     colour_shifted,

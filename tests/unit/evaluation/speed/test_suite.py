@@ -7,7 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import TRANSFORMER
+from tests.helpers.tiny import TRANSFORMER
 
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.evaluation.speed.device_cap import OUTSIDE, capped, find_fraction

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tests.evaluation_clips import panning_clip, texture
+from tests.helpers.evaluation_clips import panning_clip, texture
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from swifti2v.errors import ConfigError, LoadingError, MediaError, ShapeError

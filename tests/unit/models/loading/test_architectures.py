@@ -15,8 +15,8 @@ from swifti2v.models.loading.components import load_model
 from swifti2v.models.loading.sources import ComponentSource, find_model
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.engine.memory import count_parameters
-from tests.hub import make_hub, stage2_base, write_preset
-from tests.tiny import TRANSFORMER
+from tests.helpers.hub import make_hub, stage2_base, write_preset
+from tests.helpers.tiny import TRANSFORMER
 
 
 @pytest.fixture(scope="module")

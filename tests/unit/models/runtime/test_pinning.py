@@ -16,7 +16,7 @@ from swifti2v.models.runtime.pinning import (
     power_of_two,
 )
 from swifti2v.models.weights.quantization import quantize
-from tests.tiny import tiny_components
+from tests.helpers.tiny import tiny_components
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from swifti2v.models.loading.components import Components
 from swifti2v.models.runtime.placement import is_streamed, place
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from tests.tiny import SETTINGS, SIZE, TRANSFORMER, tiny_components, tiny_pipeline
+from tests.helpers.tiny import SETTINGS, SIZE, TRANSFORMER, tiny_components, tiny_pipeline
 
 CPU = torch.device("cpu")
 WAN_VAE: dict[str, Any] = {

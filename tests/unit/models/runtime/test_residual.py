@@ -13,7 +13,7 @@ from swifti2v.models.runtime.placement import is_streamed, place
 from swifti2v.models.runtime.speed import CACHE_VARIABLE, prepare_speed, require_prepared
 from swifti2v.planning.costs import Count
 from swifti2v.planning.models import Models
-from tests.tiny import tiny_components
+from tests.helpers.tiny import tiny_components
 from tests.unit.models.runtime.test_speed import (
     CPU,
     MODELS,

@@ -33,7 +33,7 @@ from swifti2v.models.weights.quantization import (
     refuse_float8,
 )
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from tests.tiny import SETTINGS, SIZE, tiny_components
+from tests.helpers.tiny import SETTINGS, SIZE, tiny_components
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

@@ -63,7 +63,7 @@ def test_the_kernel_gives_what_the_plain_operations_give():
     # Interpreted on the CPU, which Triton decides when it is first imported.
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(
-        [sys.executable, "-m", "tests.interpreted_kernel"],
+        [sys.executable, "-m", "tests.helpers.interpreted_kernel"],
         env=environment,
         capture_output=True,
         text=True,

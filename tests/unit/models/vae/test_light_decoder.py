@@ -14,8 +14,8 @@ from swifti2v.errors import LoadingError, ShapeError
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.light_decoder import TinyDecoder, load_light_decoder
 from swifti2v.models.vae.streaming import StreamingDecoder
-from tests.hub import WAN21_VAE, WAN22_VAE
-from tests.hub import make as make_model
+from tests.helpers.hub import WAN21_VAE, WAN22_VAE
+from tests.helpers.hub import make as make_model
 from tests.unit.models.weights.test_names import original_vae
 
 State = dict[str, torch.Tensor]

@@ -11,7 +11,7 @@ from swifti2v.models.vae.causal_conv import History
 from swifti2v.models.vae.frame_codec import fetch_history, store_history
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.transition import HybridReference, MotionReference
-from tests.tiny import SIZE, tiny_pipeline, tiny_vae
+from tests.helpers.tiny import SIZE, tiny_pipeline, tiny_vae
 
 CPU = torch.device("cpu")
 

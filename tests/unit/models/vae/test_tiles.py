@@ -13,7 +13,7 @@ from swifti2v.models.vae.causal_conv import History
 from swifti2v.models.vae.frame_codec import FrameCodec, Part, frame_codec
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.models.vae.tiles import Tile, count_tiles, plan_tiles
-from tests.wan_vae import deep_vae
+from tests.helpers.wan_vae import deep_vae
 
 NAMES = ["wan21", "wan22"]
 per_vae = pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from swifti2v.models.loading.components import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.training.cache.prompt_embeddings import CachedPrompts, embed_prompts
-from tests.tiny import tiny_components
+from tests.helpers.tiny import tiny_components
 
 PROMPTS = ["zoom in", "", "a prompt that is longer than the encoder takes"]
 

@@ -26,7 +26,7 @@ from swifti2v.training.data.buckets import (
     probe,
 )
 from swifti2v.training.data.samples import Reject
-from tests.training_clips import sample_of, save_counting_clip, save_picture
+from tests.helpers.training_clips import sample_of, save_counting_clip, save_picture
 
 CLIP, PICTURE = sample_of(Path("a.mp4")), sample_of(Path("a.png"))
 sides = st.integers(1, 40)  # few, so that limits are met exactly

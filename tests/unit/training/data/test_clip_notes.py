@@ -10,7 +10,7 @@ from swifti2v.training.data.buckets import BucketRules
 from swifti2v.training.data.clips import DataConfig, ManifestClips, ManifestConfig
 from swifti2v.training.data.probes import Probes
 from swifti2v.training.nano.material import read_material
-from tests import foreign_clips
+from tests.helpers import foreign_clips
 
 UNEVEN = (0, 33, 67, 100, 200, 233, 267, 300)
 MS = Fraction(1, 1000)

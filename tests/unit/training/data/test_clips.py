@@ -10,7 +10,7 @@ import pytest
 from swifti2v.training.data.buckets import BucketRules
 from swifti2v.training.data.clips import DataConfig, ManifestClips, ManifestConfig
 from swifti2v.training.engine.draws import Draw
-from tests.training_clips import save_counting_clip
+from tests.helpers.training_clips import save_counting_clip
 
 RULES = BucketRules(buckets=((5, 32, 48),))
 BATCH = 4

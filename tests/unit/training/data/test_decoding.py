@@ -14,7 +14,7 @@ from swifti2v.media import iter_frames
 from swifti2v.shapes import PixelShape
 from swifti2v.training.data.buckets import MediaFacts, plan_usable, probe
 from swifti2v.training.data.decoding import decode_clip, decode_pair
-from tests.training_clips import (
+from tests.helpers.training_clips import (
     numbers,
     sample_of,
     save_counting_clip,

@@ -10,7 +10,7 @@ from swifti2v.errors import MediaError
 from swifti2v.training.data.buckets import BucketRules, assign_buckets, probe
 from swifti2v.training.data.probes import Probes
 from swifti2v.training.data.samples import TarMember
-from tests.training_clips import sample_of, save_counting_clip, save_picture
+from tests.helpers.training_clips import sample_of, save_counting_clip, save_picture
 
 
 def test_a_second_start_looks_into_nothing(tmp_path):

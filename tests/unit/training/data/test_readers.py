@@ -15,7 +15,7 @@ from PIL import Image
 from swifti2v.errors import InputError
 from swifti2v.training.data.readers import read_manifest
 from swifti2v.training.data.samples import DatasetRow, Manifest, MediaFile, Sample, TarMember
-from tests.training_clips import OPENVID, ULTRAVIDEO, save_csv
+from tests.helpers.training_clips import OPENVID, ULTRAVIDEO, save_csv
 
 PLAIN = ("video", "image", "prompt", "fps", "start", "end", "width", "height", "split", "weight",
          "source", "reference")  # fmt: skip

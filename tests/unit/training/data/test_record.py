@@ -23,8 +23,8 @@ from swifti2v.training.data.record import (
 )
 from swifti2v.training.data.samples import MediaFile, TarMember
 from swifti2v.training.engine.session import Session
-from tests.regression import ALONE
-from tests.training_clips import save_counting_clip
+from tests.helpers.regression import ALONE
+from tests.helpers.training_clips import save_counting_clip
 
 NAMES = ("a", "b", "c")
 RULES = BucketRules(buckets=((5, 32, 48),))

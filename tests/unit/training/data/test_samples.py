@@ -12,7 +12,7 @@ from swifti2v.media import probe_clip
 from swifti2v.training.data.buckets import probe
 from swifti2v.training.data.readers import read_manifest
 from swifti2v.training.data.samples import Reject, Sample, TarMember, local_media
-from tests.training_clips import sample_of, save_counting_clip
+from tests.helpers.training_clips import sample_of, save_counting_clip
 
 
 @pytest.fixture

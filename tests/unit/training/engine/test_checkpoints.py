@@ -23,7 +23,7 @@ from swifti2v.training.engine.checkpoints import (
     save_checkpoint,
 )
 from swifti2v.training.engine.ranks import save_model
-from tests.regression import (
+from tests.helpers.regression import (
     ALONE,
     ROOT,
     TWO_PHASES,
@@ -34,7 +34,7 @@ from tests.regression import (
     make_trainer,
     run_in_subprocess,
 )
-from tests.regression_killed import NUM_STEPS, make_long_trainer
+from tests.helpers.regression_killed import NUM_STEPS, make_long_trainer
 
 
 def tensors(value: float, num_blocks: int = 2) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def one_thread() -> Iterator[None]:
 
 def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, one_thread):
     """SIGKILL at any time, also while a checkpoint is written."""
-    script = ROOT / "tests" / "regression_killed.py"
+    script = ROOT / "tests/helpers/regression_killed.py"
     result = json.loads(run_in_subprocess(script, tmp_path / "killed"))
     assert result == {"in_save": 2, "anywhere": 2, "status": 0}
     straight = make_long_trainer(tmp_path / "straight")

@@ -9,7 +9,7 @@ import torch
 
 from swifti2v.errors import ConfigError
 from swifti2v.training.engine.ranks import divide_model, join_ranks
-from tests.regression import (
+from tests.helpers.regression import (
     ALONE,
     ROOT,
     Network,
@@ -22,7 +22,7 @@ from tests.regression import (
 )
 
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-SCRIPT = ROOT / "tests" / "regression_ranks.py"
+SCRIPT = ROOT / "tests/helpers/regression_ranks.py"
 
 
 @pytest.fixture(scope="module")

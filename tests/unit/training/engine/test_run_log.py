@@ -8,7 +8,7 @@ import torch
 
 from swifti2v.training.engine.noise_histogram import SigmaHistogram
 from swifti2v.training.engine.run_log import RunLog
-from tests.regression import TWO_PHASES, make_trainer, read_lines
+from tests.helpers.regression import TWO_PHASES, make_trainer, read_lines
 
 
 class Notebook:

@@ -14,7 +14,7 @@ from swifti2v.errors import ConfigError, NumericalError
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig
 from swifti2v.training.engine.run_log import StepMetrics
-from tests.regression import (
+from tests.helpers.regression import (
     OPTIMIZER,
     STEPS,
     TWO_PHASES,

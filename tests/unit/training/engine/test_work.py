@@ -14,7 +14,7 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.adapters import AdapterConfig, add_adapter
 from swifti2v.training.engine.memory import ParameterCount
 from swifti2v.training.engine.work import WorkMeter, count_flops, find_peak, measure_peak
-from tests.regression import make_trainer, read_lines
+from tests.helpers.regression import make_trainer, read_lines
 from tests.unit.training.engine.test_memory import make
 
 CPU = torch.device("cpu")

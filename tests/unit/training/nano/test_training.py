@@ -32,7 +32,7 @@ from swifti2v.training.nano.models import (
 )
 from swifti2v.training.nano.text_encoder import TextTask, label_prompt
 from swifti2v.training.nano.training import NanoTraining, train_nano
-from tests.regression import losses, make_trainer
+from tests.helpers.regression import losses, make_trainer
 
 SETTINGS: dict[str, Any] = {
     "num_frames": 17,

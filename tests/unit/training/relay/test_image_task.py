@@ -24,7 +24,7 @@ from swifti2v.training.relay.degradations import DegradationConfig, degrade_late
 from swifti2v.training.relay.image_sources import ImageBatch, PictureCrops, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
 from swifti2v.training.stages.latents import encode_clips
-from tests.tiny import SETTINGS, TRANSFORMER, tiny_components
+from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components
 
 DRAW = Draw(seed=3, step=5, batch_size=2, indices=(0, 1))
 

@@ -31,8 +31,8 @@ from swifti2v.training.nano.models import TransformerSize, make_stage1_transform
 from swifti2v.training.objectives import displacement_loss, photometric_loss
 from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents
 from swifti2v.training.stages.stage1 import Stage1Objective, Stage1Task
-from tests.regression import losses, make_trainer
-from tests.tiny import TRANSFORMER, tiny_vae
+from tests.helpers.regression import losses, make_trainer
+from tests.helpers.tiny import TRANSFORMER, tiny_vae
 
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
 CODEC = fit_codec(MATERIAL.clips, 4, 4)

@@ -31,8 +31,8 @@ from swifti2v.training.stages.batches import Stage2Batch
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task, encode_frames_of_window
 from swifti2v.training.windows import WindowConfig
-from tests.regression import assert_same, losses, make_trainer
-from tests.tiny import TRANSFORMER, tiny_vae
+from tests.helpers.regression import assert_same, losses, make_trainer
+from tests.helpers.tiny import TRANSFORMER, tiny_vae
 
 NUM_FRAMES, CROP = 17, 32
 MATERIAL = make_procedural_material(height=48, width=48, num_frames=17, num_clips=2, seed=0)

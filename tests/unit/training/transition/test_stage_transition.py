@@ -36,9 +36,9 @@ from swifti2v.training.transition.samples import (
     take_shard,
 )
 from swifti2v.training.transition.store import TransitionStore, file_stem
-from tests.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_pipeline
+from tests.helpers.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_pipeline
 
-GENERATION = parse_config(GenerationConfig, SETTINGS, "tests.tiny")
+GENERATION = parse_config(GenerationConfig, SETTINGS, "tests.helpers.tiny")
 CONFIG = TransitionConfig(generation=GENERATION)
 PARAMETERS: dict[str, Any] = {"settings": {"seed": 0, "sigma": [0.2, 0.6]}, "prompt": "zoom"}
 

@@ -8,7 +8,13 @@ import torch
 from swifti2v.errors import InputError, NumericalError
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.ranks import join_ranks
-from tests.regression import NoisyNumbersTask, NumbersBatch, NumbersTask, WindowsTask, make_trainer
+from tests.helpers.regression import (
+    NoisyNumbersTask,
+    NumbersBatch,
+    NumbersTask,
+    WindowsTask,
+    make_trainer,
+)
 
 
 class UnreadableTask(NumbersTask):

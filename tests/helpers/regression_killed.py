@@ -14,7 +14,7 @@ from pathlib import Path
 
 from swifti2v.training.engine.run_config import PhaseConfig
 from swifti2v.training.engine.trainer import Trainer
-from tests.regression import OPTIMIZER, NumbersTask, make_trainer
+from tests.helpers.regression import OPTIMIZER, NumbersTask, make_trainer
 
 NUM_STEPS = 120
 """So many that no training ends between two kills."""

@@ -21,7 +21,7 @@ from transformers import (
 
 from swifti2v.models.loading.components import load_components
 from swifti2v.models.transformer import SegmentTransformer3DModel
-from tests.tiny import SIZE
+from tests.helpers.tiny import SIZE
 from tests.unit.models.weights import test_names as wan_files
 
 CPU = torch.device("cpu")

@@ -102,5 +102,5 @@ def tiny_vae(seed: int = 0) -> AutoencoderKLWan:
 def tiny_pipeline(seed: int = 0, *, displaces: bool = False) -> SwiftI2VPipeline:
     """Both stages; 17 frames of 64x64 in four segments of two steps each."""
     own = {"stage1": DISPLACING} if displaces else {}
-    config = parse_config(GenerationConfig, merge(SETTINGS, own), "tests.tiny")
+    config = parse_config(GenerationConfig, merge(SETTINGS, own), "tests.helpers.tiny")
     return SwiftI2VPipeline(tiny_components(seed, displaces=displaces), config)

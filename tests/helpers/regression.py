@@ -21,7 +21,7 @@ from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.trainer import Trainer
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
 STEPS = 10
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=3, decay="cosine", betas=(0.8, 0.9))

@@ -18,7 +18,17 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from tests.hub import CLIP, STAGE1, STAGE2, TEXT, WAN21_VAE, WAN22_VAE, State, make, state_of
+from tests.helpers.hub import (
+    CLIP,
+    STAGE1,
+    STAGE2,
+    TEXT,
+    WAN21_VAE,
+    WAN22_VAE,
+    State,
+    make,
+    state_of,
+)
 from tests.unit.models.weights import test_names as wan_files
 
 FIRST, SECOND = "Wan-AI/Wan2.1-I2V-14B-480P", "Wan-AI/Wan2.2-TI2V-5B"
