@@ -238,20 +238,6 @@ def test_decoder_continues_from_a_saved_state(name, tile, place):
     assert torch.equal(torch.cat([before, after], dim=2), decoded(name, tile))
 
 
-def test_a_state_is_a_copy_on_the_way_out_and_in():
-    video = video_of("wan21")
-    encoder = StreamingEncoder(vae_of("wan21"))
-    encoder.encode(video[:, :, :7])
-    state = encoder.state_dict()
-    other = StreamingEncoder(vae_of("wan21"))
-    other.load_state_dict(state)
-    for tensor in state.values():
-        tensor.zero_()
-
-    assert torch.equal(encoder.encode(video[:, :, 7:]), encoded("wan21")[:, :, 2:])
-    assert torch.equal(other.encode(video[:, :, 7:]), encoded("wan21")[:, :, 2:])
-
-
 @pytest.mark.parametrize("name", ["wan21", "wan22"])
 def test_streams_share_a_vae_without_disturbing_each_other(name):
     vae, video, latents = vae_of(name), video_of(name), latents_of(name)
@@ -285,19 +271,6 @@ def test_first_latent_frame_gives_one_frame_and_the_others_four(name):
     counts = [decoder.decode(latents_of(name)[:, :, :n]).shape[2] for n in (0, 1, 1, 0, 2)]
 
     assert counts == [0, 1, 4, 0, 8]
-
-
-@per_vae
-def test_memory_does_not_grow_with_the_clip(name):
-    encoder, decoder = StreamingEncoder(vae_of(name)), StreamingDecoder(vae_of(name))
-    sizes = set()
-    for _ in range(2):
-        encoder.encode(video_of(name)[:, :, 1:])
-        decoder.decode(latents_of(name))
-        states = [*encoder.state_dict().values(), *decoder.state_dict().values()]
-        sizes.add(sum(tensor.numel() for tensor in states))
-
-    assert len(sizes) == 1
 
 
 def test_reset_and_the_end_of_a_clip_start_another_of_any_size():
@@ -420,22 +393,6 @@ def test_latents_that_do_not_fit_are_refused(size, message):
     decoder.decode(torch.zeros(1, 16, 1, 4, 4))
     with pytest.raises(ShapeError, match=message):
         decoder.decode(torch.zeros(size))
-
-
-def test_a_state_of_another_kind_vae_or_tile_is_refused():
-    encoder = StreamingEncoder(vae_of("wan21"))
-    encoder.encode(video_of("wan21")[:, :, :6])
-    state = encoder.state_dict()
-    with pytest.raises(LoadingError, match=r"no 'decoder\.progress'.*StreamingDecoder"):
-        StreamingDecoder(vae_of("wan21")).load_state_dict(state)
-    with pytest.raises(LoadingError, match=r"16 latent channels and tile None.* has 48 and None"):
-        StreamingEncoder(vae_of("wan22")).load_state_dict(state)
-    with pytest.raises(LoadingError, match=r"tile None.* has 16 and 4"):
-        StreamingEncoder(vae_of("wan21"), tile=4).load_state_dict(state)
-    with pytest.raises(LoadingError, match=r"encoder\.history\.0\.99"):
-        encoder.load_state_dict(state | {"encoder.history.0.99": torch.zeros(1)})
-
-    assert torch.equal(encoder.encode(video_of("wan21")[:, :, 6:]), encoded("wan21")[:, :, 2:])
 
 
 def test_settings_that_cannot_work_are_refused():
