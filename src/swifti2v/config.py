@@ -36,19 +36,19 @@ def _require(name: str, value: float, *, low: float, high: float = float("inf"))
 
 @settings
 class SamplingConfig:
-    """How one stage denoises."""
+    """Settings of the denoising in one stage."""
 
     num_inference_steps: int = 4
-    """Model calls (in Stage II of each segment); with a ``strength`` below 1 no fewer."""
+    """Model calls (in Stage II of each segment), also with a ``strength`` below 1."""
     shift: float = 5.0
     """Flow shift of the noise schedule; 1 means none."""
     guidance_scale: float = 1.0
-    """Classifier-free guidance; 1 means none, as step-distilled weights want it."""
+    """Classifier-free guidance; 1 means none, as step-distilled weights need."""
     strength: float = 1.0
-    """Part of the schedule that the steps are spread over, in (0, 1]; below 1 the run starts from
+    """Part of the schedule over which the steps are spread, in (0, 1]; below 1 the run starts from
     the noised reference."""
     parameterization: Literal["velocity", "reference_residual"] = "velocity"
-    """What the weights predict, see ``swifti2v.sampling.to_velocity``."""
+    """Quantity that the weights predict, see ``swifti2v.sampling.to_velocity``."""
 
     def __post_init__(self) -> None:
         _require("num_inference_steps", self.num_inference_steps, low=1, high=1000)
@@ -60,22 +60,22 @@ class SamplingConfig:
 
 @settings
 class SpeedConfig:
-    """How the transformer of a stage computes. Every lever works by itself, see ``bench speed``."""
+    """Speed settings of a stage's transformer; each works alone, see ``bench speed``."""
 
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
     """Kernel of scaled dot-product attention that is tried first; auto is cuDNN's on Hopper and
     flash elsewhere."""
     compile: bool = False
-    """Compile the blocks with ``torch.compile``, once for each shape; kept for later runs."""
+    """Compile the blocks with ``torch.compile``, once for each shape; later runs reuse them."""
     linear: Literal["plain", "float8", "int8"] = "plain"
-    """Matrix products of the blocks: in the type of the weights; both sides in 8-bit floating point
-    with a scale for each row (not in the first and the last block); or weights that are only stored
-    in 8 bits."""
+    """Matrix products of the blocks. ``plain`` computes in the type of the weights; ``float8`` has
+    both sides in 8-bit floating point with a scale for each row (not in the first and the last
+    block); ``int8`` only stores the weights in 8 bits."""
     residual: Literal["model", "float32"] = "model"
-    """Number type of the tokens that all blocks add to: that of the weights, rounded after every
-    addition, as in diffusers; or float32, as in Wan's own code."""
+    """Number type of the tokens to which all blocks add. ``model`` is that of the weights, rounded
+    after every addition, as in diffusers; ``float32`` is that of Wan's own code."""
     skips_given: bool = True
-    """Stage II: after its last attention nothing is computed for frames that are given."""
+    """Skip given frames after the last attention of Stage II, where nothing reads them."""
 
 
 @settings
@@ -85,14 +85,15 @@ class Stage1Config:
     downscale: int = 4
     """Output size divided by Stage I size: 2560x1408 gives 640x352."""
     condition: Literal["zeros", "chart"] = "zeros"
-    """What follows the image in the condition video: grey frames (Wan2.1), or a colour chart of
-    place, time and what else a seed decides, see ``swifti2v.pipelines.course``."""
+    """Frames after the image in the condition video. ``zeros`` are grey (Wan2.1); ``chart`` shows
+    place, time and the random course of the motion in colours, see
+    ``swifti2v.pipelines.course``."""
     motion: Literal["latents", "displacement"] = "latents"
-    """What the transformer generates: latents; or where each point of each frame was in the image,
-    which is moved so, and what is to be added, see ``swifti2v.pipelines.displacement``."""
+    """Output of the transformer. ``displacement`` is the place of each point of each frame in the
+    image, which is moved by it, and a residual to add, see ``swifti2v.pipelines.displacement``."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    """Of its transformer."""
+    """Speed settings of its transformer."""
 
     def __post_init__(self) -> None:
         _require("stage1.downscale", self.downscale, low=1, high=16)
@@ -105,22 +106,24 @@ class Stage1Config:
 
 @settings
 class AttentionConfig:
-    """Which tokens of a window attend to each other; in time all frames always do.
+    """Attention between the tokens of a window; in time all frames attend to each other.
 
     Source:
         ViBe, arXiv:2603.23326 (global coarse, local fine attention).
     """
 
     kind: Literal["full", "gclf"] = "full"
-    """All of them; or those nearby at full resolution and the whole frame as coarse means."""
+    """``full`` attends to all tokens; ``gclf`` to nearby ones at full resolution and to the whole
+    frame as coarse means."""
     window: tuple[int, int] = (22, 40)
-    """Rows and columns of tokens that ``gclf`` sees at full resolution: what the base model was
-    trained at, 704x1280 pixels for Wan2.2-TI2V-5B. Moved inwards at the borders, never cut."""
+    """Rows and columns of tokens that ``gclf`` sees at full resolution: the training size of the
+    base model, 704x1280 pixels for Wan2.2-TI2V-5B. Moved inwards at the borders, never cut."""
     pool: int | None = 2
-    """Side in tokens of the squares whose means the coarse keys and values are; 4 for larger
-    targets, none leaves them out."""
+    """Side in tokens of the squares whose means are the coarse keys and values; 4 for larger
+    targets. None leaves out coarse keys."""
     pooled_keys: Literal["after_rope", "before_rope"] = "after_rope"
-    """Mean of the rotated keys; or mean of the plain keys, rotated to the middle of the square."""
+    """Coarse key: mean of the rotated keys, or mean of the plain keys rotated to the middle of the
+    square."""
     context: Literal["bidirectional", "read_only"] = "bidirectional"
     """Whether Stage II's given frames attend to the target as well, or to each other alone, as in
     models that read a cache of the past."""
@@ -141,35 +144,36 @@ class Stage2Config:
     """Stage II: segment-wise synthesis at the output size. The open points are fields here."""
 
     segment_size: int | None = 3
-    """M, latent frames a segment generates; none makes the whole clip in one."""
+    """M, latent frames that a segment generates. None makes the whole clip in one segment."""
     context_size: int = 1
-    """N, finished latent frames it sees besides the anchor."""
+    """N, finished latent frames that a segment sees besides the anchor."""
     anchor: Literal["given", "generated"] = "given"
-    """The first frame is the photo as it is; or it is made with the first segment, from a photo
-    that is no sharper than the motion reference."""
+    """Origin of the first frame. ``given`` is the photo itself; ``generated`` makes it with the
+    first segment, from a photo that is no sharper than the motion reference."""
     shows_anchor: bool = True
-    """Every window begins with the first frame; or it is seen only while it is the context."""
+    """Begin every window with the first frame; otherwise only the windows that have it as context
+    see it."""
     reference_start: Literal["photo", "motion"] = "photo"
-    """First frame of the reference: the photo in full, or the motion reference's own."""
+    """First frame of the reference: the photo in full, or that of the motion reference."""
     reference_detail: Literal["none", "carried"] = "none"
-    """Fine detail of the reference's other frames: none; or the photo's, moved along the motion of
-    the motion reference where that can be trusted."""
+    """Fine detail of the reference's other frames. ``carried`` moves the photo's detail along the
+    motion of the motion reference, where that motion can be trusted."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """Which tokens attend to each other."""
+    """Attention between the tokens of a window."""
     temporal_positions: Literal["renumbered", "absolute"] = "renumbered"
     """Rotary positions of a window: 0..len-1, or the frames' places in the clip."""
     context_reference: Literal["reference", "finished"] = "reference"
-    """Reference channels of a context frame: as encoded, or the finished latents."""
+    """Reference channels of a context frame: the encoded reference, or the finished latents."""
     clean_sigma: Literal["zero", "target"] = "zero"
     """Noise level told to the model for anchor and context: 0, or that of the target."""
     upsampling: Literal["lanczos", "bicubic", "bilinear"] = "lanczos"
     """Kernel that brings the motion reference to the output size."""
     vae_tile: int | None = None
-    """Longest side of a spatial VAE tile in latent cells, to save memory; none takes whole frames.
-    Tiles are exact: frames change by rounding only."""
+    """Longest side of a spatial VAE tile in latent cells, to save memory. None takes whole frames.
+    Tiles change frames by rounding only."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
-    """Of its transformer."""
+    """Speed settings of its transformer."""
 
     def __post_init__(self) -> None:
         if self.segment_size is not None:
@@ -229,9 +233,9 @@ class GenerationConfig:
 PROBLEMS = {
     "unexpected_keyword_argument": "there is no such setting",
     "missing": "it is missing",
-    "dataclass_type": "it holds settings of its own; name one of them, as a.b",
+    "dataclass_type": "it holds other settings; name one of them, such as a.b",
 }
-"""What some of pydantic's errors say to people who know settings, not classes."""
+"""Words for some of pydantic's errors, for people who know settings, not classes."""
 
 
 def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> Config:
@@ -334,7 +338,7 @@ SHORTHANDS = {
     "context_size": ("stage2.context_size",),
     "strength": ("stage2.sampling.strength",),
 }
-"""What goes by a short name in a call and on the command line, and the settings it changes."""
+"""Settings that a short name changes in a call and on the command line."""
 
 
 def expand_shorthands(changes: Mapping[str, Any]) -> dict[str, Any]:

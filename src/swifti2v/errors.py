@@ -3,7 +3,7 @@
 ::
 
     SwiftI2VError
-    ├── InputError            what the user handed in cannot be used
+    ├── InputError            an input of the user that cannot be used
     │   ├── ShapeError        a size or a frame count that does not fit
     │   ├── MediaError        an image or a clip that cannot be read or written
     │   └── PromptError       a prompt the text encoder cannot take
@@ -21,7 +21,7 @@ class SwiftI2VError(Exception):
 
 
 class InputError(SwiftI2VError):
-    """What the user handed in cannot be used."""
+    """An input of the user that cannot be used."""
 
 
 class ShapeError(InputError):

@@ -1,4 +1,4 @@
-"""Flow-matching sampling: noise schedules, what a model's output means, one denoising loop."""
+"""Flow-matching sampling: noise schedules, the meaning of a model's output, one denoising loop."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from torch import Tensor
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 
 Parameterization = Literal["velocity", "reference_residual"]
-"""What a model predicts; ``to_velocity`` turns it into a velocity."""
+"""Quantity that a model predicts; ``to_velocity`` turns it into a velocity."""
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N', h, w]`` of the last N' frames, at
 least of those that are denoised."""
 
 NoiseStage = Literal["stage1", "stage2"]
-"""Who takes the noise: the stages of a run share its seed, and nothing else."""
+"""Stage that takes the noise: the stages of a run share the seed and draw different noise."""
 
 SAMPLING_VERSION = 2
 """Raised when the same settings and the same seed make another clip than before. 1: both stages
@@ -198,15 +198,15 @@ def draw_noise(
         shape: Channels, height and width of one latent frame.
         frames: Latent frame indices.
         seed: Any integer.
-        device: Where the result goes.
-        stage: Who denoises it.
+        device: Device of the result.
+        stage: Stage that denoises it.
 
     Returns:
         ``[1, C, len(frames), h, w]`` float32.
     """
     drawn = []
     for frame in frames:
-        # Hashed, as PyTorch reads only 32 bits of a seed: all of these numbers shall count.
+        # Hashed, as PyTorch reads only 32 bits of a seed: and all of these numbers count.
         digest = hashlib.sha256(f"{seed} {stage} {frame}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         drawn.append(torch.randn(shape, generator=generator))

@@ -20,7 +20,7 @@ def pixel_frames(latent_frame: int, time: int = TIME_FACTOR) -> range:
 
 
 class ScaleFactors(NamedTuple):
-    """How many pixels one latent cell, and one transformer token, stand for."""
+    """Pixels along one latent cell, and along one transformer token."""
 
     time: int
     """Pixel frames a latent frame holds (the first latent frame holds one)."""
@@ -86,16 +86,16 @@ class Crop(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Of the frame."""
+        """Rows of the frame."""
         return slice(self.top, self.top + self.height)
 
     @property
     def columns(self) -> slice:
-        """Of the frame."""
+        """Columns of the frame."""
         return slice(self.left, self.left + self.width)
 
     def grow(self, margin: int, frame: FrameSize) -> "Crop":
-        """With so many more pixels on each side, as far as the frame has them."""
+        """Add ``margin`` pixels on each side, up to the edge of the frame."""
         top, left = max(0, self.top - margin), max(0, self.left - margin)
         bottom = min(frame.height, self.top + self.height + margin)
         right = min(frame.width, self.left + self.width + margin)
@@ -131,7 +131,7 @@ def size_of_aspect(
 
     Args:
         aspect: Size of the photo.
-        multiple: What both sides must be multiples of.
+        multiple: Number of which both sides must be multiples.
         max_pixels: Most pixels of a frame, such as those of the model's default size. At least
             one ``multiple`` on either side is returned.
         height: Kept if given; then the width follows from the aspect, whatever ``max_pixels``.
@@ -164,11 +164,11 @@ def size_of_aspect(
 
 
 def exact_size(aspect: FrameSize, multiple: int, max_pixels: int) -> FrameSize | None:
-    """The largest size of exactly an aspect; None if there is none within ``max_pixels``.
+    """The largest size of exactly an aspect; None if every such size exceeds ``max_pixels``.
 
     Args:
         aspect: A size of that aspect.
-        multiple: What both sides must be multiples of.
+        multiple: Number of which both sides must be multiples.
         max_pixels: Most pixels of a frame.
     """
     common = math.gcd(*aspect)

@@ -31,10 +31,10 @@ def require_shipped_config(name: str) -> Path:
 
 
 def find_config(path: Path) -> Path:
-    """What ``--config`` means: a file, or the name of one that ships.
+    """Resolve ``--config``: a file, or the name of a configuration that ships.
 
     Raises:
-        ConfigError: Neither.
+        ConfigError: There is no such file and no such name.
     """
     if path.exists() and not path.is_dir():
         return path

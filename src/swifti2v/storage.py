@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, also after a kill or a power cut."""
+"""Files and directories that are complete or absent, also after a kill or a power cut."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from swifti2v.errors import InputError
 
 UNFINISHED = ".writing"
-"""In the name of what is not whole yet."""
+"""Part of the name of an unfinished file or directory."""
 MAX_NAME_BYTES = 255
 """Longest file name of usual file systems."""
 
@@ -24,8 +24,8 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
     After an error nothing of it is left, and what was at ``path`` stays.
 
     Args:
-        path: Where the file shall be.
-        ending: Of the other name, for writers that go by it, such as ``.mkv``.
+        path: Final path of the file.
+        ending: Suffix of the temporary name, for writers that need one, such as ``.mkv``.
     """
     unfinished = _unfinished(path, ending)
     try:
@@ -44,7 +44,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     After an error nothing of it is left, and what was at ``path`` stays.
 
     Args:
-        path: Where the directory shall be.
+        path: Final path of the directory.
     """
     unfinished = _unfinished(path)
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
@@ -105,13 +105,13 @@ def hash_file(path: Path) -> str:
 def require_same_settings(
     stored: Mapping[str, Any], now: Mapping[str, Any], where: str, remedy: str
 ) -> None:
-    """Refuse to go on with what was begun with other settings.
+    """Refuse to continue work that began with other settings.
 
     Args:
         stored: Nested settings that JSON can hold.
-        now: Those that are asked for.
-        where: What was begun, such as ``work dir out/run``.
-        remedy: What to do besides giving the same settings again.
+        now: Requested settings.
+        where: Name of the work, such as ``work dir out/run``.
+        remedy: Advice besides giving the same settings again.
 
     Raises:
         InputError: Naming every setting that differs, and both values.

@@ -136,7 +136,7 @@ def _profile_of_coding(coding: Coding, path: Path) -> bytes | None:
 
 
 def _profile_of_png(image: Image.Image, path: Path) -> bytes | None:
-    """From ``gAMA`` and ``cHRM``, which an ``sRGB`` chunk overrules."""
+    """Profile made from ``gAMA`` and ``cHRM``, which an ``sRGB`` chunk overrules."""
     if "srgb" in image.info:
         return None
     exponent, points = image.info.get("gamma"), image.info.get("chromaticity")

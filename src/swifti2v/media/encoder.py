@@ -26,7 +26,7 @@ CodecName = Literal["h264", "h265", "av1", "ffv1", "png"]
 
 
 class EncodingOptions(TypedDict, total=False):
-    """How a video is compressed; what is left out takes the default."""
+    """Compression of a video; missing keys take their defaults."""
 
     codec: CodecName
     """Default ``h264``. ``ffv1`` is lossless and needs ``.mkv``; ``png`` is a folder of images."""
@@ -66,7 +66,7 @@ def require_codec_fits(suffix: str, codec: str) -> None:
     """Refuse a codec that is unknown, is not built in, or that the file type cannot hold.
 
     Raises:
-        MediaError: As said; the message names what would do.
+        MediaError: The codec is refused; the message names one that works.
     """
     if codec not in _CODECS:
         raise MediaError(f"codec {codec!r} is unknown; use one of {', '.join(_CODECS)}")

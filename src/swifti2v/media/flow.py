@@ -23,16 +23,16 @@ SHIFT_SIDE = 160
 LEAST_CORRELATION = 0.6
 """Correlation of the place that it takes."""
 CORRELATION_GAIN = 0.1
-"""And how much more that must be than at rest."""
+"""Least gain of that correlation over the correlation at rest."""
 
 
 class Search(NamedTuple):
-    """How flow is searched."""
+    """Settings of a search for optical flow."""
 
     preset: int
-    """OpenCV's."""
+    """OpenCV's preset."""
     finest_scale: int
-    """How often the frames are halved for the finest level of the search."""
+    """Number of times the frames are halved for the finest level of the search."""
     smoothness: float
     """Weight of smooth flow in the refinement (OpenCV's alpha)."""
 

@@ -21,7 +21,7 @@ def index_file(source: Path, target: Path, metadata: dict[str, str]) -> None:
     Frames, colours and times stay as they are; equal files give equal copies.
 
     Args:
-        source: What ``PieceEncoder`` made.
+        source: File that ``PieceEncoder`` made.
         target: File to write, of the same format whatever its name.
         metadata: Texts for its header.
 

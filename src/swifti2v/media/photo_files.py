@@ -174,7 +174,7 @@ def _read_sixteen_bit(image: Image.Image, path: Path, png_depth: int) -> NDArray
 
 
 def _decode_sixteen_bit(image: Image.Image, path: Path) -> NDArray[np.uint16] | None:
-    """What Pillow has no mode for, so that it keeps the upper 8 bits alone."""
+    """Decode 16 bits, for which Pillow has no mode: it would keep only the upper 8."""
     level = cv2.utils.logging.setLogLevel(0)  # else a TIFF's private tags are named on stderr
     try:
         decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""From a decoded frame to the pixels a viewer sees: upright, square, opaque RGB."""
+"""Turn a decoded frame into the pixels a viewer sees: upright, square, opaque RGB."""
 
 import struct
 from fractions import Fraction
@@ -23,14 +23,14 @@ _RGB_FLAGS = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.
 
 
 class UnusableClipError(MediaError):
-    """What is wrong with a clip, in words that follow its name."""
+    """A fault of a clip, in words that follow its name."""
 
 
 def require_sdr(transfer: int) -> None:
     """Refuse the transfer functions of HDR (ITU-T H.273, table 3).
 
     Raises:
-        UnusableClipError: As said.
+        UnusableClipError: The transfer function is one of HDR.
     """
     if transfer in HDR_TRANSFERS:
         raise UnusableClipError(
@@ -99,7 +99,7 @@ def _fill(pixels: NDArray[np.uint8], background: Color | None) -> NDArray[np.uin
     if background is None:
         raise UnusableClipError(
             "is partly see-through; export it without transparency, or name a colour with "
-            "--background where the command has it"
+            "--background where the command takes it"
         )
     behind = np.array(background, np.uint32)
     alpha = alpha.astype(np.uint32)

@@ -1,4 +1,4 @@
-"""At which constant rate a clip is read, from the times of its frames."""
+"""Find the constant rate at which a clip is read from the times of its frames."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ _NTSC = tuple(Fraction(1000 * whole, 1001) for whole in (24, 30, 48, 60, 120))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """How the frames of a clip follow each other, and how they are read."""
+    """Times of a clip's frames, and the rate at which they are read."""
 
     rate: Fraction
     """Frames a second that the clip is read at."""
@@ -136,7 +136,7 @@ def _usual_rates(measured: Fraction) -> list[Fraction]:
 
 
 def _is_unusual(rate: Fraction) -> bool:
-    """Not whole, nor of NTSC: measured by whoever wrote the file."""
+    """Whether a rate is neither whole nor one of NTSC: the writer of the file measured it."""
     return rate.denominator > 1 and rate not in _NTSC
 
 
@@ -167,7 +167,7 @@ def make_even(timed: Iterable[tuple[Fraction, T]], timing: Timing) -> Iterator[T
 
     Args:
         timed: Frames, each with the seconds at which it starts, rising.
-        timing: Of the clip, not even.
+        timing: Timing of the clip, not even.
     """
     start, held, num_shown = Fraction(0), None, 0
     for time, frame in timed:

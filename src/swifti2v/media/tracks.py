@@ -50,7 +50,7 @@ Decode = Callable[["Packet[VideoStream]"], Sequence[VideoFrame]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipInfo:
-    """What a video file holds, and what reading it gives."""
+    """Contents of a video file, and the frames that reading it gives."""
 
     height: int
     """Pixels, upright and square."""
@@ -65,20 +65,20 @@ class ClipInfo:
     codec: str
     """FFmpeg's name of the format, for instance ``h264`` or ``av1``."""
     notes: tuple[str, ...] = ()
-    """What is done to it and the user should know: ``cause: detail``."""
+    """Changes made while reading that the user should know: ``cause: detail``."""
 
 
 class Track(NamedTuple):
     """The video track of a file."""
 
     stream: int
-    """Among the file's streams."""
+    """Index among the file's streams."""
     timing: Timing
-    """Of its frames."""
+    """Times of its frames."""
     pixel_aspect: Fraction
     """Width over height of a pixel."""
     info: ClipInfo
-    """For callers."""
+    """Facts about the clip for callers."""
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
     """Open a file as a video.
 
     Raises:
-        MediaError: It is none, or a damaged one.
+        MediaError: The file is not a video, or it is damaged.
     """
     try:
         # The prefix keeps a colon in the name from being taken for a protocol.
@@ -172,10 +172,10 @@ def _first_that_moves(path: Path) -> int:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Within the block, errors of reading a clip become errors that name it.
+    """Turn errors of reading a clip within the block into errors that name it.
 
     Raises:
-        MediaError: In place of ``UnusableClipError`` and of FFmpeg's errors.
+        MediaError: Takes the place of ``UnusableClipError`` and of FFmpeg's errors.
     """
     try:
         yield
@@ -205,10 +205,10 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator["Pack
 
 
 def find_decoder(stream: VideoStream) -> Decode:
-    """What turns a track's packets into frames, with their transparency.
+    """Return a decoder that turns a track's packets into frames, with their transparency.
 
     Raises:
-        UnusableClipError: There is none in this build of PyAV that keeps transparency.
+        UnusableClipError: No decoder in this build of PyAV keeps transparency.
     """
     codec = stream.codec.canonical_name
     if stream.metadata.get("alpha_mode") != "1" or codec not in _WITH_ALPHA:

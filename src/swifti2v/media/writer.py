@@ -76,7 +76,7 @@ def require_writable(path: str | Path, codec: str = "h264") -> None:
     Args:
         path: As for ``open_writer``. An existing video file may be replaced; a folder must
             hold no PNGs yet.
-        codec: What a video file is to hold; its suffix must fit.
+        codec: Codec of the video file; the suffix must fit it.
 
     Raises:
         MediaError: The folder is missing or not writable, ``path`` is a folder where a file is

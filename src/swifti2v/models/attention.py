@@ -74,7 +74,7 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
     Args:
         attention: diffusers' ``WanAttention``.
         hidden: ``[B, L, D]``.
-        rotary: Of the L tokens.
+        rotary: Rotary embedding of the L tokens.
         first: Earlier tokens are keys and values only.
 
     Returns:
@@ -225,7 +225,7 @@ class GclfAttention:
             key: ``[B, L, H, D]``.
             value: ``[B, L, H, D]``.
             coarse: Keys and values ``[B, L', H, D]``.
-            grid: Of the L tokens.
+            grid: Grid of the L tokens.
 
         Returns:
             ``[B, L, H, D]``.
@@ -316,7 +316,7 @@ def _attend_dense(
 def _row_mask(
     grid: TokenGrid, window: tuple[int, int], num_coarse: int, device: torch.device
 ) -> Tensor | None:
-    """Which keys a row of queries sees, the same for every row; None if it sees all columns.
+    """Mask of the keys that a row of queries sees, the same for every row; None for all columns.
 
     Returns:
         ``[F * columns, F * window rows * columns + L']`` bool.

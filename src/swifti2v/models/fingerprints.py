@@ -50,7 +50,7 @@ def fingerprint_encoder(encoder: PreTrainedModel) -> str:
 
 
 def sample_evenly(weight: Tensor, num_values: int) -> Tensor:
-    """At most ``num_values`` values of a tensor at evenly spaced places, both ends included."""
+    """Take at most ``num_values`` values of a tensor, evenly spaced from the first to the last."""
     flat = weight.detach().reshape(-1)
     count = min(len(flat), num_values)
     places = torch.arange(count) * (len(flat) - 1) // max(1, count - 1)

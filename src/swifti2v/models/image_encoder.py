@@ -48,7 +48,7 @@ def load_image_processor(directory: Path) -> CLIPImageProcessorPil:
 
 
 def describe_picture(image_processor: CLIPImageProcessorPil) -> dict[str, Any]:
-    """What decides the pixels that an image encoder sees, as plain values, for a cache's key."""
+    """Settings that decide the pixels an image encoder sees, as plain values for a cache's key."""
     return {
         "picture": "whole, bicubic",
         "side": _side(image_processor),

@@ -36,15 +36,15 @@ def clean_prompt(prompt: str) -> str:
 
 
 def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
-    """What to tell a user whose prompt the encoder was not trained to understand, if anything.
+    """Warning for a prompt that the encoder was not trained to understand; None for other prompts.
 
     The prompt must hold the words of one of its phrases, in their order; case, punctuation and
-    words between them do not count. How sure an encoder is of a prompt would not tell: a small one
-    is sure of anything.
+    words between them do not count. The encoder's own certainty does not help: a small
+    one is certain of everything.
 
     Args:
         text_encoder: Its config is read, not its weights.
-        prompt: What shall happen; may be empty.
+        prompt: Text that says what happens in the video; may be empty.
     """
     known: dict[str, list[str]] = getattr(text_encoder.config, MOTIONS_KEY, None) or {}
     phrases = (phrase for own in known.values() for phrase in own)
@@ -69,7 +69,7 @@ def require_text(prompts: Sequence[str]) -> None:
     """Refuse prompts that hold bytes in another encoding, as a terminal may hand them over.
 
     Raises:
-        PromptError: As said.
+        PromptError: A prompt holds such bytes.
     """
     for prompt in prompts:
         try:

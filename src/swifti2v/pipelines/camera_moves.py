@@ -1,4 +1,4 @@
-"""What a camera can do over a clip, and where it makes each point go."""
+"""Moves of a camera over a clip, and the way of each point in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,47 +9,49 @@ from torch import Tensor
 from swifti2v.pipelines.course import Course
 
 SHIFT = 0.12
-"""Way of a pan or tilt over a whole clip, in widths (heights) of the frame."""
+"""Distance of a pan or tilt over a whole clip, in widths (heights) of the frame."""
 ZOOM = 0.8
-"""Size of what is seen at the end of a zoom in, relative to its start; a zoom out is the inverse."""
+"""Size of the visible part at the end of a zoom in, relative to its start; a zoom out is the
+inverse."""
 ROLL = 0.14
 """Radians of a roll over a whole clip."""
 PARALLAX = (0.3, 1.3)
-"""Of a dolly: how much of a zoom the farthest and the nearest things do."""
+"""Share of a zoom that the farthest and the nearest things make in a dolly."""
 ORBIT = 0.24
-"""How far the nearest and farthest things part in an orbit, in widths of the frame."""
+"""Distance between the ways of the nearest and farthest things in an orbit, in widths of the
+frame."""
 SWAY = (0.008, 0.006)
-"""Of a hand: deviation in widths (heights) of the frame, and in radians."""
+"""Deviation of a hand-held camera in widths (heights) of the frame, and in radians."""
 SLOW, FAST = 0.5, 1.7
-"""How much of the usual way a slow and a fast move go."""
+"""Shares of the usual distance in a slow and in a fast move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraMove:
-    """What the camera does over a clip: 1 is the usual way, 2 twice as far, below 0 the other way."""
+    """Motion of the camera over a clip; 2 is twice the usual distance, -1 the opposite way."""
 
     pan: float = 0.0
-    """To the right."""
+    """Distance to the right."""
     tilt: float = 0.0
-    """Downwards."""
+    """Distance downwards."""
     zoom: float = 0.0
-    """In."""
+    """Zoom in."""
     roll: float = 0.0
-    """Clockwise, so that what is seen turns counter-clockwise."""
+    """Clockwise roll, so that the picture turns counter-clockwise."""
     dolly: float = 0.0
-    """Forwards: near things grow faster."""
+    """Distance forwards: near things grow faster."""
     orbit: float = 0.0
-    """To the right around the middle distance: near things go left, far ones right."""
+    """Orbit to the right around the middle distance: near things go left, far ones right."""
     sway: float = 0.0
-    """Of the hand that holds it."""
+    """Sway of the hand that holds the camera."""
 
     def displace(
         self, course: Course, depth: Tensor, points: Tensor, size: tuple[float, float]
     ) -> Tensor:
-        """Where each point of a frame was in the first frame, relative to where it is.
+        """Place of each point of a frame in the first frame, relative to its own place.
 
         Args:
-            course: Of T frames.
+            course: Course of T frames.
             depth: ``[h, w]`` of the points, 0 far to 1 near, or a number for all.
             points: ``[h, w, 2]`` columns and rows in pixels from the frame's centre.
             size: Height and width of the frame in pixels.
@@ -66,12 +68,12 @@ class CameraMove:
 def move_points(
     ways: Sequence[float | Tensor], course: Course, points: Tensor, size: tuple[float, float]
 ) -> Tensor:
-    """Where points of a frame were in the first frame, each seen by a camera of its own.
+    """Places of a frame's points in the first frame, each point seen by its own camera.
 
     Args:
         ways: Pan, tilt, zoom, roll and sway as ``CameraMove`` counts them; each is a number, or
             numbers that broadcast to ``[..., T, h, w]``.
-        course: Of T frames, of one clip or more.
+        course: Course of T frames, of one clip or more.
         points: ``[h, w, 2]`` columns and rows in pixels from the frame's centre.
         size: Height and width of the frame in pixels.
 
@@ -109,4 +111,4 @@ MOVES: dict[str, CameraMove] = {
     "handheld": CameraMove(sway=1),
     "static": CameraMove(),
 }
-"""What can be asked for by a name of its own."""
+"""Moves that a prompt can name."""

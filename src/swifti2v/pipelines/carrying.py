@@ -112,7 +112,7 @@ class MotionSearch:
         """Motion of a frame; the next ones are searched meanwhile.
 
         Raises:
-            Exception: What went wrong in the search.
+            Exception: Any error of the search.
         """
         self._waiting = {i: task for i, task in self._waiting.items() if i >= frame}
         for index in range(frame, min(frame + NUM_AHEAD, len(self.clip))):
@@ -199,7 +199,7 @@ def find_detail(
     Args:
         small: ``[1, 3, 1, h, w]`` in [-1, 1].
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
-        motion: Of the frame, on the device of ``photo``.
+        motion: Motion of the frame, on the device of ``photo``.
         upsampling: Kernel with which the frame was enlarged.
         crop: Part of the enlarged frame that is asked for, in whole low-resolution pixels; ``small``
             shows it alone. Near its border the result depends on where it ends (``CROP_MARGIN``).
@@ -238,13 +238,14 @@ def move_detail(
     """``find_detail`` where the displacement of every pixel is known.
 
     Args:
-        small: ``[1, 3, 1, h, w]`` in [-1, 1], what the displacement covers.
+        small: ``[1, 3, 1, h, w]`` in [-1, 1], the part of the clip's frame that the displacement
+            covers.
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
         displacement: ``[1, 2, a, b]``, right and down in pixels of ``photo``.
         corner: Row and column of the frame at which the displacement begins.
         upsampling: See ``find_detail``.
-        low: ``[1, 3, h, w]``, frame 0 of the clip moved likewise, where the clip was made so; None
-            takes the moved photo's own low band.
+        low: ``[1, 3, h, w]``, frame 0 of the clip moved by the same displacement, where the clip
+            was made that way; None takes the moved photo's own low band.
         trust: ``[1, 1, h, w]``, see ``Motion``.
 
     Returns:

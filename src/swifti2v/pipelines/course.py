@@ -1,4 +1,4 @@
-"""What a seed leaves open of a camera's motion: how fast the clip's clock runs, and how a hand sways."""
+"""The random part of a camera's motion: the speed of the clip's clock and the sway of a hand."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SPEEDS = (0.85, 1.15)
-"""Least and greatest way that a seed gives the same prompt, in clips of even speed."""
+"""Least and greatest distance that a seed gives the same prompt, in clips of even speed."""
 _SWAYS = 3  # columns, rows, roll
 _WAVES = 3
 _PERIODS = (10.0, 40.0)  # frames of a wave of a hand's sway, at about 16 frames a second
@@ -27,11 +27,11 @@ class Course:
     ``[B, T, 3]`` of B clips."""
 
     def at(self, frames: list[int]) -> "Course":
-        """Of some frames of one clip only."""
+        """Course of some frames; for one clip only."""
         return Course(self.clock[frames], self.sway[frames])
 
     def to(self, device: torch.device) -> "Course":
-        """The same on a device."""
+        """Return the course on a device."""
         return Course(self.clock.to(device), self.sway.to(device))
 
 
@@ -78,7 +78,7 @@ def draw_chart(course: Course, height: int, width: int) -> Tensor:
     eight pixels whose contrast is the sway: across for columns, down for rows, both for roll.
 
     Args:
-        course: Of the T frames that are drawn, of one clip or of B.
+        course: Course of the T frames that are drawn, of one clip or of B.
         height: Pixels.
         width: Pixels.
 

@@ -18,7 +18,7 @@ def read_displacement(output: Tensor, course: Course, time: int, cell: int) -> T
 
     Args:
         output: ``[B, 5 + C, F, h, w]``: the camera, then what to add.
-        course: Of the T = time * (F - 1) + 1 pixel frames, of one clip or of B.
+        course: Course of the T = time * (F - 1) + 1 pixel frames, of one clip or of B.
         time: Pixel frames of a latent frame; the first latent frame has but one.
         cell: Pixels of a latent cell's side.
 
@@ -40,7 +40,7 @@ def read_displacement(output: Tensor, course: Course, time: int, cell: int) -> T
 def _blend_cameras(ways: Tensor, time: int) -> Tensor:
     """Cameras ``[B, 5, F, h, w]`` of latent frames at their pixel frames, ``[B, 5, T, h, w]``.
 
-    The first latent frame, the photo, has none of its own: the second one's is taken.
+    The first latent frame, the photo, has no camera: it takes the second one's.
     """
     if ways.shape[2] == 1:
         return ways

@@ -20,7 +20,7 @@ def outline_pipeline(
     Args:
         name: See ``SwiftI2VPipeline.from_pretrained``.
         config: Settings.
-        dtype: Of the weights that are not there.
+        dtype: Number type of the weights that are not there.
         device: Where they would go.
 
     Raises:

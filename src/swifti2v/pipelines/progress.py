@@ -1,4 +1,4 @@
-"""What a caller sees of a running pipeline, and where it may stop it."""
+"""Progress of a running pipeline, reported where the caller may stop it."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -32,7 +32,7 @@ from swifti2v.shapes import NUM_WAYS, LatentShape, PixelShape, ScaleFactors
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditions:
-    """What text and image encoders say, for the prompt and for the negative prompt."""
+    """Output of text and image encoders, for the prompt and the negative prompt."""
 
     prompt_embeds: Tensor
     """``[1, L, D]``."""
@@ -44,13 +44,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Stage1Clip:
-    """What Stage I generates."""
+    """Output of Stage I."""
 
     video: Tensor
     """``[1, 3, T, H, W]`` float32 in [-1, 1]."""
     displacement: Tensor | None
     """``[1, 2, T, h, w]`` float32 columns and rows in pixels, where each cell's centre was in the
-    photo; None of a model that generates pixels alone."""
+    photo; None for a model that generates pixels alone."""
 
     def to_motion_reference(self) -> MotionReference:
         """The clip as Stage II reads it."""
@@ -94,7 +94,7 @@ class Stage1Pipeline:
             image: ``[1, 3, 1, H, W]`` in [-1, 1], the photo at Stage I's size.
             conditions: Text and image embeddings.
             num_frames: T, pixel frames.
-            seed: Of the noise.
+            seed: Seed of the noise.
             config: Settings.
             on_progress: Called after each step.
 
@@ -124,7 +124,7 @@ class Stage1Pipeline:
         Args:
             video: ``[1, 3, T, H, W]`` in [-1, 1] at Stage I's size; its first frame is the photo.
             conditions: Text and image embeddings.
-            seed: Of the noise.
+            seed: Seed of the noise.
             config: Settings; ``sigma`` takes the place of ``sampling.strength``.
             sigma: Noise level to start from, in (0, 1].
             on_progress: Called after each step.
@@ -183,7 +183,7 @@ class Stage1Pipeline:
         if own != int(self.vae.config["z_dim"]) + extra:
             raise ConfigError(
                 f"stage1.motion is {config.motion}, but this Stage I generates the other kind: "
-                "leave stage1.motion as the model has it"
+                "leave out stage1.motion"
             )
 
     def _require_fit(self, pixels: PixelShape) -> None:
@@ -196,12 +196,13 @@ class Stage1Pipeline:
         return first.expand(-1, -1, condition.shape[2], -1, -1)
 
     def continue_image(self, image: Tensor, course: Course, config: Stage1Config) -> Tensor:
-        """What follows the image in the condition video.
+        """Make the frames that follow the image in the condition video.
 
         Args:
             image: ``[B, 3, 1, H, W]``.
-            course: Of the T frames, the image included, of one clip or of B; the chart shows it.
-            config: Says whether it is grey or a chart.
+            course: Course of the T frames, the image included, of one clip or of B; the chart shows
+                it.
+            config: Says whether the frames are grey or a chart.
 
         Returns:
             ``[B, 3, T - 1, H, W]``.
@@ -245,7 +246,7 @@ class Stage1Pipeline:
             conditions: Text and image embeddings.
             config: Settings.
             photo: ``[1, 3, 1, H, W]``, what a displacement moves.
-            course: Of the clip.
+            course: Course of the clip.
             on_displacement: Called with each displacement that the model tells, see
                 ``read_displacement``.
         """
@@ -288,7 +289,7 @@ class Stage1Pipeline:
         Args:
             output: ``[B, 5 + C, F, h, w]`` of the transformer, see ``displacement.read_displacement``;
                 the image's frame and groups of four frames, not necessarily all of a clip.
-            course: Of their T pixel frames.
+            course: Course of their T pixel frames.
 
         Returns:
             ``[B, 2, T, h, w]`` in pixels.
@@ -303,13 +304,13 @@ class Stage1Pipeline:
     def add_to_moved(
         self, output: Tensor, displacement: Tensor, photo: Tensor, still: Tensor
     ) -> Tensor:
-        """What the transformer adds to the moved photo, as a residual to the image's latents.
+        """The transformer's addition to the moved photo, as a residual to the image's latents.
 
         No gradient reaches the displacement.
 
         Args:
             output: ``[B, 5 + C, F, h, w]`` of the transformer.
-            displacement: ``[B, 2, T, h, w]``, what ``read_displacement`` says of it.
+            displacement: ``[B, 2, T, h, w]``, from ``read_displacement``.
             photo: ``[B, 3, 1, H, W]`` in [-1, 1].
             still: ``[B, C, F, h, w]``, the image's latents at every frame.
 

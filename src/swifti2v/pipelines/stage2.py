@@ -138,7 +138,7 @@ class Stage2Pipeline:
         Args:
             reference: The hybrid reference; its first latent frame is the anchor.
             conditions: Text embeddings.
-            seed: Of the noise, drawn for each latent frame by itself.
+            seed: Seed of the noise, drawn for each latent frame by itself.
             config: Settings.
             store: Gets the latents of each segment; those it holds are yielded as they are.
             on_progress: Called after each step.
@@ -198,11 +198,11 @@ class Stage2Pipeline:
         """Clean latents ``[1, C, len(target), h, w]`` of one segment.
 
         Args:
-            segment: What to read and write.
+            segment: Latent frames to read and to write.
             clean: Anchor and context latents ``[1, C, 1, h, w]`` by frame.
             condition: ``[1, C, N, h, w]`` reference latents of the window.
             conditions: Text embeddings.
-            seed: Of the noise.
+            seed: Seed of the noise.
             config: Settings.
             on_progress: Called after each step.
         """

@@ -1,4 +1,4 @@
-"""Where a pipeline keeps what is finished of a clip, so that a stopped one can be continued."""
+"""Store for the finished parts of a clip, so that a stopped run can be continued."""
 
 from typing import Protocol
 
@@ -11,13 +11,13 @@ class SegmentStore(Protocol):
     """Motion reference and segments of one clip."""
 
     def load_motion_reference(self) -> MotionReference | None:
-        """What Stage I made, or None if it is not there."""
+        """Return Stage I's output, or None if the store has none."""
 
     def save_motion_reference(self, motion: MotionReference) -> None:
-        """Keep what Stage I made."""
+        """Keep Stage I's output."""
 
     def load_segment(self, index: int) -> Tensor | None:
-        """Latents ``[1, C, F, h, w]`` of a segment, or None if they are not there."""
+        """Return the latents ``[1, C, F, h, w]`` of a segment, or None if the store has none."""
 
     def save_segment(self, index: int, latents: Tensor) -> None:
         """Keep the latents of a segment; called as soon as they are finished."""

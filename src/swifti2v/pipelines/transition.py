@@ -1,4 +1,4 @@
-"""From Stage I to Stage II: the hybrid reference, built and encoded a piece at a time."""
+"""The hybrid reference between Stage I and Stage II, built and encoded a piece at a time."""
 
 from collections.abc import Sequence
 from contextlib import closing

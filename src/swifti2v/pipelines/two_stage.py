@@ -62,7 +62,8 @@ class SegmentOutput:
     latent_range: tuple[int, int]
     """Latent frames generated, half open."""
     seconds: float
-    """From the end of the segment before (or the start of the run) to the end of this one."""
+    """Seconds from the end of the segment before (or the start of the run) to the end of this
+    one."""
     latents: Tensor
     """``[1, C, F, h, w]`` float32, for saving and resuming."""
 
@@ -94,7 +95,7 @@ class SwiftI2VPipeline:
         self.stage2 = Stage2Pipeline(components.stage2_transformer, components.stage2_vae)
         self.encoder = ConditionEncoder(components)
         self.preview_decoder: LightDecoder | None = None
-        """What decodes instead of Stage II's VAE."""
+        """Decoder that replaces Stage II's VAE; None decodes with the VAE."""
         self.keeps_stage1 = True
         """False frees text encoders and Stage I once a clip needs them no more: a run of one clip
         then takes less memory; for another prompt or photo, load the pipeline again."""
@@ -125,7 +126,7 @@ class SwiftI2VPipeline:
             loras: LoRAs, each for its stage, merged after the model's own.
             stages: Stages that will run; the weights of another one are not loaded. ``refine`` and
                 ``upscale`` need ``"stage2"`` alone.
-            speed: How the transformers compute, by stage; by default as the model's settings say.
+            speed: Speed settings of the transformers by stage; by default those of the model.
             merges_own_loras: False leaves out the LoRAs that the model names itself.
 
         Raises:
@@ -152,14 +153,14 @@ class SwiftI2VPipeline:
     def load_preview_decoder(self, path: str | Path) -> None:
         """Decode with a light decoder from now on: faster, smaller, and with less detail.
 
-        Latents do not depend on it: a run that kept them can be decoded again by the VAE, which
-        is back with ``preview_decoder = None``.
+        Latents do not depend on it: a run that kept them can be decoded again by the VAE.
+        ``preview_decoder = None`` returns to the VAE.
 
         Args:
             path: See ``swifti2v.models.vae.light_decoder.load_light_decoder``.
 
         Raises:
-            LoadingError: It is none, or for another VAE.
+            LoadingError: The file is not a light decoder, or it belongs to another VAE.
         """
         self.preview_decoder = load_light_decoder(path, self.components.stage2_vae)
 
@@ -269,13 +270,14 @@ class SwiftI2VPipeline:
 
         Args:
             image: RGB photo of exactly ``config.width`` x ``config.height`` pixels.
-            prompt: What shall happen.
+            prompt: Text that says what happens in the video.
             generator: Seed, or a generator whose initial seed is used; noise is drawn for each
                 latent frame from the seed and the frame's index.
             config: Settings, by default the model's.
             on_progress: Called between any two model calls; raising in it stops the run.
             stopwatch: Takes the seconds of each stage.
-            store: Gets the motion reference and each segment; what it holds is not made again.
+            store: Gets the motion reference and each segment; parts that it holds are not made
+                again.
 
         Yields:
             Segments in order. Nothing but the motion reference is held for the whole clip.
@@ -418,7 +420,7 @@ class SwiftI2VPipeline:
         config: GenerationConfig,
         stopwatch: Stopwatch,
     ) -> Iterator[SegmentOutput]:
-        """Frames of each segment as soon as its latents are there."""
+        """Yield the frames of each segment as soon as its latents are finished."""
         decoder = self._start_decoder(config)
         since = 0.0
         while True:

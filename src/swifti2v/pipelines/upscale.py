@@ -15,7 +15,7 @@ from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.two_stage import SegmentOutput, SwiftI2VPipeline
 
 STRENGTH = 0.7
-"""Of ViBe's second pass; with shift 5 it starts at noise level 0.921."""
+"""Strength of ViBe's second pass; with shift 5 it starts at noise level 0.921."""
 
 
 def upscale(
@@ -38,7 +38,7 @@ def upscale(
     Args:
         pipe: Only Stage II and the text encoder are used.
         clip: ``[T, h, w, 3]`` uint8; cropped where its aspect is another one.
-        prompt: What the clip shows; may be empty.
+        prompt: Text that describes the clip; may be empty.
         config: Settings with the size of the output, by default the model's, see
             ``second_pass``; the clip gives the length.
         generator: See ``SwiftI2VPipeline.stream``.
@@ -95,8 +95,8 @@ def crop_to_aspect(clip: Frames, height: int, width: int) -> Frames:
 
     Args:
         clip: ``[T, h, w, 3]``; not copied.
-        height: Of the output.
-        width: Of the output.
+        height: Height of the output.
+        width: Width of the output.
 
     Raises:
         ShapeError: The clip is too small to have that aspect in whole pixels.

@@ -1,4 +1,4 @@
-"""What a clip costs, as numbers: without PyTorch, so that a plan can be made in no time."""
+"""Costs of a clip as numbers, without PyTorch, so that planning starts at once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Count:
-    """What a computation costs; two FLOP a multiply-add."""
+    """Cost of a computation; a multiply-add counts as two FLOP."""
 
     linear: float = 0
     """FLOP of matrix products, those of attention left out."""
@@ -23,11 +23,11 @@ class Count:
     other_bytes: float = 0
     """Inputs and outputs of all other operations, one kernel each, as eager execution moves them."""
     peak_bytes: float = 0
-    """Most memory that what was made within the computation held at one time; weights left out."""
+    """Most memory held at one time by tensors made within the computation, without weights."""
     kept_bytes: float = 0
-    """Of it, what was still held at the end."""
+    """Part of that memory that is still held at the end."""
     transfer_bytes: float = 0
-    """Copied between host and device."""
+    """Bytes copied between host and device."""
 
     @property
     def flops(self) -> float:
@@ -87,7 +87,7 @@ class Weights:
     """Memory of a component's weights."""
 
     num_bytes: float
-    """Of all of them."""
+    """Bytes of all weights."""
     stays: bool
     """Whether they are on the device in every placement."""
     streamed_bytes: float
@@ -105,7 +105,7 @@ class StageWork:
     count: Count
     """All its work; ``kept_bytes`` is the causal history that stays until the clip is done."""
     passes: dict[str, int]
-    """How often it runs each component from its first weight to its last."""
+    """Number of passes through each component, from its first weight to its last."""
     is_float8: bool = False
     """Whether its matrix products are of 8-bit floating point numbers."""
 
@@ -116,7 +116,7 @@ class ClipWork:
 
     stages: dict[Stage, StageWork]
     weights: dict[str, Weights]
-    """By component."""
+    """Weights by component."""
     vae_tile: int | None
     """Longest side of Stage II's VAE tiles in latent cells."""
     offloads_history: bool
@@ -124,23 +124,23 @@ class ClipWork:
     host_bytes: float
     """Clips and latents in host memory, and the history if it waits there."""
     search_seconds: float = 0
-    """Of one processor core on the host, for the motion that the photo's detail is carried along."""
+    """Seconds of one host core to search the motion that carries the photo's detail."""
     num_segments: int = 1
     """Segments of the clip; the motion of the first one's frames is waited for."""
 
     @property
     def flops(self) -> dict[str, float]:
-        """By stage, and ``total``."""
+        """FLOP by stage, and ``total``."""
         by_stage: dict[str, float] = {name: self.stages[name].count.flops for name in STAGES}
         return {**by_stage, "total": sum(by_stage.values())}
 
 
 class ClipCosts(Protocol):
-    """What a plan asks about a clip."""
+    """Costs of a clip as a plan needs them."""
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
 
     @property
     def linear(self) -> Mapping[str, str]:

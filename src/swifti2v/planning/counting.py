@@ -48,7 +48,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held: dict[int, weakref.finalize[..., Any]] = {}
 
     def read(self) -> Count:
-        """What was counted so far."""
+        """Return the counts so far."""
         tally = self._tally
         return Count(
             **tally.flops,

@@ -1,4 +1,4 @@
-"""What machines can do: data sheets of common GPUs."""
+"""Rates of machines: data sheets of common GPUs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PCIE4_X8 = PCIE4 / 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """What a device reaches in practice at one precision."""
+    """Rates that a device reaches in practice at one precision."""
 
     linear: float
     """FLOP a second of matrix products."""
@@ -71,7 +71,7 @@ class Device:
     memory_bytes: int
     """All of it, as ``nvidia-smi`` reports it."""
     rates: Mapping[str, Rates]
-    """By ``Precision``; ``float8`` means linear layers alone, the rest in bfloat16."""
+    """Rates by ``Precision``; ``float8`` means linear layers alone, the rest in bfloat16."""
     is_cpu: bool = False
     """Whether weights and activations live in host memory anyway."""
 
@@ -93,7 +93,7 @@ def _gpu(
         tflops: Dense peaks with 32-bit accumulation in bfloat16 or float16, float32 (without tensor
             cores) and float8.
         pcie: Bytes a second between host and device, in one direction.
-        share: Of the peaks that is reached.
+        share: Share of the peaks that is reached.
     """
     half, single, quarter = (None if peak is None else peak * 1e12 for peak in tflops)
     assert half is not None
@@ -136,7 +136,7 @@ DEVICES = {
     "h100": _gpu("H100 SXM", 81559, 3350e9, (989.4, 66.9, 1978.9), PCIE5, HOPPER),
     "h200": _gpu("H200 SXM", 143771, 4800e9, (989.4, 66.9, 1978.9), PCIE5, HOPPER),
 }
-"""By the name that the command line takes.
+"""Devices by their names on the command line.
 
 Source:
     NVIDIA's data sheets of A100, L40S, H100 and H200; architecture papers of GA102, Ada and RTX

@@ -1,4 +1,4 @@
-"""What this machine can do: a measurement of about a second, and its memory."""
+"""Rates and memory of this machine, measured in about a second."""
 
 import os
 import statistics

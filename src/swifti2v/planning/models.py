@@ -31,7 +31,7 @@ FEWEST_FLOAT8 = 3
 
 
 def speed_of(config: GenerationConfig) -> dict[str, SpeedConfig]:
-    """How the transformers compute by component, as ``Models`` takes it."""
+    """Speed settings of the transformers by component, as ``Models`` takes them."""
     return {
         "stage1_transformer": config.stage1.speed,
         "stage2_transformer": config.stage2.speed,
@@ -43,8 +43,8 @@ class Models:
 
     Args:
         name: See ``swifti2v.models.loading.sources.find_model``.
-        dtype: Of the weights; parts that stay float32 when loaded do so here.
-        speed: Of the transformers; no lever is pulled where nothing is said.
+        dtype: Number type of the weights; parts that stay float32 when loaded do so here.
+        speed: Speed settings by component; a component without settings computes plainly.
 
     Raises:
         ConfigError: No such model.
@@ -98,7 +98,7 @@ class Models:
         """Cost of ``run`` on a component, from two that have few layers.
 
         Args:
-            role: Of the component.
+            role: Role of the component.
             run: Computes with it.
             least: Layers from which on each further one costs the same, memory included.
         """

@@ -37,9 +37,9 @@ class Option:
     vae_tile: int | None
     """Longest side of Stage II's VAE tiles in latent cells; None for whole frames."""
     seconds: dict[str, float]
-    """By stage, and ``total``; loading weights and writing files are not included."""
+    """Seconds by stage, and ``total``, without loading weights and writing files."""
     peak_device_bytes: dict[str, float]
-    """By stage, and ``peak``."""
+    """Most device memory by stage, and ``peak``."""
     host_bytes: float
     """Host memory."""
     is_available: bool = True
@@ -60,14 +60,14 @@ class Plan:
     budget_bytes: float
     """Device memory that may be used, at most all that the device has."""
     asked_bytes: float
-    """What was asked for."""
+    """Device memory that the user asked for."""
     chosen: Option | None
     """The fastest that fits; None if none does."""
     smallest: Option
     """The available one that needs least device memory."""
     options: tuple[Option, ...]
     flops: dict[str, float]
-    """By stage, and ``total``, of the chosen option (of the smallest, if none fits)."""
+    """FLOP by stage, and ``total``, of the chosen option (of the smallest, if none fits)."""
     disk_bytes: float
     """The weights in this precision."""
 
@@ -138,7 +138,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
-    """What the user has decided already; a plan never overrides it."""
+    """Choices of the user; a plan never overrides them."""
 
     placement: Placement | None = None
     """None leaves the choice."""
@@ -160,9 +160,9 @@ def make_plan(
     VAE tiles are tried from large to small, until one fits: smaller ones cost more work.
 
     Args:
-        costs: Of the clip.
-        device: What computes.
-        precision: Of the weights.
+        costs: Costs of the clip.
+        device: Device that computes.
+        precision: Number type of the weights.
         budget_bytes: Device memory that may be used; None, or more than the device has, for all
             of the device's.
         wish: Decisions to keep.
@@ -236,8 +236,8 @@ def estimate(work: ClipWork, device: Device, precision: Precision, placement: Pl
 
     Args:
         work: Counted with ``offloads_history`` as the placement says.
-        device: What computes.
-        precision: Of the weights.
+        device: Device that computes.
+        precision: Number type of the weights.
         placement: Where they live.
     """
     is_streamed = placement != "resident"
@@ -253,7 +253,7 @@ def estimate(work: ClipWork, device: Device, precision: Precision, placement: Pl
 def _all_seconds(
     work: ClipWork, device: Device, precision: str, *, is_streamed: bool
 ) -> dict[str, float]:
-    """By stage, and ``total``."""
+    """Seconds by stage, and ``total``."""
     seconds = {
         name: _seconds(work, work.stages[name], device, precision, is_streamed) for name in STAGES
     }
@@ -288,7 +288,7 @@ def _seconds(
 
 
 def _wait_for_search(work: ClipWork, device: Device, seconds: Mapping[Stage, float]) -> float:
-    """What the search for motion adds: it goes on while a GPU makes the segment before."""
+    """Seconds that the search for motion adds; it runs while a GPU makes the segment before."""
     if device.is_cpu:
         return work.search_seconds / (os.cpu_count() or 1)
     search = work.search_seconds / SEARCH_THREADS

@@ -1,4 +1,4 @@
-"""Which number type is faster on this CPU: measured once, and remembered."""
+"""Choose the faster number type for this CPU: measured once, and remembered."""
 
 import json
 import platform
@@ -12,7 +12,7 @@ from swifti2v.planning.measurement import measure
 from swifti2v.storage import write_whole
 
 GAIN = 1.25
-"""How much faster bfloat16 must be: less is not worth its rounding."""
+"""Least speed-up at which bfloat16 is worth its rounding."""
 CPU = torch.device("cpu")
 
 
@@ -37,7 +37,7 @@ def choose_cpu_precision(
 
 
 def cpu_name() -> str:
-    """What the system calls the CPU."""
+    """Name of the CPU."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
         if line.startswith("model name"):
@@ -46,7 +46,7 @@ def cpu_name() -> str:
 
 
 def _seconds(device: Device, precision: Precision) -> float:
-    """Of as much work in matrix products as in attention, about what a window of frames takes."""
+    """Seconds of equal work in matrix products and attention, the mix of a window of frames."""
     rates = device.rates[precision]
     return 1 / rates.linear + 1 / rates.attention
 

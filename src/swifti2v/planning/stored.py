@@ -29,12 +29,12 @@ WORKS = TypeAdapter(list[ClipWork])
 def find_costs(
     model: str, config: GenerationConfig, precision: Precision, *, with_stage1: bool = True
 ) -> ClipCosts:
-    """What a clip costs: as stored, or counted now.
+    """Costs of a clip: stored ones, or counted now.
 
     Args:
         model: See ``swifti2v.models.loading.sources.find_model``.
         config: Settings of the clip.
-        precision: Of the weights.
+        precision: Number type of the weights.
         with_stage1: Whether Stage I runs.
 
     Raises:
@@ -56,7 +56,7 @@ def find_costs(
 def count_live(
     model: str, config: GenerationConfig, precision: Precision, *, with_stage1: bool = True
 ) -> ClipCosts:
-    """What a clip costs, counted when asked; see ``find_costs``."""
+    """Costs of a clip, counted on demand; see ``find_costs``."""
     import torch
 
     from swifti2v.planning.models import Models, speed_of
@@ -67,13 +67,13 @@ def count_live(
 
 
 class StoredCosts:
-    """Costs of a clip that was counted before; what was not stored is counted when asked.
+    """Stored costs of a clip; missing ones are counted on demand.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         config: See ``find_costs``.
-        precision: Likewise.
-        works: Stored, with Stage I.
+        precision: See ``find_costs``.
+        works: Stored work, with Stage I.
         cells: Height and width of Stage II's latents.
         with_stage1: Whether Stage I runs.
     """
@@ -127,10 +127,10 @@ def fingerprint(
     """SHA-256 of all that the costs of a clip depend on, or None where only loading can tell.
 
     Args:
-        index: Of the model.
-        root: What its relative paths start from.
+        index: Index of the model.
+        root: Folder from which its relative paths start.
         config: Settings; what costs the same whatever it says is left out.
-        precision: Of the weights.
+        precision: Number type of the weights.
     """
     components = {
         role: _describe(source, root)

@@ -17,7 +17,7 @@ STEADY = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """How a clip goes through the VAE."""
+    """Tiles and placement with which a clip goes through the VAE."""
 
     tile: int | None = None
     """Longest side of a tile in latent cells; None for whole frames."""
@@ -32,7 +32,7 @@ class StreamWork:
     count: Count
     """``kept_bytes`` is the history that stays on the device."""
     pinned_bytes: float
-    """Of the history that waits in host memory."""
+    """Bytes of the history that waits in host memory."""
 
 
 def count_encoder(

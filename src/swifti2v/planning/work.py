@@ -1,4 +1,4 @@
-"""What a clip costs, stage by stage: the pipeline's own steps on meta tensors at their true size.
+"""Costs of a clip by stage: the pipeline's own steps on meta tensors at their true size.
 
 Equal layers and equal latent frames are counted once and multiplied, which is exact.
 """
@@ -30,7 +30,7 @@ from swifti2v.segments import Segment
 from swifti2v.shapes import LatentShape, PixelShape
 
 SEARCH_SECONDS = 1.3e-6
-"""Of one core for a pixel at which flow is searched there and back: 80 ms for 320x192, measured on a
+"""Seconds of one core to search flow there and back at a pixel: 80 ms for 320x192, measured on a
 shared Xeon core (65 to 95 ms by the frame)."""
 
 
@@ -118,7 +118,7 @@ class ClipCounter:
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
         return self.models.name
 
     @property

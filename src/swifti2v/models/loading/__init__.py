@@ -1,1 +1,1 @@
-"""From a model's name to its components."""
+"""Load the components of a model by its name."""

@@ -1,4 +1,4 @@
-"""What a component is made of, known from its configuration without reading its weights."""
+"""Architecture of a component, read from its configuration without its weights."""
 
 import inspect
 import json
@@ -90,7 +90,7 @@ class Architecture(NamedTuple):
     kind: Any
     """``WanTransformer3DModel``, ``UMT5EncoderModel`` and their like."""
     config: Mapping[str, Any]
-    """As in its ``config.json``; what the class does not know is left out."""
+    """Values of its ``config.json``; keys that the class does not know are ignored."""
 
     def make(self, where: str) -> Any:
         """The model with random weights.
@@ -153,7 +153,7 @@ ORIGINALS: dict[str, Callable[[Mapping[str, Tensor]], tuple[Any, dict[str, Tenso
     "text_encoder": originals.convert_text_encoder,
     "image_encoder": originals.convert_image_encoder,
 }
-"""From the weights of an original file to configuration and today's names."""
+"""Functions that turn the weights of an original file into configuration and today's names."""
 
 
 def find_architecture(role: str, source: ComponentSource, root: Path) -> Architecture:
@@ -161,8 +161,8 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
 
     Args:
         role: A key of ``KINDS``.
-        source: Of the component.
-        root: What relative paths start from.
+        source: Source of the component.
+        root: Folder from which relative paths start.
 
     Raises:
         LoadingError: It is nowhere, is no such component, or is a remote file without a
@@ -177,7 +177,7 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
 
 
 def _find_known(role: str, source: ComponentSource) -> Architecture | None:
-    """Of a public model, which Wan's own repository holds in one folder."""
+    """Architecture of a public model that Wan's own repository holds in one folder."""
     own = KNOWN.get(f"{source.source}-Diffusers")
     if own is not None and not source.subfolder:
         return own.get(component_kind(role))
@@ -185,7 +185,7 @@ def _find_known(role: str, source: ComponentSource) -> Architecture | None:
 
 
 def _read_remote(role: str, source: ComponentSource, root: Path) -> Architecture:
-    """By the configuration on the Hub alone."""
+    """Read the architecture from the configuration on the Hub alone."""
     unknown = LoadingError(
         f"{root / source.source / source.subfolder} does not exist, so the sizes of {role} are not "
         "known; download it first, or name a directory in diffusers' layout"
@@ -210,7 +210,7 @@ def find_scale(stage: str, index: ModelIndex, root: Path) -> ScaleFactors:
     Args:
         stage: ``stage1`` or ``stage2``.
         index: The model.
-        root: What its relative paths start from.
+        root: Folder from which its relative paths start.
 
     Raises:
         LoadingError: See ``find_architecture``.
@@ -282,7 +282,7 @@ def takes_reference(config: Mapping[str, Any], name: str) -> bool:
     """Whether a transformer has Stage II's input channels; a base that can be widened has not.
 
     Args:
-        config: Of a Wan transformer.
+        config: Configuration of a Wan transformer.
         name: Named in errors.
 
     Raises:
@@ -304,7 +304,7 @@ def widen(base: Architecture, source: ComponentSource, name: str) -> Architectur
     """The segment transformer that is made from an architecture, or is it already.
 
     Args:
-        base: Of the model at the source.
+        base: Architecture of the model at the source.
         source: Says whether a base model gets room for the reference.
         name: Named in errors.
 

@@ -1,4 +1,4 @@
-"""Which weights of a model are on this machine, and how to get the others, before any work."""
+"""Find the weights of a model that are not on this machine, before any work."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ class RemoteFiles(NamedTuple):
 
     repo_id: str
     pattern: str
-    """As ``hf download --include`` takes it; empty for all of it."""
+    """Pattern for ``hf download --include``; empty for the whole repository."""
 
 
 def find_missing(index: ModelIndex, root: Path, roles: Iterable[str]) -> list[RemoteFiles]:
-    """What must be downloaded first.
+    """Find the files that must be downloaded first.
 
     Args:
-        index: Of the model.
-        root: What its relative paths start from.
+        index: Index of the model.
+        root: Folder from which its relative paths start.
         roles: Components that are needed.
 
     Raises:

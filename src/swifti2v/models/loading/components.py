@@ -1,4 +1,4 @@
-"""From a model's sources to loaded components, and back to a directory."""
+"""Load components from a model's sources, and save them to a directory."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ logger = logging.getLogger(__name__)
 Stage = Literal["stage1", "stage2"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 IMAGE_PARTS = ("image_encoder", "image_processor")
-"""What Stage I alone takes."""
+"""Components that only Stage I uses."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -75,7 +75,7 @@ class Components:
     stage2_vae: AutoencoderKLWan | BlockCodec
     image_encoder: CLIPVisionModel | None = None
     image_processor: CLIPImageProcessorPil | None = None
-    """By default that of Wan 2.1, for an image encoder."""
+    """Preprocessor of the photo; with an image encoder it defaults to Wan 2.1's."""
     max_text_length: int = 512
     """Tokens the transformers see; shorter prompts are padded with zeros."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -84,12 +84,12 @@ class Components:
     speed: Mapping[Stage, SpeedConfig] = field(
         default_factory=lambda: dict.fromkeys(STAGES, SpeedConfig())
     )
-    """How the transformers were prepared; see ``swifti2v.models.runtime.speed``."""
+    """Speed settings of the transformers; see ``swifti2v.models.runtime.speed``."""
     loras: Mapping[str, Sequence[LoraReport]] = field(default_factory=dict)
-    """What was merged, by component."""
+    """Reports of the merged LoRAs by component."""
 
     def describe_loras(self) -> list[str]:
-        """How much of each LoRA went into which transformer, one line each."""
+        """Describe how much of each LoRA was merged into which transformer, one line each."""
         return [f"{role}: {own.describe()}" for role, all_ in self.loras.items() for own in all_]
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class Components:
 
 
 class _Files(NamedTuple):
-    """What one component is made of, on this machine."""
+    """Files of one component on this machine."""
 
     place: Path
     weights: Path | None
@@ -108,7 +108,7 @@ class _Files(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A component, and what was merged into it."""
+    """A component and the LoRAs merged into it."""
 
     component: Any
     loras: tuple[LoraReport, ...]
@@ -127,7 +127,8 @@ def load_components(
 
     Args:
         name: See ``find_model``.
-        dtype: Of the weights; parts that lose too much in 16 bits stay float32, as in diffusers.
+        dtype: Number type of the weights; parts that lose too much in 16 bits stay float32, as in
+            diffusers.
         device: Where they go.
         loras: LoRAs, merged after the model's own; their relative paths start from the current
             directory.
@@ -190,8 +191,8 @@ def load_component(
 
     Args:
         role: A field of ``Components``.
-        source: Of it, from a ``ModelIndex``.
-        root: What the source's relative paths start from.
+        source: Source of the component, from a ``ModelIndex``.
+        root: Folder from which the source's relative paths start.
         dtype: See ``load_components``.
         device: Where it goes.
         loras: Merged after the source's own; relative paths start from the current directory.
@@ -306,11 +307,11 @@ def build(
     """Make a model without memory and give it a state dict, strictly.
 
     Args:
-        architecture: Of the model.
+        architecture: Architecture of the model.
         state: Every weight.
         where: Named in errors.
-        dtype: Of the weights, except those the class keeps in float32: for diffusers always, for
-            transformers in float16 only.
+        dtype: Number type of the weights, except those the class keeps in float32: always for
+            diffusers, only in float16 for transformers.
     """
     with init_empty_weights(include_buffers=False):
         model = architecture.make(str(where))
@@ -333,8 +334,8 @@ def float32_parts(model: nn.Module, dtype: torch.dtype) -> set[str]:
 
 
 def _align(tensor: torch.Tensor) -> torch.Tensor:
-    # CPU kernels round differently where memory is not aligned, as in a mapped file: the same
-    # weights shall make the same frames whatever file they come from.
+    # CPU kernels round differently where memory is not aligned, as in a mapped file. Copying
+    # makes frames independent of the file that the weights come from.
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
@@ -345,7 +346,7 @@ def load_model(
 
     Args:
         role: A key of ``swifti2v.models.loading.architectures.KINDS``.
-        place: Of the component.
+        place: Path of the component.
         dtype: See ``build``.
         reference: See ``ComponentSource``; of a base model as Stage II.
 

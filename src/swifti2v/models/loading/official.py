@@ -15,7 +15,7 @@ from swifti2v.models.loading.sources import (
 )
 
 CLASS_NAME = "WanModel"
-"""In the ``config.json`` of a transformer there."""
+"""Class name in the ``config.json`` of Wan's own transformers."""
 TRANSFORMER_FILES = [CONFIG_NAME, "diffusion_pytorch_model*"]
 FILES = {
     "vae": "Wan2.?_VAE.pth",
@@ -23,13 +23,13 @@ FILES = {
     "tokenizer": "google/umt5-xxl",
     "image_encoder": "models_clip_*.pth",
 }
-"""The other components, by what is left of their name without the stage."""
+"""File patterns of the other components, by their name without the stage."""
 TYPES = ("t2v", "i2v", "ti2v", "flf2v")
-"""Of transformers; others have layers of their own."""
+"""Types of Wan's transformers that diffusers' class can hold; others have additional layers."""
 IMAGE_DIM = 1280
 """Width of CLIP, see ``MLPProj(1280, dim)`` in ``wan/modules/model.py`` of Wan2.1."""
 NUM_FLF_TOKENS = 2 * 257
-"""Of the two images of a first-and-last-frame model."""
+"""Tokens of the two images of a first-and-last-frame model."""
 DEFAULTS: dict[str, Any] = {  # of the class; the files leave out the first five
     "patch_size": (1, 2, 2),
     "cross_attn_norm": True,
@@ -58,15 +58,15 @@ def locate(role: str, source: ComponentSource, root: Path) -> Path:
     """Local path of a component, downloaded where it is on the Hub.
 
     Args:
-        role: Of the component.
-        source: Of it.
-        root: What relative paths start from.
+        role: Role of the component.
+        source: Source of the component.
+        root: Folder from which relative paths start.
 
     Returns:
         A directory or file; of a folder in Wan's own layout the part that is this component.
 
     Raises:
-        LoadingError: It is nowhere, or there are several.
+        LoadingError: The component is missing, or several files match.
     """
     if source.source.count("/") == 1 and not source.subfolder and is_on_hub(source.source, root):
         part = _download_part(role, source.source)
@@ -77,7 +77,7 @@ def locate(role: str, source: ComponentSource, root: Path) -> Path:
 
 
 def _download_part(role: str, repo_id: str) -> Path | None:
-    """What a component takes of one of Wan's repositories; None if it is another repository."""
+    """Download a component from one of Wan's repositories; None if it is another repository."""
     kind = component_kind(role)
     if kind == "transformer":
         is_official = is_wan_model(download(repo_id, CONFIG_NAME))
@@ -94,7 +94,7 @@ def is_wan_model(folder: Path) -> bool:
 
 
 def read_class_name(folder: Path) -> str | None:
-    """What class of model a folder's ``config.json`` is of, if it has one and says so."""
+    """Class name in a folder's ``config.json``; None if the file or the name is missing."""
     return _read_config(folder).get("_class_name")
 
 
@@ -102,14 +102,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return {}  # whoever needs it reads it again and says what is wrong
+        return {}  # code that needs it reads it again and reports the fault
 
 
 def find_official_file(role: str, folder: Path) -> Path | None:
     """Where a component lies in a folder of Wan's own layout; None where it does not.
 
     Args:
-        role: Of the component.
+        role: Role of the component.
         folder: Any.
 
     Raises:
@@ -135,7 +135,7 @@ def require_text_length(place: Path, max_text_length: int) -> None:
     """Refuse a transformer that was trained on prompts padded to another length.
 
     Args:
-        place: Of any component; only one in Wan's own layout tells it.
+        place: Path of any component; only one in Wan's own layout tells it.
         max_text_length: Tokens that a prompt is padded to.
 
     Raises:
@@ -155,7 +155,7 @@ def convert_config(config: Mapping[str, Any], keys: Collection[str], place: Path
     """Arguments of ``WanTransformer3DModel`` from a ``config.json`` of class ``WanModel``.
 
     Args:
-        config: What the file says.
+        config: Values of the file.
         keys: Names of the weights: Wan2.1's image-to-video models attend to an image encoder,
             those of Wan2.2 do not, and their configurations do not tell.
         place: Named in errors.

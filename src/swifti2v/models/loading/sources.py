@@ -13,7 +13,7 @@ from swifti2v.config import GenerationConfig, Stage, parse_config, read_yaml, se
 from swifti2v.errors import ConfigError, LoadingError
 
 progress = logging.getLogger("swifti2v.progress")
-"""What takes long, for people; the command line shows it."""
+"""Logger of slow work such as downloads; the command line shows its messages."""
 NOTICE_SECONDS = 3.0
 """A download that takes longer is told of; what is in the cache takes less."""
 INDEX_NAME = "model_index.json"
@@ -30,7 +30,7 @@ REQUIRED = (
 OPTIONAL = ("image_encoder", "image_processor")
 YAML_SUFFIXES = (".yaml", ".yml")
 Reference = Literal["channels", "none"]
-"""How Stage II is shown the upsampled motion reference, see ``ComponentSource``."""
+"""Way in which Stage II reads the upsampled motion reference, see ``ComponentSource``."""
 
 
 VaeDtype = Literal["float32", "bfloat16", "float16"]
@@ -47,14 +47,14 @@ class LoraSource:
     allow_partial: bool = False
     """Leave out layers that do not fit the model, with a warning, instead of refusing the file."""
     stage: Stage = "stage1"
-    """Whose transformer, for a LoRA that no component names."""
+    """Stage of the transformer, for a LoRA that no component names."""
     sha256: str | None = None
-    """Of the file, for a run that is to be repeated."""
+    """SHA-256 of the file, for a run that is repeated; None skips the comparison."""
 
 
 @settings
 class ComponentSource:
-    """Where one component comes from."""
+    """Source of one component."""
 
     source: str
     """A directory in diffusers layout, an original single file, or a Hub id."""
@@ -65,21 +65,22 @@ class ComponentSource:
     loras: tuple[LoraSource, ...] = ()
     """Merged into a transformer, in this order."""
     reference: Reference = "channels"
-    """How a base model becomes Stage II: with more input channels, for the reference; or as it is,
-    so that the reference counts only where sampling starts from it (``strength`` below 1)."""
+    """Way in which a base model becomes Stage II. ``channels`` adds input channels for the
+    reference; ``none`` leaves the model as it is, so that the reference counts only where sampling
+    starts from it (``strength`` below 1)."""
     encode_dtype: VaeDtype | None = None
     """Number type of a VAE's encoder; by default that of all weights. 16 bits lose more where
     latents are a condition than where they are decoded."""
     decode_dtype: VaeDtype | None = None
-    """Number type of a VAE's decoder, likewise."""
+    """Number type of a VAE's decoder; by default that of all weights."""
 
 
 @settings
 class ModelIndex:
-    """What ``model_index.json`` or a YAML preset says: component sources and default settings."""
+    """Contents of ``model_index.json`` or a YAML preset: component sources and default settings."""
 
     components: dict[str, ComponentSource]
-    """By name of the fields of ``Components``."""
+    """Sources by field name of ``Components``."""
     max_text_length: int = 512
     """Tokens the transformers see."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -119,7 +120,7 @@ def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
 
     Raises:
         ConfigError: No such model, or an index with unknown keys.
-        LoadingError: The Hub does not have it.
+        LoadingError: The Hub has no such model.
     """
     shipped = Path(str(resources.files("swifti2v")))
     path = Path(name)
@@ -170,7 +171,7 @@ def resolve(source: str, subfolder: str, root: Path, beside: Sequence[str] = ())
         source: Path or Hub id; what is in a Hub repository is ``org/repo/path/in/it``. With an
             index of shards come the shards.
         subfolder: Folder below the source.
-        root: What relative paths start from.
+        root: Folder from which relative paths start.
         beside: Names of files that are taken along from the same folder of the Hub if they are
             there.
 
@@ -218,10 +219,10 @@ def _list_shards(index: Path) -> list[str]:
 
 
 def download(repo_id: str, pattern: str | list[str] | None) -> Path:
-    """Snapshot of a Hub repository (or of the files that match), from the cache where it is there.
+    """Get a snapshot of a Hub repository (or of the files that match), from the cache if possible.
 
     Raises:
-        LoadingError: The Hub does not have it or cannot be reached.
+        LoadingError: The Hub has no such repository or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

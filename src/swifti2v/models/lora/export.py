@@ -40,7 +40,7 @@ LEAVES: dict[LoraStyle, tuple[str, str]] = {
     "diffsynth": ("lora_A.default.weight", "lora_B.default.weight"),
     "kohya": ("lora_down.weight", "lora_up.weight"),
 }
-"""How the keys of a pair end, down first."""
+"""Endings of the keys of a pair, down first."""
 FULL_KINDS = ("diff", "diff_b", "diff_m")
 MAGNITUDE = ".lora_magnitude_vector"
 BLOCK = re.compile(r"blocks[._](\d{1,3})[._]")  # bounded, so that no key asks for a billion names
@@ -48,7 +48,7 @@ BLOCK = re.compile(r"blocks[._](\d{1,3})[._]")  # bounded, so that no key asks f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraConversion:
-    """What ``convert_lora`` did."""
+    """Result of ``convert_lora``."""
 
     source_style: str
     """Format of the file that was read."""
@@ -98,7 +98,7 @@ def save_lora(
             ``swifti2v.training.adapters.adapter_state_dict`` gives it; a DoRA's magnitudes too.
         path: Ends in ``.safetensors``.
         style: ``peft`` is what diffusers loads, ``original`` is for ComfyUI and LightX2V.
-        alpha: Of all layers; the change of a weight is ``alpha / rank * up @ down``.
+        alpha: Alpha of all layers; the change of a weight is ``alpha / rank * up @ down``.
         metadata: For the file's header, such as ``swifti2v_base`` (the base model's name),
             ``swifti2v_base_sha256``, ``swifti2v_recipe`` and ``swifti2v_config`` (the training's
             settings as JSON). ``swifti2v_version``, ``swifti2v_rank`` and ``swifti2v_alpha`` (as
@@ -127,7 +127,9 @@ def save_lora(
     lora = _sort(plain, "the LoRA", partial(_same_alpha, alpha))
     if magnitudes and magnitudes.keys() != lora.pairs.keys():
         lone = sorted(magnitudes.keys() ^ lora.pairs.keys())
-        raise LoadingError(f"of a DoRA every layer has pair and magnitude; not so {shorten(lone)}")
+        raise LoadingError(
+            f"every layer of a DoRA has a pair and a magnitude; these lack one: {shorten(lone)}"
+        )
     _write(lora._replace(magnitudes=magnitudes), Path(path), style, metadata or {})
 
 
@@ -137,7 +139,7 @@ def convert_lora(source: Path | str, path: Path | str, style: LoraStyle) -> Lora
     Alpha is kept or multiplied in as in ``save_lora``; the file's metadata go along.
 
     Args:
-        source: What ``swifti2v.models.lora.merge.merge_lora`` reads.
+        source: File or folder that ``swifti2v.models.lora.merge.merge_lora`` reads.
         path: Ends in ``.safetensors``; replaced in one go if it is there.
         style: The new format.
 
@@ -181,7 +183,7 @@ def read_lora_metadata(path: Path | str) -> dict[str, str]:
 
 
 def _same_alpha(alpha: float, layers: Layers) -> tuple[dict[str, float], dict[str, str]]:
-    """As ``find_scales``, with one alpha for all."""
+    """Return the same as ``find_scales``, with one alpha for all layers."""
     return {p: alpha / rank_of(parts["down"]) for p, parts in layers.items() if "down" in parts}, {}
 
 
@@ -299,7 +301,7 @@ def _original_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _stem(place: str, style: LoraStyle, names: Mapping[str, str]) -> str:
-    """How the keys of a layer begin."""
+    """Return the start of a layer's keys."""
     if style == "peft":
         return f"transformer.{place}"
     if style == "kohya":
@@ -311,7 +313,7 @@ def fold(tensor: Tensor, scale: float) -> Tensor:
     """``scale * tensor``, in its own dtype where no value is rounded, else in float32.
 
     Args:
-        tensor: Of a floating-point dtype.
+        tensor: Tensor of a floating-point dtype.
         scale: A factor; with 1 the tensor itself comes back.
     """
     if scale == 1:

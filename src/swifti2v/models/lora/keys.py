@@ -1,4 +1,4 @@
-"""What the keys of a LoRA file say: its format, the layers of its tensors, other kinds of files."""
+"""Read the keys of a LoRA file: its format, the layers of its tensors, other kinds of files."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -76,8 +76,8 @@ def describe_other_kind(name: str, keys: Collection[str]) -> str | None:
     """Why a file is no plain LoRA; None if nothing tells so.
 
     Args:
-        name: Of the file.
-        keys: Of its tensors.
+        name: Name of the file.
+        keys: Keys of its tensors.
     """
     found = {key: other for key in keys if (other := _match_other_kind(strip_prefixes(key)))}
     if found:
@@ -110,7 +110,7 @@ def group_by_layer(
     """Sort the tensors of a LoRA of any format by layer.
 
     Args:
-        tensors: By key.
+        tensors: Tensors by key.
         names: Layers and bare parameters of the model, under diffusers names.
 
     Returns:
@@ -165,7 +165,7 @@ def strip_prefixes(key: str) -> str:
 
 
 def _index_places(names: Collection[str]) -> dict[str, str]:
-    """Every name a layer goes by, with ``_`` for ``.`` as kohya writes it -> its own name."""
+    """Map every name of a layer, with ``_`` for ``.`` as kohya writes it, to its own name."""
     blocks = [int(name.split(".")[1]) for name in names if re.match(r"blocks\.\d+\.", name)]
     original = {
         old: new for old, new in wan_names(max(blocks, default=-1) + 1).items() if new in names

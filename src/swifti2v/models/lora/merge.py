@@ -32,7 +32,7 @@ MISSING = "its lora_up or lora_down is missing"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraReport:
-    """What a merge did."""
+    """Result of a merge."""
 
     source: str
     """The file, or ``mapping``."""
@@ -50,7 +50,7 @@ class LoraReport:
     """The file's own safetensors metadata."""
 
     def describe(self) -> str:
-        """What was merged and what was left, as one line."""
+        """Describe merged and left layers in one line."""
         left = f"; left out: {shorten(self.skipped)}" if self.skipped else ""
         return (
             f"LoRA {self.source}: {self.applied} of {self.total} keys merged at strength "

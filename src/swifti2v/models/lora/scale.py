@@ -1,7 +1,7 @@
 """The factor of each layer of a LoRA, alpha / rank, wherever its file keeps alpha.
 
 A tensor beside the pair comes first, then the file's header, then PEFT's ``adapter_config.json``
-beside the file. Where none of them tells alpha, it is the rank, as in all public loaders.
+beside the file. If none of these holds alpha, alpha is the rank, as in all public loaders.
 """
 
 import json
@@ -20,7 +20,8 @@ ADAPTER_CONFIG = "lora_adapter_metadata"
 PEFT_CONFIG = "adapter_config.json"
 """Where PEFT keeps it, beside the file."""
 VERSION = "swifti2v_version"
-"""In the header of the files that ``lora_export`` writes: alpha is a tensor or in the weights."""
+"""Key in the header of files that ``models.lora.export`` writes: alpha is a tensor or in the
+weights."""
 SPELLINGS = {
     "lora_alpha": "lora_alpha",
     "alpha": "lora_alpha",
@@ -44,7 +45,7 @@ SAYS_NOTHING = (None, "", "None", "null")
 
 
 class _Said(NamedTuple):
-    """One value and the name it stands under."""
+    """One value and the key that holds it."""
 
     spelling: str
     value: Any
@@ -52,22 +53,23 @@ class _Said(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterConfig:
-    """What the header of a LoRA, or a file beside it, tells about its layers."""
+    """Facts about a LoRA's layers from its header or from a file beside it."""
 
     place: str = ""
-    """Named in errors."""
+    """Name of the place in errors."""
     values: Mapping[str, list[_Said]] = field(default_factory=dict)
-    """By the name in PEFT's config."""
+    """Values by their names in PEFT's config."""
 
     def scale(self, names: tuple[str, ...], rank: int) -> float:
-        """``alpha / rank`` of a layer; 1 where alpha is not told.
+        """``alpha / rank`` of a layer; 1 where the file holds no alpha.
 
         Args:
-            names: All that the layer goes by.
-            rank: Of its weights.
+            names: All names of the layer.
+            rank: Rank of its weights.
 
         Raises:
-            LoadingError: Alpha is no number above 0, or the rank told is another one.
+            LoadingError: Alpha is not a number above 0, or the stored rank differs from that of the
+                weights.
         """
         alpha = self._number("lora_alpha", "alpha_pattern", names)
         if alpha is None:
@@ -173,7 +175,7 @@ def rank_of(down: LoraPart) -> int:
 
 
 def _own_name(parts: Mapping[str, LoraPart]) -> str:
-    """What the file itself calls a layer."""
+    """Name of a layer in the file itself."""
     match = KEY.fullmatch(strip_prefixes(parts["down"].key))
     assert match is not None  # or it were not sorted by layer
     return match["module"]

@@ -31,7 +31,7 @@ def require_placement(plan: str) -> None:
 
 
 def loading_device(device: torch.device, plan: Placement) -> torch.device:
-    """Where ``load_components`` shall put the weights for a plan: the host if they are streamed."""
+    """Device to which ``load_components`` puts the weights: the host if the plan streams them."""
     return device if plan == "resident" else HOST
 
 
@@ -45,7 +45,7 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
 
     Args:
         components: As loaded; LoRAs are merged already.
-        device: What computes.
+        device: Device that computes.
         plan: ``resident``, ``streamed`` or ``offloaded``.
 
     Raises:
@@ -158,7 +158,7 @@ def streamed_groups(model: nn.Module) -> list[list[Tensor]]:
 
 
 def _find_root(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """What ``apply_group_offloading`` is applied to, and its children that hold blocks."""
+    """Find the module to hand to ``apply_group_offloading``, and its children that hold blocks."""
     if isinstance(model, UMT5EncoderModel):
         return model.encoder, []  # holds all weights; the shared embedding is its own
     if isinstance(model, CLIPVisionModel):

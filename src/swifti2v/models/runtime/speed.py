@@ -27,7 +27,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-"""In the order in which they are tried, after the one that is asked for."""
+"""Kernels in the order in which they are tried after the requested one."""
 PREPARED = ("linear", "compile", "residual")
 """Settings that change a transformer when it is loaded."""
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -39,8 +39,8 @@ def prepare_speed(transformer: nn.Module, speed: SpeedConfig, device: torch.devi
 
     Args:
         transformer: ``WanTransformer3DModel`` or ``SegmentTransformer3DModel``, LoRAs merged.
-        speed: What ``PREPARED`` names is read.
-        device: What will compute.
+        speed: Settings; those in ``PREPARED`` are read.
+        device: Device that will compute.
 
     Raises:
         ConfigError: See ``quantize``.
@@ -60,7 +60,7 @@ def accelerate(
     Args:
         components: As loaded; LoRAs are merged already.
         speed: By stage; stages that do not run are left alone.
-        device: What will compute.
+        device: Device that will compute.
 
     Raises:
         ConfigError: The device cannot do it, or it is done already.
@@ -95,7 +95,7 @@ def attention_order(first: str, device: torch.device) -> Iterator[None]:
 
     Args:
         first: See ``SpeedConfig.attention``.
-        device: What computes.
+        device: Device that computes.
     """
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     with sdpa_kernel(order_backends(first, capability), set_priority=True):
@@ -110,7 +110,7 @@ def order_backends(first: str, capability: tuple[int, int] | None) -> list[SDPBa
 
     Args:
         first: See ``SpeedConfig.attention``.
-        capability: Of the GPU; None on a CPU.
+        capability: Compute capability of the GPU; None on a CPU.
 
     Source:
         github.com/huggingface/transformers, pull request 48163 (1.7 to 2.3 times on Hopper, 0.82 on
@@ -161,7 +161,7 @@ class CompiledForward:
 
     Args:
         forward: Bound to the block.
-        fallback: Of all blocks.
+        fallback: Fallback that all blocks share.
     """
 
     def __init__(self, forward: Callable[..., Any], fallback: Fallback) -> None:
@@ -180,7 +180,7 @@ class CompiledForward:
 
 
 def warn_of_torch(version: str) -> str | None:
-    """What to know about a version of PyTorch before it computes on a GPU, if anything.
+    """Warning about a version of PyTorch that computes slowly on a GPU; None for other versions.
 
     Source:
         github.com/pytorch/pytorch, issues 166643 and 174051 (bfloat16 conv3d in 2.9).

@@ -74,7 +74,7 @@ def side_transform(side: int, space_factor: int, device: torch.device) -> Tensor
     Args:
         side: Pixels, a multiple of ``space_factor``.
         space_factor: n, pixels of a cell's side.
-        device: Of the result.
+        device: Device of the result.
     """
     n, cells = space_factor, side // space_factor
     # Made outside inference mode, so that it can take part in a training graph as well.
@@ -87,7 +87,7 @@ def side_transform(side: int, space_factor: int, device: torch.device) -> Tensor
 
 
 class _Constants(NamedTuple):
-    """What the codec multiplies by, in float32."""
+    """Factors of the codec, in float32."""
 
     time: Tensor
     rgb_to_ycc: Tensor
@@ -116,7 +116,7 @@ class BlockCodec(ModelMixin, ConfigMixin):
         latents_std: Divisor of each channel after centring, positive; 1 if not given.
         z_dim: Channels, ``count_channels(scale_factor_spatial)``; in the configuration for readers
             of ``AutoencoderKLWan`` files.
-        scale_factor_temporal: 4, likewise.
+        scale_factor_temporal: 4; in the configuration for the same readers.
         scale_factor_spatial: n, side of a cell in pixels; 8 or 4.
 
     Raises:

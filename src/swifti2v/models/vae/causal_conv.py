@@ -15,7 +15,7 @@ History = list[Tensor | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaeLevers:
-    """What makes the VAE fast; each may be switched alone, and changes values by rounding only."""
+    """Optimizations of the VAE; each can be switched alone and changes values by rounding only."""
 
     is_channels_last: bool = True
     """Frames are laid out ``[T, H, W, C]`` in memory, as the convolutions of cuDNN and oneDNN work."""

@@ -49,11 +49,11 @@ class Part(NamedTuple):
         Args:
             x: ``[B, C, T, H, W]``, the whole frame.
             tile: The part of it to compute, planned for these layers.
-            history: Of this tile; updated.
+            history: History of this tile; updated.
             first: The frame is the first of its clip.
 
         Returns:
-            What the tile gives; nothing else of the frame is computed.
+            Output of the tile; nothing else of the frame is computed.
         """
         x = x[..., tile.rows[0], tile.columns[0]]
         for index, layer in enumerate(self.layers):
@@ -68,7 +68,7 @@ class Network(NamedTuple):
     num_slots: int
     """Length of a history."""
     dtype: torch.dtype
-    """In which it computes."""
+    """Number type in which it computes."""
 
 
 class FrameCodec(NamedTuple):
@@ -228,7 +228,7 @@ def frame_codec(
 
     Args:
         vae: Its weights are used where they are; it is not changed.
-        levers: How they compute; all levers by default.
+        levers: Optimizations of the layers; all of them by default.
         whole: Samples along a latent cell up to which layers see the whole frame.
 
     Raises:

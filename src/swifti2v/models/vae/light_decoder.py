@@ -1,7 +1,7 @@
 """Light decoders for a first look at a clip: TAEHV's small networks and pruned Wan VAEs.
 
-They take the latents of the VAE they were distilled from and lose detail, so none of them is ever a
-default.
+They decode the latents of the VAE from which they were distilled and lose detail, so they are never
+the default.
 """
 
 import math
@@ -88,7 +88,7 @@ class TinyDecoder(nn.Module):
     """Decoder of TAEHV for the latents of Wan, in either of its two layouts.
 
     Args:
-        shapes: Of its weights under the names of the published files; they tell the layout.
+        shapes: Shapes of its weights under the names of the published files; they tell the layout.
 
     Raises:
         LoadingError: They are of neither layout.
@@ -156,7 +156,7 @@ class TinyStream:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """As ``StreamingDecoder.decode``; the video does not depend on how the latents were cut."""
+        """See ``StreamingDecoder.decode``; the video is the same for any cut of the latents."""
         if latents.ndim != 5 or latents.shape[1] != self._network.z_dim:
             raise ShapeError(
                 f"latents have shape {tuple(latents.shape)}; this light decoder takes "
@@ -191,7 +191,7 @@ class LightDecoder:
     """A light decoder in place of a VAE's own; see ``load_light_decoder``.
 
     Args:
-        network: What decodes.
+        network: Network that decodes.
     """
 
     def __init__(self, network: TinyDecoder | AutoencoderKLWan) -> None:

@@ -49,7 +49,7 @@ class _Stage:
 
         Args:
             frames: ``[B, C, T, H, W]`` each.
-            is_first: Of its clip, for each.
+            is_first: Whether each is the first of its clip.
             outputs: Where the results go; None makes room for them.
             device: Where a history is brought while frames go through its tile, afterwards it
                 waits in host memory; None leaves it where it is.
@@ -116,7 +116,7 @@ class Stream:
         self._stages: list[_Stage] = []
 
     def history(self) -> list[Tensor]:
-        """What the causal convolutions remember, where it is."""
+        """Tensors that the causal convolutions remember, on the device that holds them."""
         return [entry for own in _histories(self._stages) for entry in own if entry is not None]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ class Stream:
         Keys of other prefixes are ignored.
 
         Raises:
-            LoadingError: ``state`` is none of this class, or of another VAE or tile size; the
+            LoadingError: ``state`` belongs to another class, VAE or tile size; the
                 clip in progress is kept.
         """
         progress = state.get(f"{self._kind}.progress")

@@ -65,12 +65,12 @@ class StreamingEncoder(Stream):
     Args:
         vae: ``AutoencoderKLWan`` (Wan2.1 or Wan2.2) or ``BlockCodec``.
         tile: Longest side in latent cells of tiles that the layers of large frames go through one
-            after the other, to save memory; None for whole frames. Each tile takes in what its
-            values depend on, so the latents change by rounding only.
+            after the other, to save memory; None for whole frames. Each tile reads all inputs of
+            its values, so the latents change by rounding only.
         offloads_history: Keep the causal history in host memory, pinned, while no frame goes
             through its layers; nothing but device memory and time depends on it. All frames of a
             piece then go through one tile before the next, otherwise all tiles of a frame.
-        levers: How the layers of ``AutoencoderKLWan`` compute; all levers by default.
+        levers: Optimizations of the layers of ``AutoencoderKLWan``; all of them by default.
 
     Raises:
         ConfigError: ``tile`` is below 4.
@@ -154,7 +154,7 @@ class StreamingEncoder(Stream):
         Keys of other prefixes are ignored.
 
         Raises:
-            LoadingError: ``state`` is none of an encoder, or of another VAE or tile size; the
+            LoadingError: ``state`` belongs to a decoder, or to another VAE or tile size; the
                 clip in progress is kept.
         """
         super().load_state_dict(state)

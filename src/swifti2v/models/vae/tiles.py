@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     """A part of the frame on its way through some layers."""
 
     rows: tuple[slice, ...]
-    """What is needed before each layer, then what the tile gives."""
+    """Rows needed before each layer, then the rows that the tile gives."""
     columns: tuple[slice, ...]
 
 
@@ -50,7 +50,7 @@ def plan_tiles(
     Args:
         size: Height and width of the frame in latent cells.
         tile: Longest side of a tile in latent cells, without the halo; None gives one tile.
-        layers: What the tiles go through.
+        layers: Layers that the tiles go through.
         samples: Outputs of the last layer along a cell.
 
     Returns:
@@ -89,7 +89,7 @@ def _plan_side(
 
 
 def crop_output(output: "Tensor", layer: Layer, tile: Tile, index: int) -> "Tensor":
-    """Of a tile's output of layer ``index``, what the layers behind it need; a view."""
+    """Cut a tile's output of layer ``index`` to the part that the next layers need; a view."""
     places = []
     for windows in (tile.rows, tile.columns):
         begin = windows[index].start * layer.grows // layer.shrinks

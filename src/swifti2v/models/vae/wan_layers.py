@@ -58,7 +58,7 @@ class ResidualBlock:
 
 
 def reach_through(layers: Sequence[Any], start: int, stop: int) -> tuple[int, int]:
-    """Reach of layers one after the other, none of which depends on the whole frame."""
+    """Reach of layers one after the other; no layer may depend on the whole frame."""
     for layer in reversed(layers):
         start, stop = layer.reach(start, stop)
     return start, stop
@@ -297,7 +297,7 @@ def average(x: Tensor, time: int, side: int, channels: int) -> Tensor:
         x: ``[B, C, T, h, w]``; zeros are put before the frames to make T a multiple of ``time``.
         time: Frames that become one.
         side: Rows and columns that become one.
-        channels: Of the result; they divide ``C * time``.
+        channels: Number of channels of the result; they divide ``C * time``.
 
     Returns:
         ``[B, channels, T / time, h / side, w / side]``.

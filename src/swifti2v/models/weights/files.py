@@ -36,8 +36,8 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, with wrappers and name prefixes taken off.
 
-    A prefix is taken off only if every key has it; what PyTorch's sharding and compilation put
-    within names always is. Tensors stay on the CPU in the stored dtype.
+    A prefix is taken off only if every key has it; parts that PyTorch's sharding and compilation
+    put into names always are. Tensors stay on the CPU in the stored dtype.
 
     Args:
         path: A ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, an
@@ -253,7 +253,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     Args:
         model: Any module; left as it was on refusal.
         state: Tensors under the names of ``model.state_dict()``.
-        source: What the weights are called in an error message.
+        source: Name of the weights in an error message.
 
     Raises:
         LoadingError: Keys are missing or left over, or a shape or kind of number differs.

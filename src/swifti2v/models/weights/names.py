@@ -77,7 +77,7 @@ CLIP_BLOCK_NAMES = {
 }
 
 WRAPPER_NAMES = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
-"""What PyTorch puts into names where a module is sharded, recomputed or compiled."""
+"""Parts that PyTorch puts into the names of sharded, recomputed or compiled modules."""
 
 
 def drop_wrappers(key: str) -> str:

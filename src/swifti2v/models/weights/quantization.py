@@ -22,7 +22,7 @@ class Quantized(nn.Module):
 
     Args:
         linear: The layer; it is not changed.
-        dtype: Of the stored weights.
+        dtype: Number type of the stored weights.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
@@ -90,7 +90,7 @@ def quantize(transformer: nn.Module, linear: str, device: torch.device) -> None:
     Args:
         transformer: ``WanTransformer3DModel`` or ``SegmentTransformer3DModel``.
         linear: See ``SpeedConfig``.
-        device: What will compute.
+        device: Device that will compute.
 
     Raises:
         ConfigError: The device or the type of the weights cannot do it, or it is done already.

@@ -171,7 +171,7 @@ def test_a_dora_goes_into_peft_only(tmp_path: Path) -> None:
     with pytest.raises(LoadingError, match="DoRA"):
         convert_lora(file, tmp_path / "other.safetensors", "peft")
     del state[next(key for key in state if "magnitude" in key)]
-    with pytest.raises(LoadingError, match=r"every layer has pair and magnitude.*attn1\.to_q"):
+    with pytest.raises(LoadingError, match=r"has a pair and a magnitude.*attn1\.to_q"):
         save_lora(state, file, "peft", alpha=RANK)
 
 
