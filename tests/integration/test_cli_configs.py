@@ -24,7 +24,7 @@ def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch):
     copied = succeed(swifti2v("configs", "copy", "tables/baselines")).stdout.strip()
     assert Path(copied) == tmp_path / "baselines.yaml"
     assert Path(copied).read_text() == shown == shipped_configs()["tables/baselines"].read_text()
-    assert "is there already" in error_line(swifti2v("configs", "copy", "tables/baselines"))
+    assert "exists already" in error_line(swifti2v("configs", "copy", "tables/baselines"))
     assert "nano_stage2" in error_line(swifti2v("configs", "show", "nano_stage3"))
 
 

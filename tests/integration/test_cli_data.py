@@ -157,7 +157,7 @@ def test_nothing_to_train_on_is_an_error_after_the_report(openvid: Path) -> None
         (("--split", "val"), "has no split 'val'"),
         (("--root", "/nowhere"), "root /nowhere is not a folder"),
         (("--sheet", "sheet.jpg"), "must end in .png"),
-        (("--sheet", "/nowhere/sheet.png"), "is not there or not writable"),
+        (("--sheet", "/nowhere/sheet.png"), "does not exist or is not writable"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(openvid, options, message):

@@ -21,16 +21,20 @@ def bench() -> None:
 
 @bench_app.command()
 def quality(
-    config: Annotated[Path, typer.Option(help="YAML file, or a name such as tables/baselines.")],
+    config: Annotated[
+        Path, typer.Option(help="YAML file of the table, or a name such as tables/baselines.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder of clips and photos.")],
-    output_dir: Annotated[Path, typer.Option(help="Gets the rows of each run, and table.md.")],
-    shard: Annotated[str, typer.Option(help="I/N: one part of the runs; I from 1.")] = "1/1",
+    output_dir: Annotated[
+        Path, typer.Option(help="Directory for the rows of each run, and table.md.")
+    ],
+    shard: Annotated[str, typer.Option(help="Part I (from 1) of N of the runs, as I/N.")] = "1/1",
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
     """Train and measure every run of a table of ablations; prints the table's path.
 
     Finished runs are kept: the same command continues. Shards may run at the same time in the same
-    directory; the table holds what all of them have done.
+    directory; the table holds the results of all of them.
     """
     with exit_codes(debug=debug), Interruption().catch():
         from swifti2v.config import parse_config, read_config
@@ -49,8 +53,10 @@ def quality(
 
 @bench_app.command()
 def training(
-    output_dir: Annotated[Path, typer.Option(help="Gets the runs and table.md.")],
-    part: Annotated[str, typer.Option(help="stage1, stage2, vae or text.")] = "stage2",
+    output_dir: Annotated[Path, typer.Option(help="Directory for the runs and table.md.")],
+    part: Annotated[
+        str, typer.Option(help="Part to train: stage1, stage2, vae or text.")
+    ] = "stage2",
     config: Annotated[
         Path | None, typer.Option(help="YAML file of the training, or a shipped name.")
     ] = None,
@@ -59,7 +65,7 @@ def training(
         typer.Option(metavar="A.B=1,2,4", help="Values of one setting; may be repeated."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(min=1, help="Steps of each run; the first two do not count.")
+        int, typer.Option(min=1, help="Steps of each run; the first two are not measured.")
     ] = 6,
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:

@@ -15,14 +15,14 @@ from swifti2v.jobs.interruption import Interruption
 
 
 class Rival(StrEnum):
-    """What the clip is compared with."""
+    """Other implementation that makes the clip for comparison."""
 
     DIFFUSERS = "diffusers"
 
 
 def speed(
     model: Annotated[
-        str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
+        str, typer.Option(help="Model: nano, paper, a YAML preset, a directory or a Hub id.")
     ] = "nano",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the weights instead of reading them.")
@@ -35,9 +35,12 @@ def speed(
         ),
     ] = None,
     against: Annotated[
-        Rival | None, typer.Option(help="Make the clip also with diffusers' Stage II transformer.")
+        Rival | None,
+        typer.Option(
+            help="Implementation to compare the clip with: diffusers' Stage II transformer."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[RunDtype | None, typer.Option(help="Number type of the weights.")] = None,
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None,
@@ -48,8 +51,8 @@ def speed(
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="One setting, as in swifti2v generate."),
     ] = None,
-    warmups: Annotated[int, typer.Option(min=0, help="Runs before those that count.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 5,
+    warmups: Annotated[int, typer.Option(min=0, help="Runs before the measured ones.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs whose median is reported.")] = 5,
     cap_gb: Annotated[
         float | None,
         typer.Option(

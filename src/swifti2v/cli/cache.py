@@ -21,7 +21,7 @@ REPORT_SECONDS = 10.0
 
 
 class Stage(StrEnum):
-    """What the configuration trains."""
+    """Stage that the configuration trains."""
 
     STAGE1 = "stage1"
     STAGE2 = "stage2"
@@ -29,45 +29,47 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheOptions:
-    """What the command takes."""
+    """Options of the command."""
 
     config: Annotated[Path, typer.Option(help="YAML file of the training, or a shipped name.")]
     output_dir: Annotated[
-        Path, typer.Option(help="Gets prompts/, latents, probes/; name it as cache.directory.")
+        Path,
+        typer.Option(help="Directory for prompts/, latents, probes/; name it as cache.directory."),
     ]
-    stage: Annotated[Stage, typer.Option(help="Which training the file is of.")] = Stage.STAGE2
+    stage: Annotated[Stage, typer.Option(help="Training that the file configures.")] = Stage.STAGE2
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
+        typer.Option("--set", metavar="A.B=C", help="Setting by its path; may be repeated."),
     ] = None
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Only what the first so many steps ask for.")
+        int | None,
+        typer.Option(min=1, help="Number of steps to cache the clips of; by default all."),
     ] = None
     shard: Annotated[
         str,
         typer.Option(
             metavar="I/N",
-            help="Make only part I (from 1) of N; the parts may run anywhere at once.",
+            help="Part I (from 1) of N to make; the parts may run at once, on any machines.",
         ),
     ] = "1/1"
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look into the clips, count, print and stop.")
+        bool, typer.Option("--dry-run", help="Read the clips' headers, count, print and stop.")
     ] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
 
 
 @takes_options(CacheOptions)
 def cache(options: CacheOptions) -> None:
-    """Encode the prompts and clips that a training will ask for.
+    """Encode the prompts and clips that a training needs.
 
     Train with --set cache.directory=OUTPUT_DIR then: it reads latents instead of frames, and its
-    text encoder leaves the device. With 'cache.latents=false' only prompts are encoded. Of a clip
-    only the windows that the steps ask for are kept. What is finished when it is stopped is kept,
-    and what is there is not made again; entries of clips that have changed are.
+    text encoder leaves the device. With 'cache.latents=false' it encodes prompts only. It keeps
+    only the windows of a clip that the steps need. After a stop, the same command keeps finished
+    entries and makes the missing ones, and makes entries of changed clips anew.
     """
     with exit_codes(debug=options.debug), Interruption().catch():
         from swifti2v.shards import parse_shard

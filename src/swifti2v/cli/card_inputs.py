@@ -93,7 +93,7 @@ def read_clip(path: Path, config: "GenerationConfig") -> "npt.NDArray[np.uint8]"
 
 
 def read_photo(path: Path, config: "GenerationConfig") -> "Image.Image":
-    """As ``generate`` fits it to a given size."""
+    """Read a photo and fit it to the size, as ``generate`` does."""
     from swifti2v.media import fit_image, load_image
 
     fitted = fit_image(load_image(path), config.height, config.width)

@@ -35,7 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @compare_app.command(BUILD)
 def build(
     first: Annotated[Path, typer.Argument(help="A video, or a folder of videos.")],
-    second: Annotated[Path, typer.Argument(help="The same made in another way, of equal names.")],
+    second: Annotated[
+        Path, typer.Argument(help="The same videos made in another way, with equal names.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="New folder for the page.")],
     seed: Annotated[
         int, typer.Option(help="Seed of the sides and of the order of pairs; -1 draws one.")
@@ -60,7 +62,9 @@ def build(
 
 @compare_app.command()
 def tally(
-    results: Annotated[list[Path], typer.Argument(help="Files exported from the page.")],
+    results: Annotated[
+        list[Path], typer.Argument(help="Files that viewers exported from the page.")
+    ],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

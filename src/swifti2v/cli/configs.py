@@ -17,7 +17,7 @@ configs_app = typer.Typer(no_args_is_help=True, help="List, show and copy shippe
 def configs() -> None:
     """List, show and copy the configurations that ship with the package.
 
-    ``--config NAME`` takes them as they are, presets go to ``--model``: ``--model paper``.
+    ``--config NAME`` takes a configuration, ``--model NAME`` a preset: ``--model paper``.
     """
 
 
@@ -25,7 +25,7 @@ def configs() -> None:
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """List the configurations by name, each with what it is for."""
+    """List the configurations by name, each with its purpose."""
     titles = {name: title(file) for name, file in shipped_configs().items()}
     if as_json:
         typer.echo(json.dumps(titles))
@@ -36,7 +36,7 @@ def list_(
 
 @configs_app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A name of 'swifti2v configs list'.")],
+    name: Annotated[str, typer.Argument(help="Name from 'swifti2v configs list'.")],
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Print a configuration."""
@@ -46,7 +46,7 @@ def show(
 
 @configs_app.command()
 def copy(
-    name: Annotated[str, typer.Argument(help="A name of 'swifti2v configs list'.")],
+    name: Annotated[str, typer.Argument(help="Name from 'swifti2v configs list'.")],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="File to write (default NAME.yaml in this folder)."),

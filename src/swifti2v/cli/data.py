@@ -31,43 +31,47 @@ SHEET_SAMPLES, SHEET_FRAMES = 3, 4
 CELL_HEIGHT, CELL_WIDTH = 180, 320
 """Pixels of a picture on a contact sheet; frames are shown whole within it."""
 
-data_app = typer.Typer(no_args_is_help=True, help="Training data: look into it, and prepare it.")
+data_app = typer.Typer(no_args_is_help=True, help="Inspect and prepare training data.")
 
 
 @data_app.callback()
 def data() -> None:
-    """Training data: look into it, and prepare it."""
+    """Inspect and prepare training data."""
 
 
 @data_app.command()
 def inspect(
     manifest: Annotated[
         Path,
-        typer.Argument(help="CSV, JSONL, Parquet, webdataset .tar, folder or saved HF dataset."),
+        typer.Argument(
+            help="Manifest: CSV, JSONL, Parquet, webdataset .tar, folder or saved HF dataset."
+        ),
     ],
     root: Annotated[
-        Path | None, typer.Option(help="Folder with the media; the manifest's if not given.")
+        Path | None, typer.Option(help="Folder with the media (default the manifest's).")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Only samples of this split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split whose samples are used.")] = None,
     bucket: Annotated[
         list[str] | None,
         typer.Option(metavar="TxHxW", help="Frames x height x width. May be given more than once."),
     ] = None,
-    fps: Annotated[float, typer.Option(help="Frames a second to resample clips to.")] = 16.0,
+    fps: Annotated[
+        float, typer.Option(help="Frames a second to which clips are resampled.")
+    ] = 16.0,
     max_crop: Annotated[
-        float | None, typer.Option(help="Most of a side that may be cut off; 0.25 if not given.")
+        float | None,
+        typer.Option(help="Largest part of a side that may be cut off (default 0.25)."),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="PNG to show a few samples of each bucket in.")
+        Path | None, typer.Option(help="PNG to write with a few samples of each bucket.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Files to look into at a time.")] = 4,
+    threads: Annotated[int, typer.Option(min=1, help="Number of files to read at a time.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Say what can be trained on, in which bucket, and what cannot, and why.
+    """Report the samples that fit each bucket, and the others with the reason.
 
-    Every file is looked into, also those without a caption. It is an error if nothing can be
-    trained on.
+    Reads every file, also those without a caption. Fails if no sample fits.
     """
     with exit_codes(debug=debug):
         if sheet is not None:
@@ -103,28 +107,28 @@ def inspect(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BucketReport:
-    """What one bucket holds."""
+    """Samples of one bucket."""
 
     bucket: str
     """``FRAMESxHEIGHTxWIDTH``."""
     samples: int
-    """How many."""
+    """Number of samples."""
     weight: float
     """Sum of their weights."""
     seconds: float
-    """Of video to choose pieces from; 0 for images."""
+    """Seconds of video to choose pieces from; 0 for images."""
     uncaptioned: int
     """Further ones that would fit if they had a caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectReport:
-    """What was refused, or is done, for one cause."""
+    """Samples that were refused or changed for one cause."""
 
     cause: str
     """The same for all."""
     samples: int
-    """How many."""
+    """Number of samples."""
     ids: list[str]
     """The first of them."""
     example: str
@@ -133,7 +137,7 @@ class RejectReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
-    """What ``swifti2v data inspect`` prints."""
+    """Report that ``swifti2v data inspect`` prints."""
 
     videos: int
     """Listed with a caption and a file."""
@@ -142,7 +146,7 @@ class DataReport:
     fps: float
     """Rate that clips are resampled to."""
     buckets: list[BucketReport]
-    """In the order asked for."""
+    """Buckets in the requested order."""
     references: int
     """Placed samples with a reference clip."""
     captions: dict[str, dict[str, float]]
@@ -150,7 +154,7 @@ class DataReport:
     rejects: list[RejectReport]
     """Most frequent cause first."""
     notes: list[RejectReport]
-    """What is done to placed clips when they are read, such as resampling a varying rate."""
+    """Changes made to placed clips while they are read, such as resampling a varying rate."""
     shown: list[str]
     """Ids of the samples on the contact sheet, by row."""
 

@@ -18,7 +18,7 @@ EXTRAS = ("tensorboard", "wandb", "datasets", "pyarrow", "torchao", "pillow-heif
 
 def doctor(
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout; sizes are bytes.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout; sizes are bytes.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:

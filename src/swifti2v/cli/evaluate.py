@@ -22,12 +22,12 @@ MAX_PICTURED = 100
 
 
 class Reading(NamedTuple):
-    """How all clips are read."""
+    """Settings for reading all clips."""
 
     fps: float | None
     """Rate to resample to."""
     fit: str | None
-    """How photos were fitted, where the clip does not say."""
+    """Way in which photos were fitted, for clips without settings."""
     segment_starts: tuple[int, ...] | None
     """First pixel frames of segments, for every clip."""
 
@@ -38,7 +38,7 @@ def evaluate(
     ],
     image: Annotated[
         Path | None,
-        typer.Option(help="The photo; a folder with a folder, paired by file name."),
+        typer.Option(help="The photo, or a folder of photos paired by file name."),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="The true video, or a folder of them.")
@@ -54,15 +54,15 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="13,25,...",
-            help="First frames of segments; without it, what the video says of itself.",
+            help="First frames of segments (default those stored in the video).",
         ),
     ] = None,
     fit: Annotated[
         Fit | None,
-        typer.Option(help="How the photo was fitted, if the video does not say."),
+        typer.Option(help="Way in which the photo was fitted, if the video does not store it."),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Resample videos to this rate (default their own).")
+        float | None, typer.Option(help="Rate to which videos are resampled (default their own).")
     ] = None,
     output: Annotated[
         Path | None,
@@ -140,7 +140,7 @@ def _open(files: "Files", video: Path, reading: Reading) -> "ClipInputs":
 
 
 def _settings(video: Path) -> tuple["RunSettings | None", str]:
-    """Settings stored in a video, or the reason why there are none."""
+    """Settings stored in a video, or the reason why there are no settings."""
     from swifti2v.errors import ConfigError, InputError
     from swifti2v.jobs.settings import read_settings
 

@@ -1,4 +1,4 @@
-"""What ``swifti2v evaluate`` prints: first what was measured, then the table."""
+"""Text that ``swifti2v evaluate`` prints: the measured clips, then the table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ NAMED = 5
 def describe_measured(
     results: Sequence[ClipResult], baselines: Sequence[ClipResult] = ()
 ) -> list[str]:
-    """Which clips, what they were compared with, and which metrics.
+    """Describe the clips, their comparisons and the metrics.
 
     Args:
-        results: Of the clips.
-        baselines: Of the same clips made in another way.
+        results: Results of the clips.
+        baselines: Results of the same clips made in another way.
 
     Returns:
         Lines of text.

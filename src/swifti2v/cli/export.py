@@ -29,10 +29,10 @@ class Style(StrEnum):
 
 
 ModelArgument = Annotated[
-    str, typer.Argument(help="nano, paper, a YAML preset, a directory or a Hub id.")
+    str, typer.Argument(help="Model: nano, paper, a YAML preset, a directory or a Hub id.")
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option(help="Number type of the written weights; parts that must stay float32 do.")
+    Dtype, typer.Option(help="Number type of the written weights; some parts must stay float32.")
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
 
@@ -43,7 +43,7 @@ def export(
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, Stage I's if not said; {LORA_HELP}"
+            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, by default into Stage I; {LORA_HELP}"
         ),
     ] = None,
     dtype: DtypeOption = Dtype.BFLOAT16,
@@ -118,7 +118,7 @@ def convert_lora(
     style: Annotated[
         Style,
         typer.Option(
-            help="peft for diffusers, original for ComfyUI and LightX2V, diffsynth for "
+            help="Key style: peft for diffusers, original for ComfyUI and LightX2V,  diffsynth for "
             "DiffSynth-Studio, kohya for musubi-tuner."
         ),
     ],
@@ -143,15 +143,15 @@ def convert_lora(
 
 @contextmanager
 def _directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which gets its name only when the block is through.
+    """Make a directory to fill, which gets its name when the block ends.
 
     Raises:
-        InputError: There is something of that name, or it cannot be made.
+        InputError: The name is taken, or the directory cannot be made.
     """
     from swifti2v.errors import InputError
 
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"output {path} is there already; choose another name")
+        raise InputError(f"output {path} exists already; choose another name")
     require_folder(path.parent)
     with whole_directory(path) as unfinished:
         yield unfinished

@@ -1,4 +1,4 @@
-"""From exceptions to exit codes: 1 an error, 130 interrupted; 2 is typer's own."""
+"""Turn exceptions into exit codes: 1 for an error, 130 for an interruption; typer uses 2."""
 
 import io
 import logging

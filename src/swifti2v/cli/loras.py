@@ -7,7 +7,7 @@ from swifti2v.errors import InputError
 from swifti2v.models.loading.sources import LoraSource
 
 LORA_FORM = "PATH[:STRENGTH][:partial]"
-"""How ``--lora`` is written where there is one stage."""
+"""Form of ``--lora`` for commands with one stage."""
 STAGED_LORA_FORM = f"[stage1=|stage2=]{LORA_FORM}"
 LORA_HELP = "partial merges what fits instead of refusing the file. May be given more than once."
 PARTIAL = ":partial"
@@ -17,7 +17,7 @@ def parse_lora(text: str, default: Stage = "stage1") -> LoraSource:
     """Read ``[stage1=|stage2=]PATH[:STRENGTH][:partial]``.
 
     Args:
-        text: Of the command line.
+        text: Text on the command line.
         default: The stage if it is not said.
 
     Raises:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 PROMPT = "zoom in"
-"""Of the clip that is timed."""
+"""Prompt of the timed clip."""
 
-models = typer.Typer(help="Ready models: measure, export and convert them.", no_args_is_help=True)
+models = typer.Typer(help="Measure, export and convert ready models.", no_args_is_help=True)
 
 
 @models.command()
@@ -48,11 +48,13 @@ def card(
     photos: Annotated[Path, typer.Option(help="Folder with photos.")],
     held_out: Annotated[
         list[str],
-        typer.Option(help="Name of a clip or photo that was not trained on; give each one."),
+        typer.Option(help="Name of a clip or photo that no training used; give each one."),
     ],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="Card; only what its markers enclose is replaced."),
+        typer.Option(
+            "-o", "--output", help="Card to update; only the part between its markers is replaced."
+        ),
     ],
     moving: Annotated[
         list[str] | None,
@@ -60,7 +62,7 @@ def card(
             help="Held-out clip whose camera moves; the others count as still. Give each one."
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="nano, a directory or a Hub id.")] = "nano",
+    model: Annotated[str, typer.Option(help="Model: nano, a directory or a Hub id.")] = "nano",
     num_frames: Annotated[int, typer.Option(help="Frames of every clip, 4k + 1.")] = 33,
     height: Annotated[int, typer.Option(help="Output height in pixels.")] = 384,
     width: Annotated[int, typer.Option(help="Output width in pixels.")] = 640,
@@ -68,16 +70,17 @@ def card(
     further_photos: Annotated[
         int,
         typer.Option(
-            min=0, help="The first so many photos are also asked to roll, dolly, orbit and more."
+            min=0, help="Number of photos for which also roll, dolly, orbit and more are measured."
         ),
     ] = 3,
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="A.B=C", help="Measure Stage II with this setting as well. May be repeated."
+            metavar="A.B=C",
+            help="Setting with which Stage II is measured as well. May be repeated.",
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         RunDtype | None,
         typer.Option(help="Number type of the weights, as in generate; auto measures a CPU."),
@@ -123,7 +126,7 @@ def card(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What is measured, with its inputs in memory."""
+    """Measurements to make, with their inputs in memory."""
 
     model: str
     """Name of the model."""
@@ -132,7 +135,7 @@ class Job:
     variants: dict[str, "GenerationConfig"]
     """Further settings of Stage II, by the name of their row."""
     seed: int
-    """Of the noise."""
+    """Seed of the initial noise."""
     num_further: int
     """Photos that are asked for further moves as well."""
     moving: list[str]
@@ -203,7 +206,7 @@ def _read_card(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(
             f"{path} does not exist: write the card's text first, with the lines "
-            "'<!-- tables -->' and '<!-- /tables -->' where the tables shall stand"
+            "'<!-- tables -->' and '<!-- /tables -->' where the tables belong"
         )
     return path.read_text(encoding="utf-8")
 
@@ -290,7 +293,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    """Commit of the package's source, or that there is none."""
+    """Commit of the package's source, or words for a missing one."""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return commit + (" with changes" if _git("status", "--porcelain", "--", ".") else "")

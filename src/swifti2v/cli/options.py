@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Fit(StrEnum):
-    """How a photo of another aspect is fitted."""
+    """Way to fit a photo of another aspect."""
 
     CROP = "crop"
     PAD = "pad"
@@ -48,7 +48,7 @@ class Dtype(StrEnum):
 
 
 class RunDtype(StrEnum):
-    """Number type that a run computes in; auto takes the faster one of bfloat16 and float32."""
+    """Number type in which a run computes; auto takes the faster one of bfloat16 and float32."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -57,7 +57,7 @@ class RunDtype(StrEnum):
 
 
 class Placement(StrEnum):
-    """Where the weights live, see ``swifti2v.models.runtime.placement``."""
+    """Placement of the weights, see ``swifti2v.models.runtime.placement``."""
 
     RESIDENT = "resident"
     STREAMED = "streamed"
@@ -66,21 +66,27 @@ class Placement(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipOptions:
-    """What all commands that make a clip take."""
+    """Options of all commands that make a clip."""
 
     command: ClassVar[Command]
     """Name of the command."""
 
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Video to write; its suffix says the container.")
+        Path, typer.Option("-o", "--output", help="Video to write; its suffix sets the container.")
     ]
     prompt: Annotated[
         str | None,
-        typer.Option("-p", "--prompt", help="What happens in the video. Needed without --like."),
+        typer.Option(
+            "-p",
+            "--prompt",
+            help="Text that says what happens in the video. Needed without --like.",
+        ),
     ] = None
     model: Annotated[
         str | None,
-        typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id (default nano)."),
+        typer.Option(
+            help="Model: nano, paper, a YAML preset, a directory or a Hub id (default nano)."
+        ),
     ] = None
     num_frames: Annotated[
         int | None, typer.Option(help="Frames of the video: 4k + 1, such as 33 or 81.")
@@ -88,7 +94,7 @@ class ClipOptions:
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None
     width: Annotated[int | None, typer.Option(help="Output width in pixels.")] = None
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the initial noise; -1, as the default, draws one.")
+        int | None, typer.Option(help="Seed of the initial noise; -1, the default, draws one.")
     ] = None
     steps: Annotated[int | None, typer.Option(help="Denoising steps of each stage.")] = None
     segment_size: Annotated[
@@ -98,16 +104,18 @@ class ClipOptions:
         int | None, typer.Option(help="Finished latent frames that a segment sees.")
     ] = None
     guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance of both stages; 1 is without.")
+        float | None, typer.Option(help="Classifier-free guidance of both stages; 1 turns it off.")
     ] = None
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to avoid; used where guidance is above 1.")
+        str | None,
+        typer.Option(help="Text that says what to avoid; used where guidance is above 1."),
     ] = None
     fps: Annotated[
-        int | None, typer.Option(help="Frames a second of the video; a clip is resampled to them.")
+        int | None,
+        typer.Option(help="Frames a second of the video; an input clip is resampled to them."),
     ] = None
     fit: Annotated[
-        Fit | None, typer.Option(help="How a photo of another aspect is fitted (default crop).")
+        Fit | None, typer.Option(help="Way to fit a photo of another aspect (default crop).")
     ] = None
     background: Annotated[
         str | None,
@@ -119,7 +127,7 @@ class ClipOptions:
     lora: Annotated[
         list[str] | None,
         typer.Option(
-            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, Stage I's if not said; {LORA_HELP}"
+            metavar=STAGED_LORA_FORM, help=f"LoRA to merge, by default into Stage I; {LORA_HELP}"
         ),
     ] = None
     config: Annotated[
@@ -128,11 +136,11 @@ class ClipOptions:
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="A.B=C", help="One setting by its path. May be given more than once."
+            "--set", metavar="A.B=C", help="Setting by its path. May be given more than once."
         ),
     ] = None
     like: Annotated[
-        Path | None, typer.Option(help="Take all settings from a video made by this program.")
+        Path | None, typer.Option(help="Video made by this program whose settings are repeated.")
     ] = None
     codec: Annotated[
         Codec | None,
@@ -141,7 +149,10 @@ class ClipOptions:
         ),
     ] = None
     crf: Annotated[
-        int | None, typer.Option(help="Compression; lower looks better and makes a larger file.")
+        int | None,
+        typer.Option(
+            help="Quality of the compression; lower looks better and makes a larger file."
+        ),
     ] = None
     ten_bit: Annotated[bool, typer.Option("--ten-bit", help="Store 10 bits a colour.")] = False
     truncate_prompt: Annotated[
@@ -150,7 +161,7 @@ class ClipOptions:
     contact_sheet: Annotated[
         Path | None, typer.Option(help="PNG to write with frames of the clip.")
     ] = None
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None
     dtype: Annotated[
         RunDtype | None,
         typer.Option(
@@ -161,8 +172,8 @@ class ClipOptions:
     placement: Annotated[
         Placement | None,
         typer.Option(
-            help="streamed keeps the weights in host memory, offloaded the VAE's history as well: "
-            "less GPU memory, slower (default resident)."
+            help="Placement: streamed keeps the weights in host memory, offloaded the VAE's history as "
+            "well: less GPU memory, slower (default resident)."
         ),
     ] = None
     memory: Annotated[
@@ -181,16 +192,17 @@ class ClipOptions:
         ),
     ] = None
     work_dir: Annotated[
-        Path | None, typer.Option(help="Keep finished segments here, to continue after a stop.")
+        Path | None,
+        typer.Option(help="Directory that keeps finished segments, to continue after a stop."),
     ] = None
-    resume: Annotated[bool, typer.Option("--resume", help="Continue what is in the work dir.")] = (
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the work dir.")] = (
         False
     )
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, print the settings and stop.")
+        bool, typer.Option("--dry-run", help="Check the inputs, print the settings and stop.")
     ] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
     ] = False
     no_metadata: Annotated[
         bool,
@@ -201,10 +213,10 @@ class ClipOptions:
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
 
     def to_request(self, image: Path | None, motion: Path | None = None) -> ClipRequest:
-        """What the options ask for, with the inputs of the command.
+        """Make the request from the options and the inputs of the command.
 
         Raises:
-            typer.BadParameter: Something is missing, or contradicts something else.
+            typer.BadParameter: An option is missing, or two contradict each other.
             SwiftI2VError: A file name, a LoRA or a setting that cannot be read.
         """
         self._require_inputs(image, motion)
@@ -247,7 +259,7 @@ class ClipOptions:
         )
 
     def layers(self) -> list[Layer]:
-        """Settings asked for, weakest first.
+        """Return the requested settings, weakest first.
 
         Raises:
             ConfigError: The config file cannot be read, or a ``--set`` is not ``a.b=c``.
@@ -283,7 +295,7 @@ class ClipOptions:
 
 
 def read_layers(config: Path | None, overrides: Sequence[str] | None) -> list[Layer]:
-    """Settings of ``--config`` and of each ``--set``.
+    """Read the settings of ``--config`` and of each ``--set``.
 
     Raises:
         ConfigError: The file cannot be read, or a text is not ``a.b=c``.
@@ -319,8 +331,7 @@ class RefineOptions(ClipOptions):
     image: Annotated[
         Path | None,
         typer.Option(
-            help="The photo: what the clip's first frame shows, in full detail. Needed without "
-            "--like."
+            help="Photo of the clip's first frame in full detail. Needed without  --like."
         ),
     ] = None
 

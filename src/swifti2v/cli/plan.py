@@ -30,13 +30,13 @@ class Linear(StrEnum):
 
 def plan(
     model: Annotated[
-        str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
+        str, typer.Option(help="Model: nano, paper, a YAML preset, a directory or a Hub id.")
     ] = "paper",
     device: Annotated[
         str,
         typer.Option(
-            help="rtx3060, rtx3090, rtx4060ti, rtx4070, rtx4080, rtx4090, rtx5070ti, rtx5080, rtx5090, "
-            "l40s, a100, h100, h200; cpu and auto measure this machine."
+            help="Card: rtx3060, rtx3090, rtx4060ti, rtx4070, rtx4080, rtx4090, rtx5070ti, rtx5080, "
+            "rtx5090, l40s, a100, h100, h200; cpu and auto measure this machine."
         ),
     ] = "auto",
     height: Annotated[int | None, typer.Option(help="Output height in pixels.")] = None,
@@ -50,14 +50,16 @@ def plan(
     ] = None,
     linear: Annotated[
         Linear | None,
-        typer.Option(help="Layers of both transformers, see speed.linear (default the model's)."),
+        typer.Option(
+            help="Linear layers of both transformers, see speed.linear (default the model's)."
+        ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="auto|GB",
-            help="Device memory to use (default all of it); auto is what is free now, of a named card "
-            "all.",
+            help="Device memory to use (default all of it); auto takes the free memory now, "
+            "all of a named card's.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,

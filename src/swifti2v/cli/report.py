@@ -1,4 +1,4 @@
-"""What a user sees of a run while it goes."""
+"""Display of a running run for the user."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ REPORT_SECONDS = 10.0
 
 
 class Pace:
-    """How long steps that take about equally long will take.
+    """Prediction of the time of steps that take about equally long.
 
     Args:
         clock: Gives seconds.
@@ -54,7 +54,7 @@ class ProgressDisplay:
     Stage I, every segment and a step every ten seconds have a line, with the time left.
 
     Args:
-        num_segments: Of the clip.
+        num_segments: Number of segments of the clip.
     """
 
     def __init__(self, num_segments: int) -> None:

@@ -27,7 +27,7 @@ def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
     """Make a clip and report.
 
     Args:
-        request: Of the command line.
+        request: Request from the command line.
         dry_run: Check, print what the run would do and stop.
         as_json: Print JSON instead of lines.
     """
@@ -66,7 +66,7 @@ def _plan(resolved: Resolved) -> Job:
 
 
 def describe_plan(job: Job, *, as_json: bool) -> str:
-    """What a run would do: settings, sizes and segments, as YAML or JSON."""
+    """Describe a run without making it: settings, sizes and segments, as YAML or JSON."""
     config = job.settings.config
     low = config.stage1.downscale
     plan = {

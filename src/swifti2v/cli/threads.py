@@ -1,4 +1,4 @@
-"""As many threads as the container may use: PyTorch itself counts the machine's cores."""
+"""Limit threads to those the container may use: PyTorch itself counts the machine's cores."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def limit_threads(root: Path = CONTROL_GROUPS) -> None:
     use 2, PyTorch would start 64. ``OMP_NUM_THREADS`` is kept where it is set.
 
     Args:
-        root: Where the control groups are.
+        root: Folder of the control groups.
     """
     quota = read_quota(root)
     if quota is not None and quota < (os.cpu_count() or 1):

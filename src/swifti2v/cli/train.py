@@ -37,24 +37,25 @@ def train() -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """What all commands take."""
+    """Options of all commands."""
 
     output_dir: Annotated[
-        Path, typer.Option(help="Gets config.yaml, metrics, checkpoints, weights.")
+        Path, typer.Option(help="Directory for config.yaml, metrics, checkpoints, weights.")
     ]
     config: Annotated[
-        Path | None, typer.Option(help="YAML file, or a name of 'swifti2v configs list'.")
+        Path | None, typer.Option(help="YAML file, or a name from 'swifti2v configs list'.")
     ] = None
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="One setting by its path; may be repeated."),
+        typer.Option("--set", metavar="A.B=C", help="Setting by its path; may be repeated."),
     ] = None
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue in the output dir.")] = False
     allow_changed_data: Annotated[
         bool,
         typer.Option(
-            "--allow-changed-data", help="Continue although the data is not what it was begun on."
+            "--allow-changed-data",
+            help="Continue although the data differs from that of the start.",
         ),
     ] = False
     dry_run: Annotated[
@@ -72,7 +73,7 @@ class TrainOptions(RunOptions):
     """Options of a part."""
 
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many steps in all.")
+        int | None, typer.Option(min=1, help="Number of steps in all after which to stop.")
     ] = None
 
 
@@ -82,7 +83,7 @@ class NanoOptions(RunOptions):
 
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of clips and photos; procedural material if not given."),
+        typer.Option(help="Folder of clips and photos (default procedural material)."),
     ] = None
     minutes: Annotated[float | None, typer.Option(help="Minutes of training, for all parts.")] = (
         None
@@ -97,7 +98,7 @@ class NanoOptions(RunOptions):
 def nano(options: NanoOptions) -> None:
     """Train the nano model: text encoder, Stage I and Stage II, on clips and photos of a folder.
 
-    Prints the model's directory. What is finished when it is stopped is kept; continue with
+    Prints the model's directory. A stopped training keeps its finished parts; continue with
     --resume.
     """
     with exit_codes(debug=options.debug), Interruption().catch():
@@ -131,7 +132,7 @@ def nano(options: NanoOptions) -> None:
 def stage1(options: TrainOptions) -> None:
     """Train Stage I on clips of its size: a LoRA on the frozen base, or all weights.
 
-    Prints what was written: lora.safetensors, or a transformer's directory.
+    Prints the path of the result: lora.safetensors, or a transformer's directory.
     """
     _train("stage1", options)
 
@@ -149,9 +150,9 @@ def stage2(options: TrainOptions) -> None:
 @train_app.command()
 @takes_options(TrainOptions)
 def relay(options: TrainOptions) -> None:
-    """Train Stage II for a larger size from images alone: two LoRAs, of which the second is kept.
+    """Train Stage II for a larger size from images alone: two LoRAs; sampling uses the second.
 
-    Prints relay2.safetensors, or the output dir where it was stopped before there is one.
+    Prints the path of relay2.safetensors, or the output dir if it stopped earlier.
     """
     _train("relay", options)
 
@@ -236,7 +237,7 @@ def _print_plan(
 
 
 def _find_num_ranks() -> tuple[int, ...]:
-    """How many a launcher started, else some that may be."""
+    """Number of ranks that a launcher started, else typical numbers."""
     launched = os.environ.get("WORLD_SIZE")
     return NUM_RANKS if launched is None else (int(launched),)
 

@@ -1,4 +1,4 @@
-"""What a user sees of a training: a bar on a terminal, else a line every few seconds; on stderr."""
+"""Display of a training on stderr: a bar on a terminal, else a line every few seconds."""
 
 import time
 from collections import deque
@@ -27,7 +27,7 @@ class TrainingDisplay:
     """Tells of the steps of one part after the other.
 
     Args:
-        console: Where the bar goes; stderr if not given.
+        console: Console for the bar; stderr by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a dry run of a training prints below the settings, as comments of the same YAML."""
+"""Text that a dry run of a training prints below the settings, as comments of the same YAML."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ def to_comments(plans: "Sequence[TrainingPlan]", num_ranks: Sequence[int]) -> st
     """Parameters, samples and memory of the parts; every line is a YAML comment.
 
     Args:
-        plans: Of the parts.
+        plans: Plans of the parts.
         num_ranks: Numbers of ranks to predict the memory for; those that a step's samples do not
             divide over are left out.
     """

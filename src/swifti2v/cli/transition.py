@@ -34,32 +34,34 @@ LEAST_GAIN = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransitionOptions:
-    """What the command takes."""
+    """Options of the command."""
 
     manifest: Annotated[
         Path,
-        typer.Argument(help="CSV, JSONL, Parquet, folder or saved HF dataset that lists clips."),
+        typer.Argument(help="Manifest of clips: CSV, JSONL, Parquet, folder or saved HF dataset."),
     ]
     output_dir: Annotated[
         Path,
-        typer.Option(help="Gets clips/ and manifest.jsonl, a training manifest of all parts."),
+        typer.Option(
+            help="Directory for clips/ and manifest.jsonl, a training manifest of all parts."
+        ),
     ]
     root: Annotated[
-        Path | None, typer.Option(help="Folder with the clips; the manifest's if not given.")
+        Path | None, typer.Option(help="Folder with the clips (default the manifest's).")
     ] = None
-    split: Annotated[str | None, typer.Option(help="Only samples of this split.")] = None
+    split: Annotated[str | None, typer.Option(help="Split whose samples are used.")] = None
     model: Annotated[
-        str, typer.Option(help="nano, paper, a YAML preset, a directory or a Hub id.")
+        str, typer.Option(help="Model: nano, paper, a YAML preset, a directory or a Hub id.")
     ] = "nano"
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar=LORA_FORM, help=f"Merged into Stage I; {LORA_HELP}"),
+        typer.Option(metavar=LORA_FORM, help=f"LoRA to merge into Stage I; {LORA_HELP}"),
     ] = None
     without_loras: Annotated[
         bool,
         typer.Option(
             "--without-loras",
-            help="Leave out the LoRAs of the model itself; give more steps with --set then.",
+            help="Leave out the LoRAs of the model itself; give more steps with --set as well.",
         ),
     ] = False
     sigma: Annotated[
@@ -78,7 +80,7 @@ class TransitionOptions:
         typer.Option(
             "--set",
             metavar="A.B=C",
-            help="A setting by its path, as stage1.sampling.num_inference_steps=8. May be repeated.",
+            help="Setting by path, such as stage1.sampling.num_inference_steps=8. May be repeated.",
         ),
     ] = None
     seed: Annotated[
@@ -88,32 +90,34 @@ class TransitionOptions:
         str,
         typer.Option(
             metavar="I/N",
-            help="Make only part I (from 1) of N; the parts may run anywhere at once.",
+            help="Part I (from 1) of N to make; the parts may run at once, on any machines.",
         ),
     ] = "1/1"
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None
     placement: Annotated[
         Placement,
-        typer.Option(help="streamed keeps the weights in host memory: less GPU memory, slower."),
+        typer.Option(
+            help="Placement: streamed keeps the weights in host memory: less GPU memory, slower."
+        ),
     ] = Placement.RESIDENT
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check, print the settings and stop.")
+        bool, typer.Option("--dry-run", help="Check the inputs, print the settings and stop.")
     ] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
     ] = False
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False
 
 
 @takes_options(TransitionOptions)
 def transition(options: TransitionOptions) -> None:
-    """Make stage-transition samples: scale clips down and draw them again with Stage I.
+    """Make stage-transition samples: scale clips down, noise them and denoise them with Stage I.
 
-    The new clips keep the true motion but look as Stage I's do. What is finished when it is stopped
-    is kept: run the same command again to continue. Clips that cannot be used are counted and named;
-    it is an error if none can. Which part a clip belongs to depends on its id alone, so all parts
-    together make what one run would: each leaves its rows in manifest-I-of-N.jsonl, and the one that
-    finds those of all writes manifest.jsonl.
+    The new clips keep the true motion and look like Stage I's. A stopped run keeps finished clips:
+    run the same command again to continue. Clips that cannot be used are counted and named; it is
+    an error if no clip can be used. The part of a clip depends on its id alone, so all parts
+    together make the result of one run: each leaves its rows in manifest-I-of-N.jsonl, and the last
+    one writes manifest.jsonl.
     """
     interruption = Interruption()
     with exit_codes(debug=options.debug), interruption.catch():
@@ -192,7 +196,7 @@ def _to_lines(report: dict[str, Any]) -> list[str]:
         return ["no clip of the manifest belongs to this part"]
     causes = Counter(reject["reason"].partition(": ")[0] for reject in report["rejects"])
     return [
-        report["manifest"] or "manifest.jsonl is written when the other parts are there",
+        report["manifest"] or "manifest.jsonl is written when the other parts are finished",
         f"{report['num_made']} samples made, {report['num_kept']} kept, {len(report['rejects'])} "
         f"refused, {report['seconds']:.1f} s",
         *(f"refused, {cause}: {count}" for cause, count in causes.most_common()),

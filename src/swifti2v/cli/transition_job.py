@@ -23,18 +23,18 @@ REPORT_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a run made of its part of the manifest."""
+    """Result of a run for its part of the manifest."""
 
     rows: list[dict[str, Any]]
-    """Of the new manifest, in the order of the old one."""
+    """Rows of the new manifest, in the order of the old one."""
     records: list[dict[str, Any]]
-    """Of the same samples."""
+    """Records of the same samples."""
     num_made: int
     """Samples of this run; the others were finished before."""
     rejects: list["Reject"]
     """Clips that could not be used."""
     seconds: float
-    """In all."""
+    """Seconds in all."""
 
 
 class Job:
@@ -43,7 +43,7 @@ class Job:
     Args:
         pipe: The model.
         config: Settings.
-        store: Where finished samples are.
+        store: Store of finished samples.
         model: Name and LoRAs, for the records.
     """
 
@@ -61,7 +61,7 @@ class Job:
         self.parameters = describe_run(pipe, config)
 
     def find_finished(self, samples: Sequence["Sample"]) -> dict[str, dict[str, Any]]:
-        """Records of the samples that are there, by id.
+        """Find the records of finished samples, by id.
 
         Raises:
             InputError: One was made with other parameters.
@@ -75,7 +75,7 @@ class Job:
         return {sample_id: record for sample_id, record in records if record is not None}
 
     def describe(self, listed: "Manifest", num_finished: int) -> dict[str, Any]:
-        """What a run would do, as plain values."""
+        """Describe a run without making it, as plain values."""
         generation = self.config.generation
         low = generation.stage1.downscale
         return {
@@ -177,7 +177,7 @@ class Job:
             return self.store.save(sample.id, made, fps, parameters, origin)
 
     def _origin(self, sample: "Sample") -> dict[str, Any]:
-        """Where a sample comes from and what made it; none of this decides it."""
+        """Origin of a sample: its source and versions; they do not decide it."""
         from importlib.metadata import version
 
         return {

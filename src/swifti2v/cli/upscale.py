@@ -23,7 +23,7 @@ class Attention(StrEnum):
 
 
 class Windows(StrEnum):
-    """What is denoised at a time."""
+    """Frames that are denoised at a time."""
 
     CSG = "csg"
     NONE = "none"
@@ -43,7 +43,8 @@ class UpscaleOptions(ClipOptions):
         ),
     ] = None
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="What the clip shows (default nothing).")
+        str | None,
+        typer.Option("-p", "--prompt", help="Text that says what the clip shows (default empty)."),
     ] = None
     lora: Annotated[
         list[str] | None,
@@ -65,14 +66,17 @@ class UpscaleOptions(ClipOptions):
     ] = None
     attention: Annotated[
         Attention | None,
-        typer.Option(help="gclf: fine nearby, coarse everywhere, for sizes beyond the model's."),
+        typer.Option(
+            help="Attention: gclf is fine nearby, coarse everywhere, for sizes beyond the model's."
+        ),
     ] = None
     windows: Annotated[
-        Windows, typer.Option(help="csg streams segments; none denoises the whole clip at once.")
+        Windows,
+        typer.Option(help="Windows: csg streams segments, none denoises the whole clip at once."),
     ] = Windows.CSG
 
     def layers(self) -> list[Layer]:
-        """As in ``ClipOptions``, with those of this command."""
+        """Return the layers of ``ClipOptions`` and those of this command."""
         stage2: dict[str, Any] = {}
         if self.strength is not None:
             stage2["sampling"] = {"strength": self.strength}

@@ -16,21 +16,27 @@ if TYPE_CHECKING:
     from swifti2v.evaluation.vbench.lite import LiteResult
     from swifti2v.evaluation.vbench.scores import Scores
 
-vbench_app = typer.Typer(no_args_is_help=True, help="VBench-I2V: make videos, measure, score.")
+vbench_app = typer.Typer(
+    no_args_is_help=True, help="Make, measure and score the videos of VBench-I2V."
+)
 
-Suite = Annotated[Path, typer.Option(help="vbench2_i2v_full_info.json, or a file like it.")]
+Suite = Annotated[Path, typer.Option(help="Suite: vbench2_i2v_full_info.json, or a file like it.")]
 Images = Annotated[
-    Path, typer.Option(help="Folder with the crops, a folder for every ratio: VBench's data/crop.")
+    Path, typer.Option(help="Folder with a folder of crops for every ratio: VBench's data/crop.")
 ]
-Samples = Annotated[int, typer.Option(help="Videos of a prompt; the published scores take 5.")]
+Samples = Annotated[
+    int, typer.Option(help="Number of videos of a prompt; the published scores use 5.")
+]
 NoCamera = Annotated[
     bool, typer.Option("--no-camera", help="Leave out the prompts for camera motion.")
 ]
-Ratio = Annotated[str, typer.Option(metavar="W-H", help="Crop of the photos, also for 20:11.")]
+Ratio = Annotated[
+    str, typer.Option(metavar="W-H", help="Ratio of the photos' crops, also for 20:11.")
+]
 Dimensions = Annotated[
     list[str] | None,
     typer.Option(
-        "--dimension", help="What to measure; everything if not said. May be given more than once."
+        "--dimension", help="Dimension to measure (default all). May be given more than once."
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
@@ -38,7 +44,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.
 
 @vbench_app.command()
 def setup(
-    folder: Annotated[Path, typer.Argument(help="Gets the script and the pins.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the script and the pins.")],
     debug: Debug = False,
 ) -> None:
     """Write a script that installs the official code at one commit; nothing is downloaded yet."""
@@ -63,26 +69,30 @@ def generate(
     samples: Samples = 1,
     no_camera: NoCamera = False,
     ratio: Ratio = "16-9",
-    shard: Annotated[str, typer.Option(help="I/N: every N-th video; I from 1.")] = "1/1",
-    model: Annotated[str, typer.Option(help="nano, paper, a directory or a Hub id.")] = "nano",
+    shard: Annotated[str, typer.Option(help="Part I (from 1) of N of the videos, as I/N.")] = "1/1",
+    model: Annotated[
+        str, typer.Option(help="Model: nano, paper, a directory or a Hub id.")
+    ] = "nano",
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the first sample, the second takes the next; -1 draws one."),
+        typer.Option(
+            help="Seed of the first sample; the next samples take the next seeds; -1 draws one."
+        ),
     ] = 0,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with settings, or a shipped name.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting by its path.")
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Setting by its path.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None,
     placement: Annotated[
-        Placement, typer.Option(help="streamed keeps the weights in host memory.")
+        Placement, typer.Option(help="Placement: streamed keeps the weights in host memory.")
     ] = Placement.RESIDENT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print and stop.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Make the suite's videos, named as VBench wants them; the same command continues.
+    """Make the suite's videos with the names that VBench needs; the same command continues.
 
     Shards may run at the same time into the same folder.
     """
@@ -159,13 +169,13 @@ def generate(
 
 @vbench_app.command()
 def run(
-    videos: Annotated[Path, typer.Argument(help="Folder of videos, and of nothing else.")],
-    vbench: Annotated[Path, typer.Option(help="Folder of 'vbench setup'.")],
+    videos: Annotated[Path, typer.Argument(help="Folder that holds the videos and nothing else.")],
+    vbench: Annotated[Path, typer.Option(help="Folder that 'vbench setup' filled.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results.")],
     suite: Annotated[
         Path | None,
         typer.Option(
-            help="vbench2_i2v_full_info.json, or a file like it; the installed one if not said."
+            help="Suite: vbench2_i2v_full_info.json, or a file like it (default the installed one)."
         ),
     ] = None,
     samples: Samples = 1,
@@ -208,17 +218,17 @@ def lite(
     videos: Annotated[Path, typer.Argument(help="Folder of videos.")],
     suite: Suite,
     images: Images,
-    output: Annotated[Path, typer.Option("-o", "--output", help="JSON to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON file to write.")],
     samples: Samples = 1,
     ratio: Ratio = "16-9",
     dimension: Dimensions = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Folder of feature extractors; downloaded if not said.")
+        Path | None, typer.Option(help="Folder of feature extractors (default: download them).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure seven dimensions with our own code; not to be mixed with official results."""
+    """Measure seven dimensions with our own code; do not mix them with official results."""
     with exit_codes(debug=debug), Interruption().catch():
         from dataclasses import asdict
 
@@ -277,12 +287,13 @@ def lite(
 def score(
     results: Annotated[list[Path], typer.Argument(help="Result files of VBench, or folders.")],
     partial: Annotated[
-        bool, typer.Option("--partial", help="Score what is there, and say what is missing.")
+        bool,
+        typer.Option("--partial", help="Score the dimensions at hand and name the missing ones."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Normalise and average the official code's results; missing dimensions are never zeros."""
+    """Normalise and average the official results; a missing dimension never counts as zero."""
     with exit_codes(debug=debug):
         from swifti2v.evaluation.vbench.scores import (
             find_result_files,
@@ -313,7 +324,7 @@ def _choose(suite: Path, dimensions: list[str] | None, *, no_camera: bool) -> tu
 
 
 def _require_only(folder: Path, names: set[str]) -> None:
-    """The official code goes by the first file it is told of, and takes every sample it finds."""
+    """Refuse other files: the official code would take the first file and every sample."""
     from swifti2v.errors import InputError
 
     if others := sorted(path.name for path in folder.iterdir() if path.name not in names):
@@ -324,7 +335,7 @@ def _require_only(folder: Path, names: set[str]) -> None:
 
 
 def _generation(videos: Path, samples: int, ratio: str) -> dict[str, Any] | None:
-    """How the videos were made, if we made them; it must agree with what is asked."""
+    """Settings of the videos, if this program made them; they must agree with the request."""
     from swifti2v.config import to_dict
     from swifti2v.errors import InputError
     from swifti2v.evaluation.vbench.generation import read_record

@@ -8,7 +8,7 @@ def require_weights(options: ClipOptions) -> None:
     """Refuse a new run of a named model whose weights are neither here nor to be had.
 
     Raises:
-        LoadingError: With the commands that download them.
+        LoadingError: Weights are missing; the message has the commands that download them.
     """
     if options.model is None or options.dry_run or options.resume:
         return  # that of a run to continue may lie beside it

@@ -1,4 +1,4 @@
-"""What depends on the model: whether a resolved request fits it, and its inputs at their sizes."""
+"""Checks that need the model: whether a resolved request fits it, and its inputs at their sizes."""
 
 from dataclasses import dataclass, replace
 
@@ -21,29 +21,30 @@ class Job:
     """A clip that is known to fit; see ``swifti2v.jobs.run.run``."""
 
     request: ClipRequest
-    """Where to write, and what beside the video."""
+    """Request, which names the output files."""
     settings: RunSettings
     """All that decides the clip."""
     pipe: SwiftI2VPipeline
     """The model."""
     image: Image.Image
-    """Fitted to the output size."""
+    """Photo fitted to the output size."""
     motion: Frames | None
     """The user's own motion reference."""
     work_dir: WorkDir | None
-    """Where finished segments are kept."""
+    """Directory that keeps finished segments."""
     placement: Placement
-    """Where the weights live."""
+    """Placement of the weights."""
     notes: tuple[str, ...]
-    """What the user should know, one sentence each."""
+    """Notes for the user, one sentence each."""
 
 
 def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
-    """Check what depends on the model; nothing is written.
+    """Check all that depends on the model; nothing is written.
 
     Args:
         resolved: See ``swifti2v.jobs.resolve.resolve``.
-        pipe: See ``swifti2v.jobs.load``; of an earlier request with the same model and number type.
+        pipe: See ``swifti2v.jobs.load``; also that of an earlier request with the same model and
+            number type.
 
     Raises:
         ShapeError: Sizes that do not fit.

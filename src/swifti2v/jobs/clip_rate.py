@@ -6,7 +6,7 @@ from swifti2v.media import ClipInfo
 from swifti2v.media.timing import count_resampled
 
 MAX_FPS = 240
-"""Of ``GenerationConfig``."""
+"""Highest rate that ``GenerationConfig`` takes."""
 SAME_SPEED = 0.021
 """Part by which a clip may play faster or slower rather than have frames repeated or left out.
 A GIF's 60 ms a frame are 2 % from 17 frames a second."""
@@ -14,23 +14,23 @@ A GIF's 60 ms a frame are 2 % from 17 frames a second."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenRate:
-    """How a clip comes to the rate it is written at."""
+    """Rate at which a clip is written, and the way it gets there."""
 
     fps: int
     """Frames a second that are written."""
     resample_fps: int | None
-    """What it is resampled to; None keeps every frame."""
+    """Rate to which the clip is resampled; None keeps every frame."""
     num_frames: int
     """Frames at this rate."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Notes for the user."""
 
 
 def plan_rate(info: ClipInfo, asked: int | None) -> WrittenRate:
     """Choose the rate that a clip is written at, and keep its speed.
 
     Args:
-        info: Of the clip.
+        info: Facts of the clip.
         asked: The user's own; None takes the whole number that is nearest to the clip's.
     """
     fps = asked or min(MAX_FPS, max(1, round(info.fps)))

@@ -57,7 +57,7 @@ def find_dtype(asked: str | None, device: "torch.device | None") -> str | None:
 
     Args:
         asked: See ``swifti2v.cli.options.RunDtype``.
-        device: What computes; None for the usual one.
+        device: Device that computes; None for the default one.
     """
     if asked != "auto":
         return asked

@@ -1,4 +1,4 @@
-"""Files of a run that is repeated or continued, found where it was started or beside what it wrote."""
+"""Files of a repeated or continued run, found where it was started or beside its outputs."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -13,11 +13,11 @@ LEVELS = 3
 
 
 class InputFiles:
-    """Where the inputs of a run are looked for.
+    """Search for the inputs of a run.
 
     Args:
         like: The video to repeat.
-        work_dir: Of the run to continue.
+        work_dir: Work directory of the run to continue.
     """
 
     def __init__(self, like: Path | None = None, work_dir: Path | None = None) -> None:
@@ -31,16 +31,16 @@ class InputFiles:
         remedy: str,
         hash_of: Callable[[Path], str | None] = hash_file,
     ) -> Path:
-        """The file that a run was made with.
+        """Find an input file of an earlier run.
 
         Args:
-            name: Its path as it was given then.
-            sha256: Of its content; a file of another one is not taken.
-            remedy: What to do if it is nowhere.
-            hash_of: Content of a candidate that exists; None if it is none.
+            name: Path that was given then.
+            sha256: SHA-256 of its content; files with another one are passed over.
+            remedy: Advice for the error message.
+            hash_of: Hash of a candidate that exists; None if it is not such a file.
 
         Raises:
-            InputError: Listing where it was looked for.
+            InputError: The file is not found; the message lists the searched places.
         """
         seen: list[str] = []
         for candidate in self._candidates(Path(name)):
@@ -53,14 +53,14 @@ class InputFiles:
         raise InputError(f"{name} is not found; {remedy}; looked for it as {', '.join(seen)}")
 
     def named(self, path: Path, known: Collection[str | None]) -> Path:
-        """The file that a command line names: as it is, or one of the run that is continued.
+        """Find a file that the command line names: itself, or one of the continued run.
 
         Args:
-            path: Of the command line.
+            path: Path on the command line.
             known: SHA-256 of the run's files.
 
         Raises:
-            InputError: It is not in the current folder, and none of the run's files is found.
+            InputError: The file does not exist, and no file of the run matches.
         """
         if path.exists() or not known:
             return path
@@ -74,10 +74,10 @@ class InputFiles:
         )
 
     def lora(self, lora: LoraSource, known: Collection[str | None] = ()) -> LoraSource:
-        """A LoRA with the path of the file that is found, see ``named``, and its hash.
+        """Return a LoRA with the path of the file that is found, see ``named``, and its hash.
 
         Raises:
-            InputError: It is not there.
+            InputError: The LoRA does not exist.
         """
         path = self.named(Path(lora.path), known)
         if not path.exists():
@@ -85,11 +85,11 @@ class InputFiles:
         return replace(lora, path=str(path), sha256=hash_file(path))
 
     def settings_file(self, path: Path) -> Path:
-        """A file of settings: as named, or the first of that name; the run's plan judges it."""
+        """Find a file of settings: the named one, or the first of that name."""
         return next((item for item in self._candidates(path) if item.exists()), path)
 
     def _candidates(self, path: Path) -> Iterator[Path]:
-        """As given, then from the folders that hold what the run wrote, then beside it."""
+        """Yield the path itself, then in the folders above the run's outputs, then beside them."""
         found = [path]
         if not path.is_absolute():
             found += [

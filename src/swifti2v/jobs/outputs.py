@@ -1,4 +1,4 @@
-"""What a run writes: the video and the contact sheet."""
+"""Outputs of a run: the video and the contact sheet."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ def require_writable_outputs(
     """Refuse outputs that cannot be written or would replace an input.
 
     Raises:
-        SwiftI2VError: As said.
+        SwiftI2VError: An output is refused.
     """
     outputs = [request.output, *([request.contact_sheet] if request.contact_sheet else [])]
-    # Makes nothing; the real size, always even, is known when the model is.
+    # Writes nothing; the real size, always even, is known once the model is.
     open_writer(request.output, height=2, width=2, **_encoding(video))
     if request.contact_sheet is not None:
         require_contact_sheet(request.contact_sheet)
@@ -39,12 +39,12 @@ def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWr
     """Writer of the video; it makes the file with the first frames it is given.
 
     Args:
-        path: Of the video.
+        path: Path of the video.
         settings: Size, rate and compression.
         metadata: Store ``settings`` in the video.
 
     Raises:
-        MediaError: The compression or the size is none the file can hold.
+        MediaError: The file cannot hold this compression or size.
     """
     config = settings.config
     return open_writer(
@@ -65,7 +65,7 @@ def _encoding(video: VideoSettings) -> EncodingOptions:
 
 
 class ContactSheet:
-    """Evenly spaced frames, picked while the clip goes by; no others are held."""
+    """Evenly spaced frames, picked while the clip is made; the others are not kept."""
 
     def __init__(self, num_frames: int) -> None:
         num_shown = min(num_frames, SHEET_FRAMES)

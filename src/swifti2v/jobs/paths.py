@@ -13,18 +13,18 @@ def require_folder(folder: Path) -> None:
         InputError: It is not there, or not writable.
     """
     if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise InputError(f"folder {folder} is not there or not writable; choose another one")
+        raise InputError(f"folder {folder} does not exist or is not writable; choose another one")
 
 
 def require_utf8(path: str | Path, what: str) -> None:
     """Refuse a path of weights or latents that is not UTF-8: safetensors opens no other.
 
     Args:
-        path: As the user gave it.
+        path: Path as the user gave it.
         what: Named in the error, such as a flag.
 
     Raises:
-        InputError: As said.
+        InputError: The path is not UTF-8.
     """
     try:
         str(path).encode()
@@ -36,7 +36,7 @@ def require_writable_file(path: Path) -> None:
     """Refuse a file that cannot be made or replaced.
 
     Raises:
-        InputError: As said.
+        InputError: The file cannot be written.
     """
     require_folder(path.parent)
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
@@ -47,7 +47,7 @@ def require_contact_sheet(path: Path) -> None:
     """Refuse a contact sheet that cannot be written, or is no PNG.
 
     Raises:
-        InputError: As said.
+        InputError: The contact sheet is refused.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"contact sheet {path} must end in .png")
@@ -55,13 +55,13 @@ def require_contact_sheet(path: Path) -> None:
 
 
 def require_new_file(path: Path, suffix: str) -> None:
-    """Refuse a file that is there already, or has another ending.
+    """Refuse a file that exists already, or has another suffix.
 
     Raises:
-        InputError: As said.
+        InputError: The file is refused.
     """
     if path.suffix != suffix:
         raise InputError(f"output {path} must end in {suffix}")
     if path.exists():
-        raise InputError(f"output {path} is there already; choose another name")
+        raise InputError(f"output {path} exists already; choose another name")
     require_folder(path.parent)

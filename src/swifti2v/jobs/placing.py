@@ -18,25 +18,25 @@ from swifti2v.units import format_bytes, parse_gigabytes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
-    """How a run is placed."""
+    """Placement of a run."""
 
     placement: Placement
     settings: RunSettings
-    """With the VAE tile that was chosen, if the user chose none."""
+    """Settings with the VAE tile, chosen if the user chose none."""
     note: str | None
-    """Why, if it was planned."""
+    """Reason for the placement, if a plan chose it."""
 
 
 def place(
     request: ClipRequest, settings: RunSettings, given: Mapping[str, Any], device: torch.device
 ) -> Placed:
-    """Choose what the request leaves open, if it names a memory budget.
+    """Choose placement and VAE tile if the request names a memory budget and leaves them open.
 
     Args:
         request: Its placement is kept.
-        settings: Of the run.
+        settings: Settings of the run.
         given: Settings that are kept; a VAE tile among them is not chosen anew.
-        device: What computes.
+        device: Device that computes.
 
     Raises:
         ConfigError: Nothing fits, or the budget is neither ``auto`` nor a number above 0.
@@ -61,10 +61,10 @@ def place(
 
 
 def plan_run(settings: RunSettings, device: torch.device, budget: float, wish: Wish) -> Plan:
-    """The plan of a run on a device of this machine.
+    """Plan a run on a device of this machine.
 
-    Nothing is measured, so that the same command gives the same plan: which of two placements is
-    faster does not depend on the card.
+    It measures nothing, so that the same command gives the same plan: the faster of two placements
+    is the same on every card.
     """
     usual: Precision = "bfloat16" if device.type == "cuda" else "float32"
     known = next((name for name in PRECISIONS if name == settings.dtype), usual)
@@ -80,7 +80,7 @@ def plan_run(settings: RunSettings, device: torch.device, budget: float, wish: W
 
 
 def suggest_plan(settings: RunSettings, placement: Placement) -> str:
-    """What to try after the device ran out of memory: the fastest plan that needs clearly less."""
+    """Advice after the device ran out of memory: the fastest plan that needs clearly less."""
     device, tile = torch.device(settings.device), settings.config.stage2.vae_tile
     now = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
     total = memory_bytes(device)

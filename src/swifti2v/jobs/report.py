@@ -21,11 +21,11 @@ class SegmentReport:
     latent_range: tuple[int, int]
     """Latent frames generated, half open."""
     seconds: float
-    """From the end of the segment before to the end of this one."""
+    """Seconds from the end of the segment before to the end of this one."""
 
     @classmethod
     def of(cls, segment: "SegmentOutput") -> "SegmentReport":
-        """The account of a finished segment."""
+        """Make the account of a finished segment."""
         seconds = round(segment.seconds, 3)
         return cls(index=segment.index, latent_range=segment.latent_range, seconds=seconds)
 
@@ -49,20 +49,20 @@ class RunReport:
     model: str
     """Name of the model."""
     segments: list[SegmentReport]
-    """In order."""
+    """Segments in order."""
     seconds: dict[str, float]
-    """Of each stage, in all, and until the first segment was done."""
+    """Seconds of each stage, in all, and until the first segment was finished."""
     peak_rss_bytes: int
     """Most memory the process held."""
     peak_device_bytes: int | None
     """Most memory held on the GPU; None without one."""
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the account as one line of JSON."""
         return json.dumps(asdict(self))
 
     def to_lines(self) -> list[str]:
-        """For people; the first one is the path alone."""
+        """Return the account in lines for people; the first is the path alone."""
         first, total = self.seconds["first_segment"], self.seconds["total"]
         return [
             self.output,

@@ -1,4 +1,4 @@
-"""From a request to settings that are complete: every layer is merged once, before a model is loaded."""
+"""Complete the settings of a request: every layer is merged once, before a model is loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,31 +44,31 @@ TIME = ScaleFactors(time=TIME_FACTOR, space=1, patch=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolved:
-    """A request with all that can be decided without the model's weights."""
+    """A request with everything that can be decided without the model's weights."""
 
     request: ClipRequest
-    """Where to write, and what beside the video."""
+    """Request, which names the output files."""
     settings: RunSettings
     """All that decides the clip."""
     device: torch.device
-    """What computes."""
+    """Device that computes."""
     placement: Placement
-    """Where the weights live."""
+    """Placement of the weights."""
     photo: Image.Image | None
-    """As it is in its file; None for ``upscale``."""
+    """Photo at the size of its file; None for ``upscale``."""
     motion: Frames | None
     """The user's own clip."""
     work_dir: WorkDir | None
-    """Where finished segments are kept."""
+    """Directory that keeps finished segments."""
     notes: tuple[str, ...]
-    """What the user should know, one sentence each."""
+    """Notes for the user, one sentence each."""
 
 
 def resolve(request: ClipRequest) -> Resolved:
-    """Read what the request repeats or continues, merge the layers of settings and read the inputs.
+    """Read the repeated or continued run, merge the layers of settings and read the inputs.
 
     Raises:
-        SwiftI2VError: What cannot work; nothing was written.
+        SwiftI2VError: The request cannot work; nothing was written.
     """
     before = _Before.of(request)
     given = before.merge_layers()
@@ -107,7 +107,7 @@ def resolve(request: ClipRequest) -> Resolved:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Before:
-    """A request, with the video it repeats and the run it continues, which fill what it leaves open."""
+    """A request with the video it repeats and the run it continues, which fill its open fields."""
 
     request: ClipRequest
     like: RunSettings | None
@@ -131,11 +131,11 @@ class _Before:
 
     @property
     def plan(self) -> Mapping[str, Any]:
-        """Of the run to continue."""
+        """Plan of the run to continue; empty for a new run."""
         return self.work_dir.stored_plan if self.work_dir else {}
 
     def merge_layers(self) -> dict[str, Any]:
-        """Settings asked for, now or then; a run to continue keeps the size and tile it chose."""
+        """Merge old and new settings; a continued run keeps its size and tile."""
         then: Mapping[str, Any] = self.plan.get("config", {})
         kept: dict[str, Any] = {k: then[k] for k in ("height", "width") if k in then}
         if self.request.memory is not None and "stage2" in then:
@@ -145,7 +145,7 @@ class _Before:
         return merge(kept, merge_layers(self.request.layers))
 
     def find_inputs(self) -> tuple[Path, Path | None]:
-        """Photo and clip; to upscale the clip is both."""
+        """Find photo and clip; for ``upscale`` the clip is both."""
         request, like = self.request, self.like
         clip = None
         if request.command != "generate":
@@ -173,7 +173,7 @@ class _Before:
         return None if asked is None else parse_color(asked)
 
     def find_video(self) -> VideoSettings:
-        """Compression; PNG takes no quality, so none of the other video's either."""
+        """Find the compression; PNG ignores the repeated video's, as it has no quality."""
         asked = self.request
         before = self.like.video if self.like and asked.codec != "png" else VideoSettings()
         return VideoSettings(

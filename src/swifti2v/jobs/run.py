@@ -27,13 +27,13 @@ def run(
     Args:
         job: See ``swifti2v.jobs.check.check``.
         on_progress: See ``SwiftI2VPipeline.stream``.
-        on_segment: Called with each segment when it is in the video.
+        on_segment: Called with each segment once it is in the video.
         interruption: Its signals end the run, but never within a segment's frames.
 
     Raises:
-        SwiftI2VError: The run stopped; what was finished is in the video and in the work dir, and
-            a note on the error says how much.
-        KeyboardInterrupt: It was stopped, with the same note.
+        SwiftI2VError: The run stopped; finished segments are in the video and in the work dir, and
+            a note on the error counts them.
+        KeyboardInterrupt: A signal stopped the run; it carries the same note.
     """
     stopwatch, interruption = Stopwatch(), interruption or Interruption()
     is_cuda = job.pipe.components.device.type == "cuda"
@@ -84,7 +84,7 @@ def run(
 def _stream(
     job: Job, on_progress: OnProgress | None, stopwatch: Stopwatch
 ) -> Iterator[SegmentOutput]:
-    """Segments in order; Stage I and segments that the work dir holds are not made again."""
+    """Make the segments in order; Stage I and segments in the work dir are not made again."""
     settings, work_dir = job.settings, job.work_dir
     if work_dir is not None:
         work_dir.start(settings.plan())
@@ -111,7 +111,7 @@ def _stream(
 
 
 def _kept(job: Job, writer: FrameWriter) -> str:
-    """How much of a stopped run there is to look at, and how it goes on."""
+    """Describe the finished part of a stopped run, and how to continue it."""
     time = job.pipe.stage2.scale.time
     stops = [stop for _, stop in job.pipe.plan(job.settings.config)]
     num_frames = writer.num_frames_written

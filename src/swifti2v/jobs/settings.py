@@ -21,24 +21,24 @@ class FileRecord:
     """An input file."""
 
     path: str
-    """As the user gave it."""
+    """Path as the user gave it."""
     sha256: str
-    """Of its bytes."""
+    """SHA-256 of its bytes."""
 
     @classmethod
     def of(cls, path: Path) -> "FileRecord":
-        """The file as it is now."""
+        """Record the file as it is now."""
         return cls(path=str(path), sha256=hash_file(path))
 
 
 @settings
 class VideoSettings:
-    """How the frames are compressed."""
+    """Compression of the frames."""
 
     codec: CodecName = "h264"
     """Video codec."""
     crf: int | None = None
-    """Quality; none is the codec's usual one."""
+    """Quality; None takes the codec's usual one."""
     ten_bit: bool = False
     """10 bits a colour instead of 8."""
 
@@ -48,23 +48,23 @@ class RunSettings:
     """A whole run: repeated with the same software, it gives the same frames."""
 
     version: str
-    """Of this package."""
+    """Version of this package."""
     sampling_version: int = 1
-    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a file does not say it."""
+    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 for files that do not state it."""
     command: Command
-    """Where it started: from a photo, a small clip and a photo, or a clip alone."""
+    """Command that made the clip: from a photo, a small clip and a photo, or a clip alone."""
     model: str
     """See ``SwiftI2VPipeline.from_pretrained``."""
     prompt: str
-    """What shall happen."""
+    """Text that says what happens in the video."""
     seed: int
-    """Of the noise."""
+    """Seed of the initial noise."""
     image: FileRecord
-    """The photo; for ``upscale`` the clip, whose first frame stands for it."""
+    """The photo; for ``upscale`` the clip, whose first frame takes its place."""
     motion: FileRecord | None
     """The user's own motion reference, for ``refine`` and ``upscale``."""
     fit: Literal["crop", "pad"]
-    """How the photo was fitted to the size."""
+    """Way in which the photo was fitted to the size."""
     background: str | None
     """``#rrggbb`` behind a see-through photo."""
     loras: tuple[LoraSource, ...]
@@ -74,18 +74,18 @@ class RunSettings:
     device: str
     """``cpu`` or ``cuda``."""
     dtype: str
-    """Of the weights, such as ``float32``."""
+    """Number type of the weights, such as ``float32``."""
     video: VideoSettings
-    """How the frames were compressed."""
+    """Compression of the frames."""
     config: GenerationConfig
     """All other settings."""
     model_sha256: str | None = None
-    """Of the preset or the index, where the model is a file or a folder of the user's."""
+    """SHA-256 of the preset or the index, where the model is a file or a folder of the user."""
     preview_decoder: FileRecord | None = None
-    """Light decoder that the frames come from, if not from the model's VAE."""
+    """Light decoder that made the frames; None if the model's VAE did."""
 
     def plan(self) -> dict[str, Any]:
-        """What decides the latents: all but file names, decoder and compression."""
+        """Return all that decides the latents: not file names, decoder and compression."""
         plan = to_dict(self)
         del plan["video"], plan["preview_decoder"]
         for record in (plan["image"], plan["motion"], *plan["loras"]):
@@ -96,7 +96,7 @@ class RunSettings:
         return plan
 
     def to_json(self) -> str:
-        """For the comment of a video."""
+        """Return the settings as text for the comment of a video."""
         return encode_text(json.dumps(to_dict(self), ensure_ascii=False)).decode()
 
 
@@ -104,9 +104,9 @@ def read_settings(path: Path) -> RunSettings:
     """Read the settings a video was made with.
 
     Raises:
-        MediaError: The file is missing or is no video.
+        MediaError: The file is missing or not a video.
         InputError: It carries no settings.
-        ConfigError: They are of another version, with other keys.
+        ConfigError: The settings are those of another version, with other keys.
     """
     comment = read_metadata(path).get("comment", "")
     try:

@@ -1,4 +1,4 @@
-"""Output size of a run where the user names none, or only one side of it."""
+"""Output size of a run for which the user names no size, or only one side."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,15 +18,16 @@ def choose_size(
     """Settings with an output size that follows the photo, or the user's own clip.
 
     Args:
-        settings: Of the run.
-        given: Settings that are kept: asked for, or of a video to repeat or a run to continue.
+        settings: Settings of the run.
+        given: Settings that are kept: requested ones, or those of a repeated video or continued
+            run.
         source: Size of the photo; for ``refine`` and ``upscale`` that of the clip.
 
     Returns:
-        The settings, and a note on what was chosen.
+        The settings, and a note on the chosen size.
 
     Raises:
-        ShapeError: The size that was named for ``refine`` has not the clip's aspect.
+        ShapeError: The size given for ``refine`` differs from the clip's aspect.
     """
     height, width = given.get("height"), given.get("width")
     name = "photo" if settings.motion is None else "clip"
@@ -79,7 +80,7 @@ def _follow(settings: RunSettings, source: FrameSize) -> tuple[FrameSize, str | 
 
 
 def _multiple(settings: RunSettings) -> int:
-    """What both sides must be multiples of."""
+    """Number of which both sides must be multiples."""
     index, root = find_model(settings.model)
     stage1 = find_scale("stage1", index, root) if settings.command == "generate" else None
     return side_multiple(stage1, find_scale("stage2", index, root), settings.config)

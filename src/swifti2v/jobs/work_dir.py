@@ -1,7 +1,7 @@
 """A run on disk: its plan, its motion reference and its finished segments, safe against a kill.
 
 Every file is written under another name, synced and then renamed, so a file under its own name
-is whole. Latents and motion reference are stored exactly, with a checksum.
+is complete. Latents and motion reference are stored exactly, with a checksum.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class WorkDir:
 
     Args:
         directory: Made by ``start``, not before.
-        resume: Continue what is there, instead of refusing a directory that is not empty.
+        resume: Continue the run in the directory, instead of refusing one that is not empty.
 
     Raises:
         InputError: The directory holds a run and ``resume`` is not set, or holds other things.
@@ -40,7 +40,7 @@ class WorkDir:
     def __init__(self, directory: Path, *, resume: bool) -> None:
         self.directory = directory
         self.stored_plan = _read_plan(directory)
-        """Plan of the run that is there; empty for a new one."""
+        """Plan of the stored run; empty for a new one."""
         if self.stored_plan and not resume:
             raise InputError(
                 f"work dir {directory} holds a run already: continue it with --resume, "
@@ -51,10 +51,10 @@ class WorkDir:
         """Refuse a plan that differs from the stored one.
 
         Args:
-            plan: All that decides the latents: plain JSON values.
+            plan: Everything that decides the latents, in plain JSON values.
 
         Raises:
-            InputError: Naming what differs.
+            InputError: The plans differ; the message names every difference.
         """
         if self.stored_plan:
             where = f"work dir {self.directory}"
@@ -80,19 +80,19 @@ class WorkDir:
         _write_tensors(_segment_path(self.directory, index), tensor=latents)
 
     def load_segment(self, index: int) -> Tensor | None:
-        """Latents of a finished segment, or None if they are not there or damaged (which is logged)."""
+        """Return a finished segment's latents; None if missing or damaged (logged)."""
         tensors = _read_tensors(_segment_path(self.directory, index))
         return None if tensors is None else tensors["tensor"]
 
     def save_motion_reference(self, motion: MotionReference) -> None:
-        """Store what Stage I made."""
+        """Store Stage I's output."""
         displacement = motion.displacement
         others = {} if displacement is None else {"displacement": displacement}
         path = self.directory / MOTION_REFERENCE
         _write_tensors(path, tensor=torch.from_numpy(motion.frames), **others)
 
     def load_motion_reference(self) -> MotionReference | None:
-        """What Stage I made, or None if it is not there or damaged (which is logged)."""
+        """Return Stage I's output; None if it is missing or damaged (logged)."""
         tensors = _read_tensors(self.directory / MOTION_REFERENCE)
         if tensors is None:
             return None
@@ -110,7 +110,7 @@ def _read_plan(directory: Path) -> dict[str, Any]:
     path = directory / PLAN
     if not path.is_file():
         raise InputError(
-            f"work dir {directory} is not empty and holds no {PLAN}, so it is of no run; "
+            f"work dir {directory} is not empty and holds no {PLAN}, so it is not a run; "
             "name another directory"
         )
     try:
@@ -118,7 +118,7 @@ def _read_plan(directory: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); start again in another work dir") from None
     if not isinstance(plan, dict) or not plan:
-        raise InputError(f"{path} is no plan of a run; start again in another work dir")
+        raise InputError(f"{path} is not the plan of a run; start again in another work dir")
     return plan
 
 

@@ -184,9 +184,12 @@ def refusals(model: Path, lora: Path, folder: Path) -> dict[str, tuple[tuple[obj
     taken, full, new = folder / "taken.safetensors", folder / "full", folder / "new"
     file = folder / "new.safetensors"
     return {
-        "directory is full": (("export", model, "-o", full), "full is there already"),
-        "directory is a file": (("export", model, "-o", taken), "is there already"),
-        "no folder": (("export", model, "-o", folder / "no/new"), "not there or not writable"),
+        "directory is full": (("export", model, "-o", full), "full exists already"),
+        "directory is a file": (("export", model, "-o", taken), "exists already"),
+        "no folder": (
+            ("export", model, "-o", folder / "no/new"),
+            "does not exist or is not writable",
+        ),
         "no model": (("export", "nono", "-o", new), "unknown model 'nono'"),
         "no lora": (("export", model, "-o", new, "--lora", "no.st"), "LoRA no.st does not exist"),
         "lora of another stage": (
@@ -197,11 +200,11 @@ def refusals(model: Path, lora: Path, folder: Path) -> dict[str, tuple[tuple[obj
             ("export", model, "-o", new, "--lora", "a:x"),
             "is not PATH[:STRENGTH][:partial]",
         ),
-        "file is taken": (("export-stage2", model, "-o", taken), "is there already"),
+        "file is taken": (("export-stage2", model, "-o", taken), "exists already"),
         "wrong ending": (("export-stage2", model, "-o", new), "must end in .safetensors"),
         "no file folder": (
             ("export-stage2", model, "-o", folder / "no/x.safetensors"),
-            "not there or not writable",
+            "does not exist or is not writable",
         ),
         "lora is taken": (("convert-lora", lora, "-o", taken, "--style", "peft"), "already"),
         "lora is itself": (("convert-lora", lora, "-o", lora, "--style", "peft"), "already"),
