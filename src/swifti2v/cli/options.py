@@ -172,8 +172,8 @@ class ClipOptions:
     placement: Annotated[
         Placement | None,
         typer.Option(
-            help="Placement: streamed keeps the weights in host memory, offloaded the VAE's history as "
-            "well: less GPU memory, slower (default resident)."
+            help="Placement: streamed keeps the weights in host memory, offloaded also the VAE's "
+            "history: less GPU memory, slower (default resident)."
         ),
     ] = None
     memory: Annotated[

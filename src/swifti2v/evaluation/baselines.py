@@ -1,4 +1,4 @@
-"""What can be had without a model: clips that every result has to beat."""
+"""Clips made without a model, which every result has to beat."""
 
 from collections.abc import Iterator
 from contextlib import closing

@@ -36,7 +36,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
 
     Args:
         values: One measurement an item (a clip, a photo); NaN is left out.
-        seed: Of the draws; the same values give the same interval.
+        seed: Seed of the draws; the same values give the same interval.
     """
     known = np.array([value for value in values if not math.isnan(value)], np.float64)
     if not len(known):
@@ -81,7 +81,7 @@ def bootstrap_grid(values: npt.NDArray[np.float64], seed: int = 0) -> Estimate:
 
     Args:
         values: ``[runs, clips]``; no NaN.
-        seed: Of the draws; the same values give the same interval.
+        seed: Seed of the draws; the same values give the same interval.
     """
     num_runs, num_clips = values.shape
     mean = float(values.mean())

@@ -26,19 +26,19 @@ CameraStage: TypeAlias = Literal["Stage I", "Stage I + II"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CameraAsk:
-    """A prompt, and what the camera should do."""
+    """A prompt, and the camera move it asks for."""
 
     prompt: str
-    """What the model reads."""
+    """Text that the model reads."""
     move: CameraMove
-    """What it was trained to do."""
+    """Move that the model was trained to make."""
     labels: tuple[CameraLabel, ...]
-    """Its strongest components, as ``camera_direction`` names them; empty where it has no name for
-    them, as for an orbit."""
+    """Strongest components of the move, as ``camera_direction`` names them; empty where it has no
+    name for them, such as for an orbit."""
 
     @property
     def has_parallax(self) -> bool:
-        """Whether near things move otherwise than far ones, so that the true motion is unknown."""
+        """Whether near things move differently from far ones, which hides the true motion."""
         return self.move.dolly != 0 or self.move.orbit != 0
 
 
@@ -51,7 +51,7 @@ ASKS: tuple[CameraAsk, ...] = (
     *(_ask(name, name) for name in ("zoom in", "zoom out")),
     _ask("static camera", move=CameraMove()),
 )
-"""Of every photo."""
+"""Prompts for every photo."""
 FURTHER_ASKS: tuple[CameraAsk, ...] = (
     _ask("roll left", "roll left"),
     _ask("roll right", "roll right"),
@@ -68,7 +68,7 @@ FURTHER_ASKS: tuple[CameraAsk, ...] = (
     _ask("do not zoom in", move=CameraMove()),
     _ask("a house by the river", move=CameraMove()),
 )
-"""Of some photos."""
+"""Further prompts for some photos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,17 +78,17 @@ class CameraRow:
     photo: str
     """Name of the photo."""
     prompt: str
-    """What was asked."""
+    """Prompt of the clip."""
     asked: tuple[CameraLabel, ...]
-    """What should be measured."""
+    """Components that should be measured."""
     stage: CameraStage
-    """Whose output was measured."""
+    """Stages that made the measured clip."""
     measured: tuple[CameraLabel, ...]
-    """What optical flow sees, the strongest component first."""
+    """Components that optical flow measures, the strongest first."""
     pan: float
-    """Way of the content to the right, as a part of the frame's width."""
+    """Distance of the content to the right, as a part of the frame's width."""
     tilt: float
-    """Way of the content down, as a part of the frame's height."""
+    """Distance of the content down, as a part of the frame's height."""
     zoom: float
     """Growth of the content: 0.1 is 10 % larger."""
     roll_degrees: float
@@ -97,9 +97,9 @@ class CameraRow:
     """Part of the points that follow the camera; a low one makes ``measured`` a guess."""
     displacement_px: float
     """Mean distance of Stage I's displacement from the true one, in pixels of Stage I's frames; NaN
-    where there is none, where the true one is unknown, and of Stage II."""
+    without displacement, where the true one is unknown, and for Stage II."""
     first_frame_psnr_db: float
-    """Of frame 0 against the photo at the output's size; 60 at most."""
+    """PSNR of frame 0 against the photo at the output's size; 60 at most."""
     hf_ratio: float
     """Energy above a quarter cycle per pixel relative to the photo, mean of frames 1 to T-1."""
     cadence: float
@@ -111,7 +111,7 @@ class CameraRow:
 
     @property
     def is_right(self) -> bool | None:
-        """Whether the strongest components are those that were asked for; None without a name."""
+        """Whether the strongest components are the requested ones; None without names for them."""
         if not self.asked:
             return None
         return set((self.measured or ("static",))[: len(self.asked)]) == set(self.asked)
@@ -120,13 +120,13 @@ class CameraRow:
 def displacement_error(
     displacement: Tensor, move: CameraMove, seed: int, size: tuple[int, int]
 ) -> float:
-    """How far a clip's displacement is from that of the move which was asked for.
+    """Mean distance of a clip's displacement from that of the requested move.
 
     Args:
         displacement: ``[T, 2, a, b]`` columns and rows in pixels, at the centres of a x b equal cells
             of the frame; see ``MotionReference``.
-        move: Without parallax.
-        seed: Of the clip: it decides the course.
+        move: Requested move, without parallax.
+        seed: Seed of the clip; it decides the course.
         size: Height and width of the frame in pixels.
 
     Returns:
@@ -158,7 +158,7 @@ def measure_camera(
         photos: Images of the size of ``config``, by name.
         config: Settings.
         further: Names of the photos that are asked for ``FURTHER_ASKS`` as well.
-        seed: Of the noise and of the course.
+        seed: Seed of the noise and of the course.
         on_row: Called with each row when it is done.
     """
     rows = []

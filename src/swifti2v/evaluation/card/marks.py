@@ -23,7 +23,7 @@ class WeightsRow:
     num_bytes: int
     """Size of the file."""
     sha256: str
-    """Of its bytes."""
+    """SHA-256 of its bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class Card:
     setting: str
     """One sentence: sizes, frames, rate, seed."""
     codec: Sequence[CodecRow]
-    """At the output's and at Stage I's size."""
+    """Rows at the output's and at Stage I's size."""
     stage2: Sequence[Stage2Row]
     """Every clip and method."""
     moving: Sequence[str]
@@ -43,13 +43,13 @@ class Card:
     camera: Sequence[CameraRow]
     """Every photo, prompt and stage."""
     seconds: dict[str, float]
-    """Of one clip, by stage."""
+    """Seconds of one clip by stage."""
     peak_rss_bytes: int
     """Most memory of the process up to the end of that clip, with the held-out clips in it."""
     weights: Sequence[WeightsRow] = ()
     """Files of the model."""
     machine: dict[str, str] = field(default_factory=dict)
-    """What it was measured on, by name."""
+    """Facts about the machine of the measurements, by name."""
 
     def camera_rows(self, stage: str, prompts: Iterable[str]) -> list[CameraRow]:
         """Rows of one stage and of some prompts."""
@@ -57,7 +57,7 @@ class Card:
         return [row for row in self.camera if row.stage == stage and row.prompt in wanted]
 
     def stage2_groups(self) -> dict[str, list[Stage2Row]]:
-        """Rows of the clips by what their camera does: ``still`` or ``moving``."""
+        """Rows of the clips by their camera: ``still`` or ``moving``."""
         groups: dict[str, list[Stage2Row]] = {"still": [], "moving": []}
         for row in self.stage2:
             groups["moving" if row.clip in self.moving else "still"].append(row)
@@ -66,17 +66,17 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bar:
-    """Where a value has to lie."""
+    """Range in which a value has to lie."""
 
     low: float = -math.inf
     """Least value."""
     high: float = math.inf
     """Largest value."""
     is_open: bool = False
-    """Whether the least value itself is too little."""
+    """Whether the least value itself fails."""
 
     def holds(self, value: float) -> bool:
-        """Whether a value lies there; NaN does not."""
+        """Whether a value lies in the range; NaN does not."""
         return self.low <= value <= self.high and not (self.is_open and value == self.low)
 
     def __str__(self) -> str:
@@ -89,16 +89,16 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """A bar, and where the model stands."""
+    """A bar, and the model's value."""
 
     text: str
-    """What is measured."""
+    """Name of the measured quantity."""
     bar: Bar
-    """Where it has to lie."""
+    """Range in which the value has to lie."""
     measured: Estimate
-    """Mean over clips; of seconds and sizes the one value."""
+    """Mean over clips; for seconds and sizes the single value."""
     num_passing: int
-    """Clips that pass by themselves."""
+    """Clips that pass on their own."""
 
     @property
     def is_met(self) -> bool | None:
@@ -110,10 +110,10 @@ PANS, ZOOMS = ("pan left", "pan right", "tilt up", "tilt down"), ("zoom in", "zo
 
 
 def find_marks(card: Card) -> list[Mark]:
-    """What ``nano`` has to reach, with what the model reaches.
+    """Compare the model with the marks that ``nano`` has to reach.
 
-    After Stage I + II the seven prompts that every photo is asked for count; of Stage I's displacement,
-    all prompts whose true displacement is known.
+    After Stage I + II the seven prompts of every photo count; for Stage I's displacement, all
+    prompts whose true displacement is known.
     """
     rows = card.camera_rows("Stage I + II", (ask.prompt for ask in ASKS))
     first = [row for row in card.camera if row.stage == "Stage I"]
@@ -152,7 +152,7 @@ def _stage2_marks(card: Card) -> list[Mark]:
 def over_carried(
     rows: Sequence[Stage2Row], method: str, column: Callable[[Stage2Row], float]
 ) -> list[float]:
-    """What a method adds to the photo's detail carried without a network, clip by clip."""
+    """Gain of a method over the photo's detail carried without a network, clip by clip."""
     by_key = {(row.clip, row.method): column(row) for row in rows}
     return [
         value - by_key[clip, CARRIED]

@@ -1,4 +1,4 @@
-"""What a two-stage model can do with held-out clips: codec, Stage II and seconds of its card."""
+"""Measurements of a two-stage model on held-out clips: codec, Stage II and seconds."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ class CodecRow:
     width: int
     """Pixels."""
     psnr_db: float
-    """Of all frames together; 60 at most."""
+    """PSNR of all frames together; 60 at most."""
     coherence: float
     """Detail coherence."""
 
@@ -113,7 +113,7 @@ def clip_psnr(output: FramePieces, truth: FramePieces) -> float:
 
 
 def clip_faults(output: Frames, photo: Frames, time_factor: int) -> dict[str, float]:
-    """What is seen without a truth: jumps, ghosts and blocks.
+    """Measure faults that need no truth: jumps, ghosts and blocks.
 
     Args:
         output: ``[T, H, W, 3]`` uint8.
@@ -180,7 +180,7 @@ def stage2_methods(
         photo: ``[H, W, 3]``, frame 0 at full size.
         config: Settings of the model's own row.
         variants: Further settings to run, by the name of their row.
-        seed: Of the model's noise.
+        seed: Seed of the model's noise.
 
     Returns:
         Baselines, model, variants, and the model with the enlarged first low-resolution frame
@@ -225,7 +225,7 @@ def measure_stage2(
         clips: ``[T, H, W, 3]`` by name, of the size and length of ``config``.
         config: Settings; ``stage1.downscale`` is the factor of the low-resolution clip.
         variants: Further settings to run, by the name of their row.
-        seed: Of the model's noise.
+        seed: Seed of the model's noise.
         on_row: Called with each row when it is done.
 
     Raises:
@@ -266,7 +266,7 @@ def measure_seconds(
 
     Returns:
         Seconds of each stage, of the whole run (``total``) and until the first segment was
-        there (``first segment``).
+        finished (``first segment``).
     """
     stopwatch = Stopwatch()
     first = None

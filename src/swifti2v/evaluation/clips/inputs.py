@@ -1,4 +1,4 @@
-"""What an evaluation reads: clips and photos, checked before any measuring starts."""
+"""Inputs of an evaluation: clips and photos, checked before any measuring starts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class ClipFile:
     path: Path
     """The file."""
     resample_fps: float | None
-    """Rate it is resampled to, as asked or because its own varies; None keeps its frames."""
+    """Rate to which the clip is resampled, on request or because its own varies; None keeps its
+    frames."""
     fps: float
     """Frames a second as read."""
     num_frames: int
@@ -37,7 +38,7 @@ class ClipFile:
     width: int
     """Pixels."""
     notes: tuple[str, ...] = ()
-    """What is done to it when it is read."""
+    """Changes made to the clip while it is read."""
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         for frame in iter_frames(self.path, self.resample_fps):
@@ -50,11 +51,11 @@ class ClipFile:
 
 
 def check_clip(path: Path, fps: float | None = None) -> ClipFile:
-    """Decode a whole clip once to see that it can be measured.
+    """Decode a whole clip once to check that it can be measured.
 
     Args:
         path: A video file.
-        fps: Rate to resample to; None keeps the clip's own, or what a varying one is brought to.
+        fps: Rate to resample to; None keeps the clip's own, or the constant rate of a varying one.
 
     Raises:
         MediaError: It cannot be read to its end, is HDR or has fewer than two frames.
@@ -85,7 +86,7 @@ def check_clip(path: Path, fps: float | None = None) -> ClipFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoFile:
-    """The photo of a clip, and how it is brought to the clip's size."""
+    """The photo of a clip, and the way to fit it to the clip's size."""
 
     path: Path
     """An image file."""
@@ -95,7 +96,7 @@ class PhotoFile:
     """Colour behind a see-through photo."""
 
     def load(self, height: int, width: int) -> tuple[npt.NDArray[np.uint8], str | None]:
-        """The photo ``[height, width, 3]``, and a note on what fitting did to it.
+        """Load the photo ``[height, width, 3]`` with a note on the fitting.
 
         Raises:
             MediaError: It cannot be read, or has another aspect and ``fit`` is None.
@@ -114,14 +115,14 @@ class PhotoFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipInputs:
-    """A clip with all that it is compared with."""
+    """A clip and the files it is compared with."""
 
     name: str
-    """In tables."""
+    """Name in tables."""
     video: ClipFile
     """The clip."""
     photo: PhotoFile | None = None
-    """What frame 0 has to be."""
+    """Photo that frame 0 has to show."""
     reference: ClipFile | None = None
     """The true clip, of the same size and length."""
     motion_reference: ClipFile | None = None
@@ -129,12 +130,12 @@ class ClipInputs:
     segment_starts: tuple[int, ...] | None = None
     """Latent frames at which segments start; None if unknown."""
     segments_source: str = "no segment starts were given"
-    """Where ``segment_starts`` come from, or why there are none."""
+    """Source of ``segment_starts``, or the reason why there are none."""
     notes: tuple[str, ...] = ()
-    """For the reader of the result."""
+    """Notes for the reader of the result."""
 
     def check(self) -> None:
-        """See that the clips fit together; ``PhotoFile.load`` tells whether the photo does.
+        """Check that the clips fit together; ``PhotoFile.load`` checks the photo.
 
         Raises:
             ShapeError: Sizes or frame counts differ.

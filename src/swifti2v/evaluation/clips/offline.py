@@ -48,11 +48,11 @@ class Metric:
     name: str
     """Key in JSON and CSV."""
     title: str
-    """For people."""
+    """Name in tables for people."""
     better: Better
     """The good direction, or the value to be near."""
     digits: int
-    """After the point, for people."""
+    """Digits after the point in tables."""
 
 
 def _metric(name: str, title: str, better: Better, digits: int) -> Metric:
@@ -93,10 +93,10 @@ TRUTH_METRICS = ("psnr", "ssim", "ms_ssim", "detail_coherence")
 
 @dataclass(kw_only=True, slots=True)
 class Scores:
-    """What was measured on one clip."""
+    """Measurements of one clip."""
 
     values: dict[str, float] = field(default_factory=dict)
-    """By metric; NaN where it is in ``not_measured``."""
+    """Values by metric; NaN for those in ``not_measured``."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """One number a frame, or a pair of frames, by name."""
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -131,12 +131,12 @@ def evaluate_clip(inputs: ClipInputs) -> Scores:
     The clip is read once for each group of metrics; one or two frames are in memory at a time.
 
     Args:
-        inputs: The clip and what it is compared with, checked.
+        inputs: The clip and the files it is compared with, checked.
 
     Returns:
-        A value for each of ``METRICS``: means over frames 1 to T-1 where truth or photo is
-        compared with (frame 0 is the photo, it has its own metrics), equal frames counting as
-        60 dB; the reason where there is none.
+        A value for each of ``METRICS``, or the reason why it is missing. Comparisons with truth or
+        photo are means over frames 1 to T-1 (frame 0 is the photo and has its own metrics); equal
+        frames count as 60 dB.
     """
     scores = Scores()
     _against_truth(scores, inputs)

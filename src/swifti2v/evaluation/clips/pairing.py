@@ -1,4 +1,4 @@
-"""Which files belong together: one clip, folders paired by file name, or a manifest."""
+"""Pairing of files: one clip, folders paired by file name, or a manifest."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ class Files:
     """One clip and the files it is compared with."""
 
     name: str
-    """In tables."""
+    """Name in tables."""
     video: Path
     """The clip."""
     image: Path | None = None
@@ -42,7 +42,7 @@ class ManifestLine:
     video: str
     """The clip."""
     name: str | None = None
-    """In tables; the file name without suffix if missing."""
+    """Name in tables; by default the file name without suffix."""
     image: str | None = None
     """The photo."""
     reference: str | None = None
@@ -59,11 +59,11 @@ def parse_starts(text: str) -> tuple[int, ...]:
     """Numbers divided by commas or spaces.
 
     Raises:
-        InputError: It is something else.
+        InputError: The text holds something else.
     """
     parts = text.replace(",", " ").split()
     if not parts or not all(part.isdecimal() for part in parts):
-        raise InputError(f"segment starts {text!r} are no numbers; give them as 13,25,37")
+        raise InputError(f"segment starts {text!r} are not numbers; give them as 13,25,37")
     return tuple(int(part) for part in parts)
 
 
@@ -72,7 +72,8 @@ def find_files(video: Path, others: Mapping[str, Path | None]) -> list[Files]:
 
     Args:
         video: A clip, a folder of clips, or a manifest (``.csv``, ``.jsonl``).
-        others: By field of ``Files``: file or folder, as ``video``; none with a manifest.
+        others: File or folder by field of ``Files``, of the same kind as ``video``; empty with a
+            manifest.
 
     Raises:
         InputError: A path is missing or of the wrong kind, or names in folders do not match.

@@ -42,7 +42,7 @@ def require_same_names(
     """Refuse two sets that are not the same names.
 
     Raises:
-        InputError: As said, with the names that are missing.
+        InputError: The names differ; the message lists the missing ones.
     """
     if first.keys() == second.keys():
         return

@@ -1,4 +1,4 @@
-"""Which way the camera moved, measured by optical flow."""
+"""Direction of the camera's motion, measured by optical flow."""
 
 import math
 from collections.abc import Iterator
@@ -46,9 +46,9 @@ class CameraMotion:
     moves: tuple[CameraLabel, ...]
     """Components beyond the limits of ``static``, the strongest first."""
     pan_px: float
-    """How far the centre's content moved right; positive is ``pan left``."""
+    """Distance of the centre's content to the right; positive is ``pan left``."""
     tilt_px: float
-    """How far the centre's content moved down; positive is ``tilt up``."""
+    """Distance of the centre's content downwards; positive is ``tilt up``."""
     zoom: float
     """Growth of the content: 0.1 is 10 % larger (``zoom in``), negative is ``zoom out``."""
     roll_degrees: float

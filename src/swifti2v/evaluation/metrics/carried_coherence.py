@@ -112,7 +112,7 @@ class _Finder:
         return np.array([point.pt for point in points], np.float32), features
 
     def _find_homography(self, small: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64] | None:
-        """From places in the small frame to places in the small photo."""
+        """Find the homography from the small frame to the small photo."""
         points, features = self._describe(small)
         if min(len(points), len(self._points)) < MIN_INLIERS:
             return None
@@ -175,7 +175,7 @@ def _coherence(frame: Frames, still: Plane, finder: _Finder, cutoff: float) -> f
 
 
 def _high_pass(plane: Plane, cutoff: float) -> Plane:
-    """What lies above a radial frequency."""
+    """Part of a plane above a radial frequency."""
     height, width = plane.shape
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     spectrum = np.where(radius > cutoff, np.fft.rfft2(plane), 0)

@@ -147,7 +147,7 @@ def hf_energy_ratio(frames: FramePieces, reference: Frames, cutoff: float = 0.25
 
 
 def _detail_energy(reference: Tensor, cutoff: float) -> float:
-    """Energy above the cutoff; NaN where there is none to compare with."""
+    """Energy above the cutoff; NaN if the reference has no energy there."""
     energy = _energy(_high_frequencies(reference, cutoff))
     return float("nan") if _is_flat(energy, reference) else float(energy)
 

@@ -1,4 +1,4 @@
-"""How close a clip is to a known truth, and its first frame to the photo."""
+"""Distance of a clip from a known truth, and of its first frame from the photo."""
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ def first_frame_ssim(frames: FramePieces, photo: Frames) -> float:
 
 
 def colour_jump(frames: FramePieces) -> float:
-    """How much the colours jump right after the photo.
+    """Measure the jump of the colours right after the photo.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or pieces; the first two are read.

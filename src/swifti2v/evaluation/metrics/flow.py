@@ -26,7 +26,7 @@ def shrink(frame: Frames) -> npt.NDArray[np.uint8]:
 
 
 def motion_residual(frame: Frames, neighbour: Frames) -> npt.NDArray[np.float32]:
-    """What motion does not explain: a frame minus its neighbour warped onto it.
+    """Difference that motion does not explain: a frame minus its neighbour warped onto it.
 
     Args:
         frame: ``[H, W, 3]`` uint8, or float in [0, 1].

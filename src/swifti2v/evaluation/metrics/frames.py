@@ -18,7 +18,7 @@ FramePieces: TypeAlias = Frames | Iterable[Frames]
 LUMA_BT709 = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue in luma (ITU-R BT.709-6, item 3.2)."""
 FLOAT_TOLERANCE = 1e-3
-"""How far a float frame may leave [0, 1]: rounding, never a wrong range."""
+"""Distance by which a float frame may leave [0, 1]: rounding, never a wrong range."""
 
 
 def iterate_frames(frames: FramePieces) -> Iterator[Frames]:

@@ -60,7 +60,7 @@ def noise_sigma(frames: FramePieces) -> Tensor:
 
 
 def temporal_noise(frames: FramePieces) -> float:
-    """How much fine detail changes from frame to frame where nothing moves.
+    """Measure the change of fine detail from frame to frame where nothing moves.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;

@@ -52,7 +52,7 @@ def seam_score(
     are compared with starts of other latent frames and not with all frames.
 
     Args:
-        frames: As in ``latent_start_residuals``.
+        frames: See ``latent_start_residuals``.
         segment_starts: **Latent** frame indices, the first target of every segment
             (``segment.latent_range[0]``). Index 1, the start of the clip, is ignored.
         time_factor: Pixel frames a latent frame holds.

@@ -1,4 +1,4 @@
-"""From one number a frame to one number a clip."""
+"""Summaries of a series with one number a frame."""
 
 import math
 from collections.abc import Sequence

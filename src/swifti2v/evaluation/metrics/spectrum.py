@@ -1,4 +1,4 @@
-"""How the energy of a picture spreads over frequencies, for plots."""
+"""Spread of a picture's energy over frequencies, for plots."""
 
 import numpy as np
 import torch

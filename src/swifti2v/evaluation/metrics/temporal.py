@@ -1,4 +1,4 @@
-"""How steady a clip is from frame to frame, with and without taking out motion."""
+"""Steadiness of a clip from frame to frame, with and without taking out motion."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, to_u
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MotionResiduals:
-    """What motion does not explain between neighbouring frames, measured once for many metrics."""
+    """Residuals of motion between neighbouring frames, measured once for many metrics."""
 
     absolute: Tensor
     """``[T - 1]`` float64, mean of ``|frame_t - warp(frame_{t+1})|`` over the pixels visible in
@@ -53,7 +53,7 @@ def warping_error(frames: FramePieces | MotionResiduals) -> Tensor:
     """Mean square of what motion does not explain between neighbouring frames.
 
     Args:
-        frames: As in ``motion_residuals``, or its result.
+        frames: See ``motion_residuals``; or its result.
 
     Returns:
         ``[T - 1]`` float64: mean over the pixels visible in both frames and the colours of
@@ -113,7 +113,7 @@ def flicker(frames: FramePieces) -> float:
     Motion counts as a difference; use ``compensated_flicker`` where things move.
 
     Args:
-        frames: As in ``frame_changes``, or its result.
+        frames: See ``frame_changes``; or its result.
 
     Returns:
         1 minus the mean absolute difference of neighbouring frames; 1 is a still picture.

@@ -1,4 +1,4 @@
-"""How much of the photo a clip still shows as time goes on."""
+"""Share of the photo that a clip still shows as time goes on."""
 
 import math
 from dataclasses import dataclass

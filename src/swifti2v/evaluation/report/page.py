@@ -37,11 +37,11 @@ class ClipResult:
     """One clip of a report."""
 
     inputs: ClipInputs
-    """What was measured."""
+    """The clip and its comparisons."""
     scores: Scores
-    """How it came out."""
+    """Measurements of the clip."""
     pictures: ClipPictures | None = None
-    """What to show; None shows the row in the table only."""
+    """Pictures of the clip; None shows only its row in the table."""
 
 
 def render_report(
@@ -56,7 +56,7 @@ def render_report(
         results: Clips, in order.
         summary: Mean of every metric; None for one clip.
         differences: Paired differences to a baseline; None without one.
-        versions: Of the software, by name.
+        versions: Versions of the software by name.
     """
     parts = ["<h1>Evaluation</h1>"]
     if summary is not None:
@@ -89,8 +89,8 @@ def _summary(
             cells += estimate_cells(differences[metric.name], metric, signed=True)
         rows.append([_named(metric), *(f"<td>{cell}</td>" for cell in cells)])
     return [
-        f"<p>{num_clips} clips. Intervals are bootstrapped over clips; with fewer than three there "
-        "is none. Differences are paired, clip by clip. Metrics that no clip has are left out.</p>",
+        f"<p>{num_clips} clips. Intervals are bootstrapped over clips; fewer than three give "
+        "none. Differences are paired, clip by clip. Metrics without values are left out.</p>",
         _table(header, rows),
     ]
 
@@ -191,7 +191,7 @@ def _points(name: str, curve: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _residuals(residuals: Sequence[float], starts: Sequence[int] | None) -> str:
-    """What motion does not explain at every frame's start, joins of segments in their own colour."""
+    """Plot the residuals of motion at every frame's start, joins in their own colour."""
     segments = set(pixel_starts(starts or ())) - {1}
     blocks = {frame for frame in range(5, len(residuals) + 1) if frame % 4 == 1} - segments
     bars = [
@@ -217,7 +217,7 @@ def _named(metric: Metric) -> str:
 
 
 def estimate_cells(estimate: Estimate, metric: Metric, *, signed: bool = False) -> list[str]:
-    """Value and 95 % interval for people; the interval is empty where there is none."""
+    """Value and 95 % interval for people; a missing interval is empty."""
     digits = metric.digits
     if estimate.low is None or estimate.high is None:
         return [number(estimate.value, digits, signed=signed), ""]
@@ -226,7 +226,7 @@ def estimate_cells(estimate: Estimate, metric: Metric, *, signed: bool = False) 
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """A value for people; a dash where there is none."""
+    """A value for people; a dash for NaN."""
     if math.isnan(value):
         return "\N{EN DASH}"
     return f"{value:{'+' if signed else ''}.{digits}f}"

@@ -1,4 +1,4 @@
-"""What a report shows of a clip: a contact sheet, a slice through time, and spectra."""
+"""Pictures of a clip in a report: a contact sheet, a slice through time, and spectra."""
 
 import io
 from dataclasses import dataclass

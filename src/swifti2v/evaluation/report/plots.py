@@ -77,7 +77,7 @@ def bar_plot(
 
 
 class _Axes:
-    """From values to places in the picture."""
+    """Map from values to places in the picture."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
         self._left, self._right = min(xs), max(max(xs), min(xs) + 1e-9)

@@ -59,15 +59,15 @@ def describe_set(
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of the libraries that decide a number."""
+    """Versions of this package and of the libraries that decide a number."""
     return {"swifti2v": __version__, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse a place where the files cannot go; nothing is made.
+    """Refuse a folder that cannot take the files; nothing is made.
 
     Raises:
-        InputError: As said.
+        InputError: The folder is refused.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
@@ -85,9 +85,9 @@ def write_files(
     """Write ``metrics.json``, ``metrics.csv`` and ``report.html``; the folder is made if missing.
 
     Args:
-        folder: Where to; files of these names are replaced.
+        folder: Folder for the files; files of these names are replaced.
         results: Clips, in order.
-        described: What goes into the JSON.
+        described: Content of the JSON.
         summary: See ``render_report``.
         differences: See ``render_report``.
     """

@@ -16,17 +16,17 @@ from swifti2v.storage import whole_file, write_whole
 
 INDEX, VIDEOS = "index.html", "videos"
 FORMAT = 1
-"""Of the page's data and of the results it exports."""
+"""Format of the page's data and of the results it exports."""
 
 
 def require_new_folder(folder: Path) -> None:
     """Refuse an output folder that holds something already.
 
     Raises:
-        InputError: As said.
+        InputError: The folder is refused.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"output {folder} is there and not an empty folder; choose another name")
+        raise InputError(f"output {folder} exists and is not an empty folder; choose another name")
     if not folder.absolute().parent.is_dir():
         raise InputError(f"folder {folder.parent} does not exist; create it first")
 
@@ -35,10 +35,10 @@ def build_page(pairs: Sequence[Pair], names: tuple[str, str], seed: int, folder:
     """Write the page and its videos.
 
     Args:
-        pairs: In any order; the page shuffles them.
-        names: Of the two sets, shown when all votes are given.
-        seed: Of the order of pairs and of who is on the left.
-        folder: New or empty; the page works from disk, and nothing in it points elsewhere.
+        pairs: Pairs in any order; the page shuffles them.
+        names: Names of the two sets, shown when all votes are given.
+        seed: Seed of the order of pairs and of their sides.
+        folder: New or empty; the page works from disk, and it refers to no other files.
 
     Returns:
         The HTML file.

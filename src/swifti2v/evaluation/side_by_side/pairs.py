@@ -21,13 +21,13 @@ class Pair:
     name: str
     """File name without suffix."""
     first: Path
-    """Of the first set."""
+    """Video of the first set."""
     second: Path
-    """Of the second set."""
+    """Video of the second set."""
     fps: float
     """Frames a second, of both."""
     num_frames: int
-    """Of both."""
+    """Frames of both."""
     width: int
     """Pixels, of both."""
     height: int

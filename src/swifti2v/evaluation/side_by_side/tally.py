@@ -16,16 +16,16 @@ Choice = Literal["first", "second", "tie"]
 
 @settings
 class Vote:
-    """What one person said about one pair."""
+    """Vote of one person on one pair."""
 
     pair: str
-    """Its name."""
+    """Name of the pair."""
     vote: Choice
-    """Which set was better."""
+    """Set that was better."""
     left: Literal["first", "second"]
-    """Which set was on the left."""
+    """Set that was on the left."""
     seconds: float
-    """From first sight to the vote."""
+    """Seconds from first sight to the vote."""
 
 
 @settings
@@ -33,15 +33,15 @@ class ViewerResult:
     """A file that the page exported."""
 
     format: int
-    """Of the file."""
+    """Format of the file."""
     page: str
-    """Which page it was."""
+    """Identity of the page."""
     viewer: str
     """Random, the same for one browser and page."""
     names: tuple[str, str]
-    """Of the two sets."""
+    """Names of the two sets."""
     num_pairs: int
-    """On the page."""
+    """Pairs on the page."""
     votes: tuple[Vote, ...]
     """One a pair; pairs may be left out."""
 
@@ -51,9 +51,9 @@ class Tally:
     """All votes."""
 
     names: tuple[str, str]
-    """Of the two sets."""
+    """Names of the two sets."""
     num_viewers: int
-    """People."""
+    """Number of people."""
     num_first: int
     """Votes for the first set."""
     num_second: int
@@ -61,11 +61,11 @@ class Tally:
     num_ties: int
     """Votes for neither."""
     num_open: int
-    """Pairs that somebody did not vote on."""
+    """Pairs without a vote, summed over viewers."""
     share_first: Estimate
-    """Of the votes for either; takes every vote for independent of the others."""
+    """Share of the first set in the votes for either, with every vote counted as independent."""
     share_left: Estimate
-    """Of the votes for either, those for what was on the left: far from 0.5, people voted by side."""
+    """Share of the left side in the votes for either: far from 0.5, people voted by side."""
 
 
 def read_result(path: Path) -> ViewerResult:

@@ -1,1 +1,1 @@
-"""How fast and how large: this package's parts beside diffusers' own, measured in one run."""
+"""Speed and memory of this package's parts beside diffusers' own, measured in one run."""

@@ -68,7 +68,7 @@ def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) 
 
     Args:
         subject: The model.
-        option: Of the plan.
+        option: Option of the plan.
         is_theirs: Stage II's transformer is diffusers' class, and no lever is pulled.
     """
     index, _ = find_model(subject.name)
@@ -99,8 +99,8 @@ class Clip:
     """One clip of a pipeline: photo and embeddings of the prompt in, uint8 frames out.
 
     Args:
-        pipe: What makes it.
-        num_frames: Of the clip; None for the pipeline's own number.
+        pipe: Pipeline that makes it.
+        num_frames: Number of frames of the clip; None for the pipeline's own number.
     """
 
     def __init__(self, pipe: SwiftI2VPipeline, num_frames: int | None = None) -> None:
@@ -166,7 +166,7 @@ def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterat
 
     Args:
         subject: The model; on a CPU it is measured in bfloat16, too.
-        protocol: How often.
+        protocol: Numbers of warm-ups and of runs that count.
         against: Whether clips are also made with diffusers' transformer in Stage II, in both types.
     """
     config = subject.config

@@ -39,7 +39,7 @@ def capped(cap_bytes: int, device: torch.device) -> Iterator[None]:
         SwiftI2VError: The other process failed.
     """
     if device.type != "cuda":
-        raise ConfigError("--cap-gb makes a GPU smaller; there is none here")
+        raise ConfigError("--cap-gb makes a GPU smaller, and this machine has none; leave it out")
     ballast = subprocess.Popen(
         [sys.executable, "-c", BALLAST, str(cap_bytes)],
         stdin=subprocess.PIPE,

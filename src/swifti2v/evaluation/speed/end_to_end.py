@@ -1,4 +1,4 @@
-"""What the two stages are an alternative to: one model over all frames of the whole size at once."""
+"""The alternative to two stages: one model over all frames of the whole size at once."""
 
 from collections.abc import Iterator
 from dataclasses import replace

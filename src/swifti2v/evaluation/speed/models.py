@@ -1,4 +1,4 @@
-"""What is measured: trained or random weights, one component at a time, and diffusers' counterpart."""
+"""Measured models: trained or random weights, one component at a time, and diffusers' class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +20,12 @@ from swifti2v.planning.measurement import free_bytes
 from swifti2v.units import format_bytes
 
 STD = 0.02
-"""Of random weights: never zeros, with which a GPU draws less power and runs faster."""
+"""Standard deviation of random weights; with zeros a GPU would draw less power and run faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """A model, and how it is run."""
+    """A model and its settings for a measurement."""
 
     name: str
     """See ``SwiftI2VPipeline.from_pretrained``."""
@@ -55,22 +55,22 @@ class Subject:
         return str(self.dtype).removeprefix("torch.")
 
     def architecture(self, role: str) -> Architecture:
-        """Of a component."""
+        """Architecture of a component."""
         index, root = find_model(self.name)
         return find_architecture(role, index.components[role], root)
 
     def load(
         self, role: str, dtype: torch.dtype | None = None, home: torch.device | None = None
     ) -> Any:
-        """A component by itself, in eval mode.
+        """Load a component by itself, in eval mode.
 
         Args:
-            role: Of the component.
+            role: Role of the component.
             dtype: None for the subject's own.
-            home: Where its weights go; None for the subject's device.
+            home: Device that holds its weights; None for the subject's device.
 
         Raises:
-            ConfigError: Random weights would not fit into the memory there is.
+            ConfigError: Random weights would not fit into the free memory.
         """
         index, root = find_model(self.name)
         dtype = dtype or self.dtype
@@ -80,7 +80,7 @@ class Subject:
 
 
 def in_both_types(subject: Subject) -> list[Subject]:
-    """The subject; on a CPU in float32 also in bfloat16, which some CPUs have units for."""
+    """The subject; on a CPU in float32 also in bfloat16, for which some CPUs have units."""
     if subject.device.type == "cpu" and subject.dtype == torch.float32:
         return [subject, replace(subject, dtype=torch.bfloat16)]
     return [subject]
@@ -96,11 +96,11 @@ def make_random(
     """A model with normal weights and norms of 1, the same whenever they are drawn.
 
     Args:
-        architecture: Of the model.
+        architecture: Architecture of the model.
         role: Named in errors.
-        dtype: Of the weights, except those that the class keeps in float32.
+        dtype: Number type of the weights, except those that the class keeps in float32.
         device: Draws the weights, one tensor at a time.
-        home: Where they go; None leaves them there.
+        home: Device that gets them; None leaves them on ``device``.
 
     Raises:
         ConfigError: They do not fit into the free memory of ``home``.

@@ -40,7 +40,7 @@ def count_published() -> Count:
 
 
 def published_rates(name: str) -> Rates:
-    """What a device reaches with the attention that was measured."""
+    """Rates of a device with the attention of the published measurement."""
     rates = DEVICES[name].rates["bfloat16"]
     return replace(rates, attention=HOPPER_FLASH) if name == "h100" else rates
 

@@ -20,14 +20,14 @@ class Row:
     """One way to compute one thing."""
 
     case: str
-    """What is computed."""
+    """Name of the computation."""
     variant: str
-    """How."""
+    """Way of computing it."""
     timing: Timing
     flops: float | None = None
-    """Counted on meta tensors; of the least work, whatever this variant spends."""
+    """FLOP counted on meta tensors: the least work, also for variants that spend more."""
     ratio: float | None = None
-    """How many times faster than the first variant of the case."""
+    """Speed relative to the first variant of the case; 2 is twice as fast."""
     error: float | None = None
     """Distance to the result in float32, as a part of its length."""
     note: str = ""
@@ -35,7 +35,7 @@ class Row:
     """Seconds of parts."""
 
     def cells(self) -> list[str]:
-        """As printed, in the order of ``COLUMNS``."""
+        """Cells as printed, in the order of ``COLUMNS``."""
         timing = self.timing
         rate = None if self.flops is None else self.flops / timing.seconds / 1e12
         peak = None if timing.peak_bytes is None else timing.peak_bytes / MB
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """Where a benchmark ran."""
+    """Machine of a benchmark."""
 
     device: str
     """Name of the GPU or the CPU."""
@@ -64,7 +64,7 @@ class Machine:
     cudnn: int | None
     """Version, on a GPU."""
     threads: int
-    """Of PyTorch on the CPU."""
+    """Threads of PyTorch on the CPU."""
     python: str
     """Version."""
     swifti2v: str
@@ -72,7 +72,7 @@ class Machine:
 
     @classmethod
     def here(cls, device: torch.device) -> "Machine":
-        """This one."""
+        """Describe this machine."""
         is_gpu = device.type == "cuda"
         return cls(
             device=torch.cuda.get_device_name(device) if is_gpu else cpu_name(),

@@ -60,7 +60,7 @@ def run_parts(
     Args:
         names: Keys of ``PARTS``.
         subject: The model.
-        protocol: How often.
+        protocol: Numbers of warm-ups and of runs that count.
         on_row: Called with each row as soon as it is there.
         against: Whether the clip is also made with diffusers' transformer.
 

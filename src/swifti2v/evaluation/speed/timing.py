@@ -17,12 +17,12 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Protocol:
-    """How often a computation runs."""
+    """Numbers of runs of a computation."""
 
     warmups: int = 2
-    """Runs before those that count; the first of them is reported as cold."""
+    """Runs before the measured ones; the first is reported as cold."""
     repeats: int = 5
-    """Runs that count."""
+    """Measured runs."""
 
     def __post_init__(self) -> None:
         assert self.warmups >= 0
@@ -31,21 +31,21 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
-    """What was measured."""
+    """Measurements of a computation."""
 
     seconds: float
-    """Median."""
+    """Median seconds of a run."""
     spread: float
     """Longest less shortest, as a part of the median."""
     cold_seconds: float
-    """The very first run, compilation included."""
+    """Seconds of the very first run, compilation included."""
     peak_bytes: int | None
-    """Of the last run: on a GPU most memory of tensors, weights included; on a CPU most memory of
-    the process above what it held before. None where the system does not tell."""
+    """Peak of the last run: on a GPU most memory of tensors, weights included; on a CPU most memory
+    of the process above what it held before. None if the system does not report it."""
     reserved_bytes: int | None = None
-    """Most that PyTorch's allocator took of a GPU, gaps included."""
+    """Most GPU memory that PyTorch's allocator took, gaps included."""
     retries: int = 0
-    """How often that allocator had to give memory back before it got more; 0 where all is well."""
+    """Number of times that allocator had to free memory before it got more; 0 is normal."""
 
 
 @dataclass(slots=True)
@@ -64,8 +64,8 @@ def measure(
 
     Args:
         run: Without gradients; what it returns the last time is handed back.
-        device: What computes, or ``cpu``.
-        protocol: How often.
+        device: Device that computes, or ``cpu``.
+        protocol: Numbers of warm-ups and of measured runs.
     """
     spent: list[float] = []
     for _ in range(protocol.warmups):

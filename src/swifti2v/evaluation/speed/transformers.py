@@ -46,7 +46,7 @@ NUM_TEXT = 512
 
 
 def latent_shape(subject: Subject, stage: str) -> LatentShape:
-    """Of the whole clip in one of the stages."""
+    """Latent shape of the whole clip in one of the stages."""
     config, patch = subject.config, subject.architecture(f"{stage}_transformer").config
     vae: Any = subject.architecture(f"{stage}_vae").make_empty(f"{stage}_vae")
     low = config.stage1.downscale if stage == "stage1" else 1
@@ -66,8 +66,8 @@ class Window:
 
     Args:
         subject: The model.
-        channels: Of the transformer's input.
-        text_dim: Of the prompt's embeddings.
+        channels: Number of channels of the transformer's input.
+        text_dim: Width of the prompt's embeddings.
     """
 
     def __init__(self, subject: Subject, channels: int, text_dim: int) -> None:

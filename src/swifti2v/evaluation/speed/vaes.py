@@ -80,7 +80,7 @@ def _compare_decoders(vae: Any, latents: Tensor, case: str, protocol: Protocol) 
 
 
 def _ways(latents: Tensor) -> dict[str, dict[str, Any]]:
-    """As the pipeline decodes, without each lever of this device, and in tiles."""
+    """Ways to decode: as the pipeline does, without each lever of this device, and in tiles."""
     elsewhere = "uses_onednn" if latents.is_cuda else "fuses_norm"
     levers = [field.name for field in fields(VaeLevers) if field.name != elsewhere]
     without = {f"without {name}": {"levers": VaeLevers(**{name: False})} for name in levers}

@@ -43,7 +43,7 @@ def load_dino(weights: Path | None, device: torch.device) -> Embed:
 
     Args:
         weights: Local folder, see the top; None asks the Hub.
-        device: Where it runs.
+        device: Device that runs it.
 
     Raises:
         LoadingError: It is not there or does not fit.

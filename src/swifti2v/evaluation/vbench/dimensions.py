@@ -14,11 +14,11 @@ class Dimension:
     """One dimension."""
 
     group: Group
-    """Score it weighs into; ``unscored`` ones are listed but weigh nothing."""
+    """Score to which it adds; ``unscored`` ones are listed but add nothing."""
     num_prompts: int
     """Entries of the whole suite that are measured for it."""
     weight: float = 1.0
-    """Within its group."""
+    """Weight within its group."""
     low: float = 0.0
     """Value that counts as 0."""
     high: float = 1.0
@@ -41,7 +41,7 @@ DIMENSIONS = {
     "imaging_quality": Dimension(group="quality", num_prompts=355),
     "temporal_flickering": Dimension(group="unscored", num_prompts=355),
 }
-"""By name. Source: ``scripts/constant.py`` and the suite of VBench."""
+"""Dimensions by name. Source: ``scripts/constant.py`` and the suite of VBench."""
 LITE = (
     "i2v_subject",
     "i2v_background",
@@ -51,16 +51,16 @@ LITE = (
     "aesthetic_quality",
     "temporal_flickering",
 )
-"""Those with clean licences. The models of the other three (CoTracker, AMT, MUSIQ's weights in pyiqa)
-are for non-commercial use only; they run in the official code alone."""
+"""Dimensions whose models have clean licences. The models of the other three (CoTracker, AMT,
+MUSIQ's weights in pyiqa) are for non-commercial use only; they run in the official code alone."""
 CAMERA = "camera_motion"
 
 
 def choose_dimensions(names: Iterable[str] | None, available: Iterable[str]) -> tuple[str, ...]:
-    """Dimensions asked for, in the order of ``available``; None asks for all of them.
+    """Requested dimensions, in the order of ``available``; None requests all of them.
 
     Raises:
-        InputError: A name is none of ``available``.
+        InputError: A name is not in ``available``.
     """
     available = tuple(available)
     if names is None:

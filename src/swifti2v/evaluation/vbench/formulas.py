@@ -24,7 +24,7 @@ SAMPLING_FPS = 8
 
 
 def photo_similarity(features: Tensor, photo: Tensor) -> float:
-    """How well a clip keeps to its photo.
+    """Similarity of a clip to its photo.
 
     Args:
         features: ``[T, D]`` of the frames, T at least 2.
@@ -44,7 +44,7 @@ def photo_similarity(features: Tensor, photo: Tensor) -> float:
 
 
 def consistency(features: Tensor) -> float:
-    """How alike the frames ``[T, D]`` of a clip are.
+    """Similarity of the frames ``[T, D]`` of a clip to each other.
 
     Returns:
         Mean over ``t >= 1`` of ``(cos(f_{t-1}, f_t) + cos(f_0, f_t)) / 2``; negative cosines

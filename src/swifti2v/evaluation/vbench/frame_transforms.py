@@ -1,7 +1,7 @@
-"""How frames and photos are scaled for each feature extractor, with VBench's filters.
+"""Scaling of frames and photos for each feature extractor, with VBench's filters.
 
 The consistency dimensions scale 2K frames down without a low-pass filter, as the official code
-does: what aliases counts against a clip. Written with torch's own resize, so that the result does
+does: aliasing counts against a clip. Written with torch's own resize, so that the result does
 not depend on torchvision's version.
 
 Source: VBench, ``vbench/utils.py`` and ``vbench2_beta_i2v/utils.py``.

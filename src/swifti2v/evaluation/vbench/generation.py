@@ -26,14 +26,14 @@ CRF = 10
 
 @settings
 class GenerationRecord:
-    """What decides the videos of a suite; kept beside them and copied into results."""
+    """Settings that decide the videos of a suite; kept beside them and copied into results."""
 
     version: str
-    """Of this package."""
+    """Version of this package."""
     sampling_version: int = 1
-    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 where a record does not say it."""
+    """See ``swifti2v.sampling.SAMPLING_VERSION``; 1 for records that do not state it."""
     suite_sha256: str
-    """Of the suite's file."""
+    """SHA-256 of the suite's file."""
     num_samples: int
     """Videos of a prompt."""
     has_camera: bool
@@ -41,17 +41,17 @@ class GenerationRecord:
     model: str
     """See ``SwiftI2VPipeline.from_pretrained``."""
     seed: int
-    """Of the first sample; the next ones have the next seeds."""
+    """Seed of the first sample; the next samples take the next seeds."""
     photo_fit: PhotoFit
-    """How photos were fitted."""
+    """Fitting of the photos."""
     crf: int
-    """Compression."""
+    """Quality of the compression; lower is better."""
     config: GenerationConfig
     """All other settings."""
 
 
 def open_output(folder: Path, record: GenerationRecord) -> None:
-    """Make the output folder, or see that the one there was started with the same settings.
+    """Make the output folder, or check that the existing one has the same settings.
 
     Raises:
         InputError: It holds something else, or videos made with other settings.
@@ -70,7 +70,7 @@ def open_output(folder: Path, record: GenerationRecord) -> None:
 
 
 def read_record(folder: Path) -> GenerationRecord | None:
-    """How the videos of a folder were made; None if nothing says so.
+    """Read the settings that made the videos of a folder; None without a record.
 
     Raises:
         InputError: The record is damaged.
@@ -82,7 +82,7 @@ def read_record(folder: Path) -> GenerationRecord | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error})") from None
+        raise InputError(f"{path} is damaged ({error}); use another output folder") from None
     return parse_config(GenerationRecord, values, str(path))
 
 
@@ -90,7 +90,7 @@ def require_prompts(pipe: SwiftI2VPipeline, videos: Sequence[SuiteVideo]) -> Non
     """Refuse prompts that the text encoder would have to cut.
 
     Raises:
-        PromptError: As said.
+        PromptError: A prompt is too long.
     """
     prompts = [video.entry.prompt_en for video in videos]
     tokenize_prompts(pipe.components.tokenizer, prompts, pipe.components.max_text_length)

@@ -30,7 +30,7 @@ from swifti2v.media import iter_frames, load_image, probe_clip
 
 KIND = "vbench-lite"
 BATCH_SIZE = 8
-"""Frames an extractor takes at a time; they are small by then."""
+"""Frames, already scaled down, that an extractor takes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,21 +38,21 @@ class LiteVideo:
     """A video to be measured."""
 
     video: SuiteVideo
-    """Which one of the suite."""
+    """Video of the suite."""
     path: Path
-    """Its file."""
+    """File of the video."""
     photo: Path
-    """What it was made from."""
+    """Photo that it was made from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoScore:
-    """How one video came out."""
+    """Score of one video."""
 
     value: float
     """0 to 1."""
     num_frames: int
-    """Of the clip."""
+    """Frames of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +60,11 @@ class LiteResult:
     """One dimension over a set of videos."""
 
     value: float
-    """As VBench averages it: consistency over all frames, the others over videos."""
+    """Mean as in VBench: of consistency over all frames, of the others over videos."""
     interval: Estimate
     """Mean over prompts with its 95 % interval, bootstrapped over prompts."""
     videos: dict[str, VideoScore]
-    """By file name."""
+    """Scores by file name."""
 
 
 Measure: TypeAlias = Callable[[LiteVideo], VideoScore]
@@ -76,7 +76,7 @@ def load_measure(dimension: str, weights: Path | None, device: torch.device) -> 
     Args:
         dimension: Its name.
         weights: See ``backbones``; None downloads.
-        device: Where extractors run.
+        device: Device of the extractors.
 
     Raises:
         LoadingError: Weights are missing or do not fit.
@@ -173,7 +173,7 @@ def dynamic_measure(estimate_flow: EstimateFlow, device: torch.device) -> Measur
 
 
 def measure_flickering(item: LiteVideo) -> VideoScore:
-    """How little neighbouring frames differ (``metrics.temporal.flicker``)."""
+    """Similarity of neighbouring frames (``metrics.temporal.flicker``)."""
     num_frames = 0
 
     def frames() -> Iterator[NDArray[np.uint8]]:
@@ -215,7 +215,7 @@ def measure_all(
 
     Args:
         dimension: Its name.
-        videos: Of the whole suite.
+        videos: Videos of the whole suite.
         measure: See ``load_measure``.
         on_video: Called with a file's name and how many are done.
 
@@ -233,7 +233,9 @@ def measure_all(
         if on_video is not None:
             on_video(item.path.name, len(scores))
     if not scores:
-        raise MediaError(f"none of the videos is for {dimension}")
+        raise MediaError(
+            f"no video is for {dimension}; name other dimensions, or videos of the suite"
+        )
     is_by_frame = dimension.endswith("_consistency")
     value = formulas.weighted_mean(
         [score.value for score in scores.values()],

@@ -18,11 +18,11 @@ from swifti2v.evaluation.vbench.suite import SuiteEntry, require_files
 from swifti2v.storage import require_same_settings, write_whole
 
 COMMIT = "45e79ec14e69a2187202c675d2dbce1a71843d53"
-"""Of github.com/Vchitect/VBench."""
+"""Commit of github.com/Vchitect/VBench."""
 SCRIPT, REQUIREMENTS = "install.sh", "requirements.txt"
 SUITE = "vbench2_beta_i2v/vbench2_i2v_full_info.json"
 CROPS = "vbench2_beta_i2v/data/crop"
-"""In the repository; the official code takes the photos from here and nowhere else."""
+"""Folder in the repository; the official code takes the photos only from here."""
 NEEDS_PHOTOS = frozenset({"i2v_subject", "i2v_background"})
 RUN_RECORD = "run.json"
 _PROBE = """
@@ -37,14 +37,14 @@ print(json.dumps({
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Installation:
-    """What ``install.sh`` makes."""
+    """Installation that ``install.sh`` makes."""
 
     python: Path
     """Interpreter of its environment."""
     repository: Path
     """VBench at ``COMMIT``."""
     cache: Path
-    """Weights."""
+    """Folder of weights."""
 
 
 def write_setup(folder: Path) -> Path:
@@ -70,10 +70,10 @@ def write_setup(folder: Path) -> Path:
 
 
 def find_installation(folder: Path) -> Installation:
-    """The official code set up in a folder, at the commit that our scores were read from.
+    """Find the official code in a folder, at the commit whose scores we read.
 
     Raises:
-        InputError: It is not there or not complete.
+        InputError: The installation is missing or incomplete.
         ConfigError: It is at another commit.
     """
     folder = folder.absolute()
@@ -125,10 +125,10 @@ def describe_environment(install: Installation) -> dict[str, Any]:
 def require_photos(
     install: Installation, entries: Sequence[SuiteEntry], dimensions: Sequence[str], ratio: str
 ) -> None:
-    """Refuse to start without the photos that the dimensions look at.
+    """Refuse to start without the photos that the dimensions read.
 
     Raises:
-        InputError: As said.
+        InputError: Photos are missing.
     """
     folder = install.repository / CROPS / ratio
     photos = [
@@ -167,7 +167,7 @@ def run_dimension(
         dimension: Its name.
         videos: Folder of videos only, named as in the suite.
         suite: File of the suite.
-        ratio: Of the photos' crops.
+        ratio: Aspect ratio of the photos' crops.
         folder: See ``open_run``.
 
     Returns:

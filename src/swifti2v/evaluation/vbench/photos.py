@@ -20,10 +20,10 @@ SAME_ASPECT = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PhotoFit:
-    """How a crop becomes the first frame; part of the results."""
+    """Fitting of a crop to the first frame; part of the results."""
 
     ratio: str
-    """Of the crop, such as ``16-9``."""
+    """Ratio of the crop, such as ``16-9``."""
     scaled_width: int
     """Pixels after scaling."""
     scaled_height: int
@@ -55,9 +55,9 @@ def plan_photo_fit(ratio: str, height: int, width: int) -> PhotoFit:
     2560x1408 is 20:11, wider than any crop: 16-9 becomes 2560x1440, and 16 rows go at either end.
 
     Args:
-        ratio: Of the crop, ``W-H``.
-        height: Of the clip, pixels.
-        width: Of the clip, pixels.
+        ratio: Aspect ratio of the crop, ``W-H``.
+        height: Height of the clip, pixels.
+        width: Width of the clip, pixels.
 
     Raises:
         InputError: The ratio cannot be.

@@ -1,6 +1,6 @@
-"""From the official code's result files to normalised values and the total score.
+"""Turn the official code's result files into normalised values and the total score.
 
-All dimensions make a score; with some missing there is a partial one, said to be so. A missing
+All dimensions make a score; with some missing the score is labelled as partial. A missing
 dimension never counts as zero.
 """
 
@@ -22,14 +22,14 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DimensionResult:
-    """What the official code found for one dimension."""
+    """Result of the official code for one dimension."""
 
     value: float
     """0 to 1."""
     num_videos: int
-    """Measured for it."""
+    """Videos measured for it."""
     num_prompts: int
-    """Behind those videos."""
+    """Prompts of those videos."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +37,9 @@ class GroupScore:
     """A weighted mean of normalised values."""
 
     value: float
-    """Of the dimensions that are there; NaN without any."""
+    """Mean of the dimensions at hand; NaN without any."""
     missing: tuple[str, ...]
-    """Dimensions that are not in it."""
+    """Dimensions that are missing in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Scores:
     """The scores of a model."""
 
     results: dict[str, DimensionResult]
-    """By dimension."""
+    """Results by dimension."""
     quality: GroupScore
     """Video quality."""
     i2v: GroupScore
@@ -65,7 +65,7 @@ def find_result_files(paths: Sequence[Path]) -> list[Path]:
     """Result files, and those in folders.
 
     Raises:
-        InputError: A path does not exist, or a folder holds none.
+        InputError: A path does not exist, or a folder holds no result files.
     """
     files: list[Path] = []
     for path in paths:
@@ -86,7 +86,7 @@ def read_results(files: Sequence[Path]) -> dict[str, DimensionResult]:
 
     Raises:
         InputError: A file is of another kind, a dimension is unknown or in two files, or a value
-            is none.
+            is not a number.
     """
     results: dict[str, DimensionResult] = {}
     places: dict[str, Path] = {}
@@ -161,7 +161,7 @@ def require_complete(scores: Scores) -> None:
     """Refuse a score that lacks dimensions.
 
     Raises:
-        InputError: As said, with their names.
+        InputError: Dimensions are missing; the message names them.
     """
     if scores.missing:
         raise InputError(

@@ -47,9 +47,9 @@ class SuiteVideo:
     """A video of the suite, made or to be made."""
 
     entry: SuiteEntry
-    """Its prompt."""
+    """Entry with its prompt."""
     sample: int
-    """From 0; each has noise of its own."""
+    """Number of the sample, from 0; each has its own noise."""
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ def select_entries(
     """Entries that are measured for at least one of the dimensions.
 
     Raises:
-        InputError: There are none.
+        InputError: No entry is measured for them.
     """
     chosen = tuple(entry for entry in entries if not set(dimensions).isdisjoint(entry.dimension))
     if not chosen:
@@ -121,7 +121,7 @@ def find_photos(entries: Sequence[SuiteEntry], images: Path, ratio: str) -> dict
     """Photos by name: the crops of one ratio.
 
     Args:
-        entries: Whose photos are wanted.
+        entries: Entries whose photos are needed.
         images: Folder that holds a folder for every ratio, as VBench's ``data/crop``.
         ratio: Name of the folder, such as ``16-9``.
 
@@ -158,10 +158,10 @@ def find_videos(
 
 
 def require_files(paths: Sequence[Path], kind: str, place: str) -> None:
-    """Refuse a set of files of which some are missing.
+    """Refuse a set of files if some are missing.
 
     Raises:
-        InputError: As said, with the first five.
+        InputError: Files are missing; the message names the first five.
     """
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
