@@ -30,7 +30,7 @@ def test_a_table_and_plain_values(monkeypatch):
     [
         (("--stages", "wheels"), "part wheels is unknown"),
         (("--device", "tpu9"), "device 'tpu9' is unknown"),
-        (("--cap-gb", "24", "--device", "cpu"), "there is none here"),
+        (("--cap-gb", "24", "--device", "cpu"), "this machine has none"),
         (("--cap-gb", "-1"), "leaves nothing"),
         (("--width", "70"), "width 70 does not fit"),
         (("--set", "stage2.speed.linear=int2"), "stage2.speed.linear"),

@@ -161,7 +161,7 @@ def test_unknown_parts_and_impossible_caps_are_refused():
     with pytest.raises(ConfigError, match=r"part wheels is unknown; use kernels"):
         require_parts(["clip", "wheels"])
     require_parts(list(PARTS))
-    with pytest.raises(ConfigError, match="there is none here"), capped(10**9, CPU):
+    with pytest.raises(ConfigError, match="this machine has none"), capped(10**9, CPU):
         pass
     for cap in (OUTSIDE, 80 * 10**9):
         with pytest.raises(ConfigError, match="not between"):

@@ -116,7 +116,7 @@ def test_consistency_counts_frames_and_the_interval_prompts(tmp_path, weights, v
     assert result.value == pytest.approx((4 * cut + 8 * result.videos["long-0.mp4"].value) / 12)
     assert result.interval.num_items == 2
     assert seen == [("cut-0.mp4", 1), ("long-0.mp4", 2)]
-    with pytest.raises(MediaError, match="none of the videos is for camera_motion"):
+    with pytest.raises(MediaError, match="no video is for camera_motion"):
         measure_all("camera_motion", [long], measure)
 
 
