@@ -102,11 +102,11 @@ class Crop(NamedTuple):
         return Crop(top, left, bottom - top, right - left)
 
     def within(self, other: "Crop") -> "Crop":
-        """The same part, counted from the corner of another."""
+        """Count the part from the corner of another one."""
         return Crop(self.top - other.top, self.left - other.left, self.height, self.width)
 
     def divide(self, factor: int) -> "Crop":
-        """The same part of a frame that is smaller by a factor.
+        """Return the same part of a frame that is smaller by a factor.
 
         Raises:
             ShapeError: Corner or sides are not multiples of it.

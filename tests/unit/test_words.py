@@ -13,7 +13,7 @@ DOCUMENTS = [
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"),
     *sorted((ROOT / "src").rglob("*.yaml")),
 ]
-NO_NOUN = re.compile(r"(Of|What|How|As|Which|Whose|Likewise|Gets)\b")
+NO_NOUN = re.compile(r"(Of|What|How|As|Where|When|Why|Who|Which|Whose|Likewise|Gets)\b")
 DROPPED = re.compile(r"\b([Ll]ikewise|[Ss]hall|[Ww]hoever|thereof|is none|as \w+( \w+)? has it)\b")
 
 

@@ -17,7 +17,7 @@ from swifti2v.jobs.devices import choose_device
 from swifti2v.jobs.interruption import Interruption
 
 REPORT_SECONDS = 10.0
-"""Between two lines on stderr."""
+"""Seconds between two lines on stderr."""
 
 
 class Stage(StrEnum):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from swifti2v.training.data.samples import Reject, Remark, Sample
 
 REPORT_SECONDS = 10.0
-"""Between two lines on stderr."""
+"""Seconds between two lines on stderr."""
 FIRST_IDS = 5
 """Rejects named for each cause."""
 SHEET_SAMPLES, SHEET_FRAMES = 3, 4
@@ -126,7 +126,7 @@ class RejectReport:
     """Samples that were refused or changed for one cause."""
 
     cause: str
-    """The same for all."""
+    """Cause of all of them."""
     samples: int
     """Number of samples."""
     ids: list[str]
@@ -152,7 +152,7 @@ class DataReport:
     captions: dict[str, dict[str, float]]
     """Minimum, median, 95th percentile and maximum of characters and words."""
     rejects: list[RejectReport]
-    """Most frequent cause first."""
+    """Refused samples, the most frequent cause first."""
     notes: list[RejectReport]
     """Changes made to placed clips while they are read, such as resampling a varying rate."""
     shown: list[str]

@@ -22,7 +22,7 @@ from swifti2v.pipelines.progress import Progress
 from swifti2v.pipelines.two_stage import SegmentOutput
 
 REPORT_SECONDS = 10.0
-"""Between two lines about steps."""
+"""Seconds between two lines about steps."""
 
 
 class Pace:

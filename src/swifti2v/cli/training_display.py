@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swifti2v.training.engine.run_log import StepMetrics
 
 REPORT_SECONDS = 10.0
-"""Between two lines."""
+"""Seconds between two lines."""
 PACE_STEPS = 20
 """Steps whose mean the bar's rates are."""
 

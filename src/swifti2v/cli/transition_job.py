@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from swifti2v.training.transition.store import TransitionStore
 
 REPORT_SECONDS = 10.0
-"""Between two lines on stderr."""
+"""Seconds between two lines on stderr."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -214,7 +214,7 @@ class _Before:
         return tuple(self.files.lora(lora, known) for lora in self.request.loras)
 
     def compare(self, settings: RunSettings) -> list[str]:
-        """Why the clip will not be that of the video to repeat."""
+        """Reasons why the clip will differ from the video to repeat."""
         like, name = self.like, self.request.like
         if like is None:
             return []

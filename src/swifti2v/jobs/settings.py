@@ -68,7 +68,7 @@ class RunSettings:
     background: str | None
     """``#rrggbb`` behind a see-through photo."""
     loras: tuple[LoraSource, ...]
-    """Merged in this order."""
+    """LoRAs in the order of their merge."""
     truncate_prompt: bool
     """Whether a prompt over the limit was cut."""
     device: str

@@ -87,7 +87,7 @@ def optical_flow(
 
 
 def find_shift(first: Frames, second: Frames) -> tuple[float, float]:
-    """Where the middle of a frame is found in another one: a start for ``optical_flow``.
+    """Find the middle of a frame in another one: a start for ``optical_flow``.
 
     From rest that finds motion of up to a fifth of the frame; this reaches a third of it.
 
@@ -159,7 +159,7 @@ def cycle_error(forward: Flow, backward: Flow) -> npt.NDArray[np.float32]:
 
 
 def visible(forward: Flow, backward: Flow) -> npt.NDArray[np.bool_]:
-    """Where a forward flow and the backward flow it lands on cancel: no occlusion.
+    """Mask of points whose forward flow the backward flow cancels: they are not occluded.
 
     Returns:
         ``[H, W]``: ``|f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5``, and the target is in the frame.

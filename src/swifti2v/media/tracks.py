@@ -221,7 +221,7 @@ def find_decoder(stream: VideoStream) -> Decode:
 
 
 class _Shown(NamedTuple):
-    """When a frame is shown and for how long, in ticks of its track; None and 0 if not known."""
+    """Start and duration of a frame in ticks of its track; None and 0 if unknown."""
 
     time: int | None
     duration: int

@@ -93,7 +93,7 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
 
 @dataclass(frozen=True, slots=True)
 class ReadOnlyAttention:
-    """Given tokens attend to each other alone; all others attend to all tokens.
+    """Attention in which given tokens attend to each other alone, and all others to all tokens.
 
     What the given frames become in a block then does not depend on the target, so that a model of
     this kind could keep it from segment to segment.

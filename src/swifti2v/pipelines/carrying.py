@@ -23,7 +23,7 @@ from swifti2v.shapes import Crop
 FLOW_SCALE = 2
 """Flow is searched on the low-resolution clip enlarged by this."""
 MAX_FLOW_SIDE = 960
-"""And on frames whose longer side is at most this."""
+"""Longest side of the frames on which flow is searched."""
 NUM_AHEAD = 12
 """Frames whose flow is searched before they are asked for: three latent frames."""
 MAX_THREADS = 8
@@ -42,7 +42,7 @@ CROP_MARGIN = 6
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Where a frame of a low-resolution clip finds its pixels in frame 0."""
+    """Places in frame 0 of the pixels of a low-resolution clip's frame."""
 
     displacement: Tensor
     """``[1, 2, a, b]`` float32, right and down in low-resolution pixels, on any grid over the
@@ -54,7 +54,7 @@ class Motion:
     something); the displacement is then ``[1, 2, h, w]``. None of a motion that was searched."""
 
     def to(self, device: torch.device) -> "Motion":
-        """The same on a device."""
+        """Return the motion on a device."""
         trust, first = (None if own is None else own.to(device) for own in (self.trust, self.first))
         return Motion(self.displacement.to(device), trust, first)
 

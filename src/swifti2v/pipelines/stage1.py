@@ -284,7 +284,7 @@ class Stage1Pipeline:
         return velocity
 
     def read_displacement(self, output: Tensor, course: Course) -> Tensor:
-        """Where each cell was in the photo.
+        """Read the place of each cell in the photo.
 
         Args:
             output: ``[B, 5 + C, F, h, w]`` of the transformer, see ``displacement.read_displacement``;

@@ -48,7 +48,7 @@ class Count:
         return self._combine(other, lambda a, b: a - b, lambda a, _: a)
 
     def __mul__(self, times: float) -> "Count":
-        """The same work ``times`` times, one after the other."""
+        """Repeat the work ``times`` times, one after the other."""
         return self._combine(self, lambda a, _: a * times, lambda a, _: a)
 
     def _combine(
@@ -91,7 +91,7 @@ class Weights:
     stays: bool
     """Whether they are on the device in every placement."""
     streamed_bytes: float
-    """Most of them that come to the device at one time when streamed: one block computes, one is
+    """Most bytes on the device at one time when streamed: one block computes, one is
     fetched. 0 if they stay there."""
     pinned_bytes: float
     """Host memory they take when streamed, see ``swifti2v.models.runtime.pinning``. 0 if they stay on the

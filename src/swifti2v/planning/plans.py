@@ -15,7 +15,7 @@ from swifti2v.planning.devices import Device, Precision
 from swifti2v.units import GB, format_bytes
 
 CONTEXT_BYTES = 0.5 * GB
-"""Taken on a GPU by the CUDA context and its libraries, in host memory by Python and PyTorch.
+"""Memory of the CUDA context and its libraries on a GPU, and of Python and PyTorch in the host.
 An assumption, not measured."""
 SLACK = 1.1
 """Activations with the allocator's gaps and the workspaces of cuDNN. An assumption, not measured."""
@@ -319,7 +319,7 @@ def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[
 
 
 def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
-    """Most at a time: all weights at the start, or what is left after ``release_stage1``."""
+    """Most host memory at a time: all weights at first, or the rest after ``release_stage1``."""
     weights = work.weights
     if device.is_cpu:
         peak = _peaks(work, is_streamed=False)["peak"]

@@ -37,11 +37,11 @@ class Card:
     codec: Sequence[CodecRow]
     """Rows at the output's and at Stage I's size."""
     stage2: Sequence[Stage2Row]
-    """Every clip and method."""
+    """Rows of every clip and method."""
     moving: Sequence[str]
     """Names of the clips whose camera moves."""
     camera: Sequence[CameraRow]
-    """Every photo, prompt and stage."""
+    """Rows of every photo, prompt and stage."""
     seconds: dict[str, float]
     """Seconds of one clip by stage."""
     peak_rss_bytes: int

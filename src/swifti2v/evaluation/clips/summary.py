@@ -66,7 +66,7 @@ def plain_estimates(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same nested values with None in place of NaN, which JSON does not have."""
+    """Replace NaN, which JSON does not have, by None in nested values."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

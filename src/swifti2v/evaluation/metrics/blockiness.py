@@ -9,7 +9,7 @@ from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, luma
 LARGEST_STEP = 8 / 255
 """A larger step counts as this: it is an edge of what is shown."""
 INVISIBLE_STEP = 1e-4
-"""Added above and below the ratio (1/40 of an 8-bit step), so that a flat frame scores 1."""
+"""Value added above and below the ratio (1/40 of an 8-bit step), so that a flat frame scores 1."""
 
 
 def blockiness(frames: FramePieces, block: int = 8) -> Tensor:

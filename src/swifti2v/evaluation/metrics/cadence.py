@@ -7,7 +7,7 @@ from swifti2v.evaluation.metrics.frames import FramePieces
 from swifti2v.evaluation.metrics.temporal import frame_changes
 
 INVISIBLE_CHANGE = 1e-4
-"""Added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
+"""Value added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
 
 
 def cadence(frames: FramePieces, time_factor: int = 4) -> float:

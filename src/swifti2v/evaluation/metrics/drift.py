@@ -18,7 +18,7 @@ FLAT_LIGHTNESS = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """Every frame against the photo, in CIE Lab (D65; lightness 0 to 100)."""
+    """Comparison of every frame with the photo, in CIE Lab (D65; lightness 0 to 100)."""
 
     colour: Tensor
     """``[T]`` float64, distance between the mean colours; 2.3 is just noticeable side by side."""

@@ -10,7 +10,7 @@ from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames
 from swifti2v.evaluation.metrics.temporal import MotionResiduals
 
 INVISIBLE_RESIDUAL = 1e-4
-"""Added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
+"""Value added above and below the ratio (1/40 of an 8-bit step), so that a still clip scores 1."""
 
 
 def latent_start_residuals(

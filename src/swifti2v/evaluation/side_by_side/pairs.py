@@ -16,7 +16,7 @@ PLAYABLE = frozenset({"h264", "vp9", "av1"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """The same clip from both sets."""
+    """A clip of equal name from both sets."""
 
     name: str
     """File name without suffix."""

@@ -143,7 +143,7 @@ class TokenTimestepTransformer(WanTransformer3DModel):
     def from_segment_transformer(
         cls, model: SegmentTransformer3DModel
     ) -> "TokenTimestepTransformer":
-        """The same weights, shared."""
+        """Make a transformer that shares the weights."""
         with torch.device("meta"):
             made = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
         made.load_state_dict(model.state_dict(), assign=True)

@@ -137,7 +137,7 @@ def compare_transformers(subject: Subject, protocol: Protocol) -> Iterator[Row]:
 
 
 def pull_levers(subject: Subject, protocol: Protocol) -> Iterator[Row]:
-    """Every lever alone on Stage II's window: seconds, memory, and error against float32."""
+    """Measure every lever alone on Stage II's window: seconds, memory, error against float32."""
     window = window_of(subject)
     flops = window.flops()
     with torch.inference_mode():

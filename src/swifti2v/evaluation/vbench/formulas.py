@@ -86,7 +86,7 @@ def is_dynamic(fastest: Sequence[float], num_frames: int, height: int, width: in
 
 
 def sampling_step(fps: float) -> int:
-    """Every how many-th frame flow is measured at."""
+    """Distance in frames between two measurements of flow."""
     return max(1, round(fps / SAMPLING_FPS))
 
 

@@ -97,7 +97,7 @@ def require_prompts(pipe: SwiftI2VPipeline, videos: Sequence[SuiteVideo]) -> Non
 
 
 def take_shard(videos: Sequence[SuiteVideo], index: int, num_shards: int) -> list[SuiteVideo]:
-    """Every ``num_shards``-th video, from the ``index``-th (from 1) on."""
+    """Take every ``num_shards``-th video, from the ``index``-th (from 1) on."""
     return list(videos[index - 1 :: num_shards])
 
 

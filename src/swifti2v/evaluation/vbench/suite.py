@@ -105,7 +105,7 @@ def without_camera(dimensions: Sequence[str]) -> tuple[str, ...]:
 
 
 def list_videos(entries: Sequence[SuiteEntry], num_samples: int) -> list[SuiteVideo]:
-    """Every sample of every entry; the first samples of all entries come first.
+    """List every sample of every entry; the first samples of all entries come first.
 
     Raises:
         InputError: ``num_samples`` is not in 1 .. 5.

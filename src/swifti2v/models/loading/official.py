@@ -106,7 +106,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def find_official_file(role: str, folder: Path) -> Path | None:
-    """Where a component lies in a folder of Wan's own layout; None where it does not.
+    """Find a component in a folder of Wan's own layout; None if it is not there.
 
     Args:
         role: Role of the component.

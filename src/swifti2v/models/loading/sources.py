@@ -1,4 +1,4 @@
-"""Where the components of a model come from: indexes and presets, local folders and the Hub."""
+"""Sources of a model's components: indexes and presets, local folders and the Hub."""
 
 import json
 import logging
@@ -63,7 +63,7 @@ class ComponentSource:
     weights: str | None = None
     """A checkpoint loaded on top of a transformer, such as trained Stage II weights."""
     loras: tuple[LoraSource, ...] = ()
-    """Merged into a transformer, in this order."""
+    """LoRAs to merge into a transformer, in this order."""
     reference: Reference = "channels"
     """Way in which a base model becomes Stage II. ``channels`` adds input channels for the
     reference; ``none`` leaves the model as it is, so that the reference counts only where sampling
@@ -106,7 +106,7 @@ class ModelIndex:
         parse_config(GenerationConfig, self.settings, "settings")
 
     def without_loras(self) -> "ModelIndex":
-        """The same model without its LoRAs."""
+        """Copy of the index without LoRAs."""
         plain = {role: replace(source, loras=()) for role, source in self.components.items()}
         return replace(self, components=plain)
 

@@ -73,7 +73,7 @@ def find_format(keys: Collection[str]) -> str:
 
 
 def describe_other_kind(name: str, keys: Collection[str]) -> str | None:
-    """Why a file is no plain LoRA; None if nothing tells so.
+    """Reason why a file is not a plain LoRA; None if it may be one.
 
     Args:
         name: Name of the file.

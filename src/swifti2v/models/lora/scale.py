@@ -16,9 +16,9 @@ from swifti2v.errors import LoadingError
 from swifti2v.models.lora.keys import KEY, KOHYA_PREFIX, Layers, LoraPart, strip_prefixes
 
 ADAPTER_CONFIG = "lora_adapter_metadata"
-"""Where diffusers keeps the PEFT config in a file's header."""
+"""Key of the PEFT config in a file's header, as diffusers writes it."""
 PEFT_CONFIG = "adapter_config.json"
-"""Where PEFT keeps it, beside the file."""
+"""Name of the PEFT config beside the file, as PEFT writes it."""
 VERSION = "swifti2v_version"
 """Key in the header of files that ``models.lora.export`` writes: alpha is a tensor or in the
 weights."""

@@ -1,1 +1,1 @@
-"""Where and how a model computes."""
+"""Placement and speed of a model's computation."""

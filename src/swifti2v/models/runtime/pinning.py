@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 PIECE_BYTES = 2**30
-"""Most of a piece, unless one weight is larger."""
+"""Largest piece, unless one weight is larger."""
 ALIGNMENT = 512
 """Bytes; copies to the device start at such places."""
 

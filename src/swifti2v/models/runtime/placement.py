@@ -1,4 +1,4 @@
-"""Where components live: all on the device, or in host memory and on the device while used."""
+"""Placement of components: all on the device, or in host memory and on the device while used."""
 
 import gc
 from typing import Any, get_args

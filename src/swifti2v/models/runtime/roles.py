@@ -1,4 +1,4 @@
-"""Where weights may live and which a run is done with: names that need no PyTorch."""
+"""Names of placements and of components that a run frees; importing them needs no PyTorch."""
 
 from typing import Literal
 

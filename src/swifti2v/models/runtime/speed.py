@@ -31,7 +31,7 @@ BACKENDS = {
 PREPARED = ("linear", "compile", "residual")
 """Settings that change a transformer when it is loaded."""
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""Where PyTorch keeps compiled code; a directory for temporary files if it is not set."""
+"""Variable that names PyTorch's directory of compiled code; unset means a temporary directory."""
 
 
 def prepare_speed(transformer: nn.Module, speed: SpeedConfig, device: torch.device) -> None:
@@ -135,7 +135,7 @@ def compile_blocks(transformer: nn.Module) -> None:
 
 
 def compile_cache_dir() -> Path:
-    """Where compiled code is kept from run to run."""
+    """Directory that keeps compiled code from run to run."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "swifti2v" / "compiled"
 

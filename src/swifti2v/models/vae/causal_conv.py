@@ -25,7 +25,7 @@ class VaeLevers:
     fuses_norm: bool = True
     """RMS norm and SiLU are one kernel, on CUDA and where Triton is installed."""
     uses_onednn: bool = True
-    """On a CPU and in float32, convolutions are oneDNN's whatever their size; PyTorch by itself
+    """Use oneDNN's convolutions on a CPU in float32 whatever their size; PyTorch by itself
     takes a slower kernel for a single clip of small frames."""
 
     @property

@@ -156,7 +156,7 @@ class _BlockDecode:
 
 
 def _block_codec(codec: BlockCodec) -> FrameCodec:
-    """Without history, and always whole: a cell reaches into its neighbours, and nothing is large."""
+    """Codec without history or tiles: a cell reaches into its neighbours; no tensor is large."""
     encode = Part((_BlockEncode(codec),), is_tiled=False, samples=1)
     decode = Part((_BlockDecode(codec),), is_tiled=False, samples=codec.space_factor)
     return FrameCodec(*(Network((part,), 0, codec.dtype) for part in (encode, decode)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-24
-"""Added to the mean square: keeps zeros from becoming NaN and is lost in any other value."""
+"""Value added to the mean square: it keeps zeros from becoming NaN and is lost in other values."""
 
 
 @cache

@@ -54,7 +54,7 @@ class MemoryBlock(nn.Module):
 
 
 class WideMemoryBlock(nn.Module):
-    """The same for the "super" decoders: a wide depthwise convolution and a widened layer."""
+    """Memory block of the "super" decoders: a wide depthwise convolution and a widened layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -135,7 +135,7 @@ def require_float8(device: torch.device) -> None:
 
 
 def refuse_float8(name: str, capability: tuple[int, int]) -> str:
-    """Why a GPU cannot take ``float8``, and what it can take."""
+    """Reason why a GPU cannot compute in ``float8``, and an alternative."""
     major, minor = capability
     return (
         f"{name} (compute capability {major}.{minor}) has no 8-bit floating point, which came with "
