@@ -42,7 +42,7 @@ def count_model(name: str) -> str:
 
 
 def _works(costs: ClipCosts) -> list[ClipWork]:
-    """What a plan for the smallest card asks for."""
+    """Counts that a plan for the smallest card needs."""
     plan = make_plan(costs, DEVICES["rtx4090"], "bfloat16", SMALLEST)
     asked = {(option.vae_tile, option.placement == "offloaded") for option in plan.options}
     return [

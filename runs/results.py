@@ -111,7 +111,9 @@ def main() -> None:
         "end to end": end_to_end(),
         "authors": evaluation(output / "authors_report"),
         "nano": evaluation(output / "nano_report"),
-        "baselines": bench(output / "baselines", ROOT / "src/swifti2v/configs/tables/baselines.yaml"),
+        "baselines": bench(
+            output / "baselines", ROOT / "src/swifti2v/configs/tables/baselines.yaml"
+        ),
     }
     DOCUMENT.write_text(render(NOTES.read_text(encoding="utf-8"), tables), encoding="utf-8")
 

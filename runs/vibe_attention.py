@@ -1,4 +1,4 @@
-"""What attention of docs/vibe.md costs nano, without training for it; writes the table there.
+"""Measure the attention of docs/vibe.md on nano, without training; writes the table there.
 
 python runs/vibe_attention.py CLIPS_DIR (about 10 minutes on two idle cores). Nano's Stage II, trained with full
 attention on 24x40 tokens, refines held-out clips from their small versions and first frames.

@@ -30,7 +30,7 @@ def numbers(frames: np.ndarray) -> list[int]:
 
 
 def corners(frame: np.ndarray) -> dict[str, str]:
-    """Where red and blue are."""
+    """Places of red and blue."""
     places = {"TL": frame[3, 3], "TR": frame[3, -4], "BL": frame[-4, 3], "BR": frame[-4, -4]}
     return {
         name: place
@@ -120,7 +120,7 @@ def save_behind_still(path: Path, num_frames: int) -> Path:
 
 
 def save_recording(path: Path, times: Sequence[int]) -> Path:
-    """As a browser records: no length, no rate, times in milliseconds."""
+    """Clip as a browser records it: no length, no rate, times in milliseconds."""
     live: dict[str, Any] = {
         "options": {"deadline": "realtime", "cpu-used": "8"},
         "mux": {"live": "1"},

@@ -203,7 +203,7 @@ def assert_same(trainer: Trainer, other: Trainer) -> None:
 
 
 def run_in_subprocess(*command: object, code: int = 0) -> str:
-    """What it prints, on stderr where it is to fail with ``code``."""
+    """Output of a command, on stderr if it has to fail with ``code``."""
     paths = [str(ROOT / "src"), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]

@@ -1,4 +1,4 @@
-"""What ``torchrun`` starts for the tests of the trainer: ``regression_ranks.py train|fail DIRECTORY``."""
+"""Started by ``torchrun`` in tests of the trainer: ``regression_ranks.py train|fail DIRECTORY``."""
 
 import sys
 from pathlib import Path

@@ -45,7 +45,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 
 class Links(HTMLParser):
-    """What a page refers to."""
+    """Files that a page refers to."""
 
     def __init__(self) -> None:
         super().__init__()

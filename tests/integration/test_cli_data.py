@@ -177,7 +177,7 @@ def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
     assert "none.csv does not exist" in error_line(inspect(tmp_path / "none.csv"))
 
 
-def test_what_is_done_to_clips_is_said(tmp_path: Path) -> None:
+def test_changes_to_clips_are_reported(tmp_path: Path) -> None:
     uneven = [0, 33, 67, 100, 200, 233, 267, 300]
     foreign_clips.save(tmp_path / "a.mkv", 8, times=uneven, tick=Fraction(1, 1000))
     foreign_clips.save(tmp_path / "b.mkv", 8, rate=25, pixel_aspect=Fraction(2))

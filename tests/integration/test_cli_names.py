@@ -21,7 +21,7 @@ from tests.helpers.command_line import (
 from tests.helpers.tiny import SIZE
 
 LATIN_1 = "Caf\udce9"
-"""As Python has a name whose bytes are Latin-1."""
+"""Name as Python holds one whose bytes are Latin-1."""
 SHORT = ("--num-frames", 5)
 
 

@@ -194,7 +194,7 @@ def test_the_result_is_used_and_the_first_lora_is_not(model, whole, tmp_path):
 
 
 def test_plain_wan_weights_and_a_causal_vae_are_trained_as_well(tmp_path):
-    """As in the preset `vibe`: no reference channels, original files."""
+    """Model as in the preset `vibe`: no reference channels, original files."""
     hub = wan.make_hub(tmp_path)
     plain = {**wan.preset(hub)["components"]["stage2_transformer"], "reference": "none"}
     model = wan.write_preset(hub, tmp_path, stage2_transformer=plain)

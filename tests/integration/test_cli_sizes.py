@@ -31,7 +31,7 @@ def roomy(tmp_path_factory):
 
 @pytest.fixture
 def phone_photo(tmp_path):
-    """As phones store it: lying, with a tag that turns it upright."""
+    """Photo as phones store it: lying, with a tag that turns it upright."""
     exif = Image.Exif()
     exif[Base.Orientation] = 6
     Image.new("RGB", (400, 300), (90, 120, 60)).save(tmp_path / "phone.jpg", exif=exif)

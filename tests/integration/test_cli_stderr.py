@@ -1,4 +1,4 @@
-"""What a run says on stderr: its own lines, and nothing of the libraries below."""
+"""A run's stderr: its own lines, and nothing of the libraries below."""
 
 import re
 import subprocess

@@ -35,7 +35,7 @@ NAMES = ("a", "b", "c", "d")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four good clips, one that is none, one that is too short and a picture without caption."""
+    """Four good clips, one file that is not a clip, one too short, a picture without caption."""
     folder = tmp_path_factory.mktemp("data")
     for number, name in enumerate((*NAMES, "short")):
         num_frames = 10 if name == "short" else NUM_FRAMES + 4 * number
@@ -213,7 +213,7 @@ def test_an_empty_shard_is_no_error(model, data, tmp_path):
 
 
 def test_the_models_own_loras_can_be_left_out(model, data, whole, tmp_path):
-    """As a preset names them: with them the record has other weights, without the base's."""
+    """LoRAs of a preset: with them the record has other weights, without them the base's."""
     output, _ = whole
     lora = save_lora(tmp_path / "lora.safetensors")
     own = copy_model(model, tmp_path / "model")

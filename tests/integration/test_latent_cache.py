@@ -101,7 +101,7 @@ def reading(config: Any, directory: Path, *, latents: bool = True) -> Any:
 
 
 def losses(config: Any, directory: Path) -> list[Tensor]:
-    """Of all steps, in two micro-batches each."""
+    """Draws of all steps, in two micro-batches each."""
     torch.manual_seed(0)
     task = FineTuning(config, directory, ALONE).task
     found = []
@@ -288,7 +288,7 @@ def test_few_pieces_bound_the_cache(model, clips, tmp_path):
         configure("stage2", model, clips, data={"num_pieces": 0})
 
 
-def test_what_steps_are_not_known_of_cannot_be_planned(model, clips, tmp_path):
+def test_a_phase_limited_by_minutes_cannot_be_planned(model, clips, tmp_path):
     config = configure("stage2", model, clips)
     timed = replace(config, phases=(replace(config.phases[0], steps=None, minutes=1.0),))
     with pytest.raises(ConfigError, match="phase main is limited by minutes"):

@@ -1,4 +1,4 @@
-"""What cannot be loaded is refused with one clear error."""
+"""Models that cannot be loaded are refused with one clear error."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hub(tmp_path_factory.mktemp("hub"))
 
 
-def test_what_is_no_model_is_refused(hub, tmp_path):
+def test_a_name_that_is_not_a_model_is_refused(hub, tmp_path):
     with pytest.raises(
         errors.ConfigError, match=r"unknown model 'nono': .*paper.*model_index\.json"
     ):

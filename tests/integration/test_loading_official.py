@@ -239,7 +239,7 @@ def test_prompts_are_padded_to_what_the_transformer_was_trained_on(
         load(name)
 
 
-def test_what_an_official_folder_does_not_hold_or_holds_twice_is_refused(
+def test_a_component_that_an_official_folder_lacks_or_holds_twice_is_refused(
     official: Path, tmp_path: Path
 ) -> None:
     folder = copied(official, tmp_path)

@@ -255,7 +255,7 @@ def test_anchor_and_context_reach_the_model_bit_identical_at_every_step(pipe, im
 
 @torch.no_grad()
 def test_given_frames_are_predicted_where_they_are_asked_for(pipe):
-    """As a loss on the whole window does; sampling leaves them out."""
+    """Predict all frames, as a loss on the whole window does; sampling leaves out given ones."""
     segment = plan_segments(5, 2, 1)[1]
     hidden, sigma = torch.randn(1, 1536, 4, 4, 4), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
     arguments = (segment, hidden, sigma, torch.randn(1, 4, 16), pipe.config.stage2)

@@ -1,4 +1,4 @@
-"""What the README shows, as it stands there."""
+"""The README's code runs as it is printed."""
 
 import re
 from pathlib import Path

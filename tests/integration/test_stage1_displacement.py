@@ -84,7 +84,7 @@ def test_displacement_moves_the_photo_in_every_frame_but_the_first(conditions, p
 
 
 @torch.no_grad()
-def test_what_is_left_is_added_to_the_moved_photo(conditions, photo):
+def test_the_residual_is_added_to_the_moved_photo(conditions, photo):
     stage1 = make_stage1(0)
     set_bias(stage1, NUM_WAYS, 1.0)  # brightness of every cell
     clip = stage1(photo * 0.5, conditions, NUM_FRAMES, 0, CONFIG)

@@ -1,4 +1,4 @@
-"""What a training starts from where a model names LoRAs of its own: Stage II with them, LoRAs without."""
+"""Start of a training on a model with its own LoRAs: Stage II has them, a LoRA does not."""
 
 import json
 from pathlib import Path

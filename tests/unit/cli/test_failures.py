@@ -4,7 +4,7 @@ import warnings
 from swifti2v.cli.failures import configure_logging, silence_libraries
 
 
-def test_what_takes_long_is_a_plain_line_and_warnings_are_marked(capsys):
+def test_slow_work_is_a_plain_line_and_warnings_are_marked(capsys):
     configure_logging(debug=False)
 
     logging.getLogger("swifti2v.progress").info("downloading org/repo from the Hub")

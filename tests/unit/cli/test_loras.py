@@ -1,4 +1,4 @@
-"""How ``--lora`` is read."""
+"""Reading ``--lora``."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a training shows: a bar on a terminal, lines elsewhere."""
+"""Display of a training: a bar on a terminal, lines elsewhere."""
 
 import io
 import re

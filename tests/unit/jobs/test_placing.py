@@ -1,4 +1,4 @@
-"""Which placement and VAE tile a memory budget gets."""
+"""Placement and VAE tile of a memory budget."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_a_small_budget_is_refused_with_what_would_do():
         placed(memory="0.01")
 
 
-def test_what_is_given_is_kept():
+def test_a_given_placement_and_tile_are_kept():
     tiled = replace(SETTINGS.config.stage2, vae_tile=16)
     settings = replace(SETTINGS, config=replace(SETTINGS.config, stage2=tiled))
     request = replace(REQUEST, memory="500", placement="streamed")

@@ -122,7 +122,7 @@ def test_a_damaged_plan_is_refused(tmp_path, content):
         WorkDir(tmp_path, resume=True)
 
 
-def test_what_a_kill_left_half_written_is_cleared(tmp_path):
+def test_files_half_written_by_a_killed_run_are_cleared(tmp_path):
     (tmp_path / "plan.json.writing").write_text("{")
 
     started(tmp_path)

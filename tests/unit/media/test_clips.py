@@ -156,7 +156,7 @@ def test_one_frame_is_too_few_unless_asked(tmp_path: Path) -> None:
     assert len(read_clip(path, min_frames=1).frames) == 1
 
 
-def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_clip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("hello " * 100)
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.mp4\n")

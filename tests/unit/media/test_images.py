@@ -161,7 +161,7 @@ def test_giant_is_refused_from_its_header(tmp_path: Path) -> None:
         load_image(tmp_path / "b.png")
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.jpg").write_text("hello")
     for name, reason in (("none.png", "exist"), ("empty.png", "0 bytes"), ("text.jpg", "not an")):

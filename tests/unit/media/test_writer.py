@@ -267,7 +267,7 @@ with VideoWriter(f"{folder}/killed.mp4", height=64, width=96, metadata={"comment
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """What a process left that met a file size limit twice and then was killed."""
+    """Files left by a process that met a file size limit twice and then was killed."""
     folder = tmp_path_factory.mktemp("interrupted")
     done = subprocess.run(
         [sys.executable, "-c", _INTERRUPTED, str(folder), NOTE["comment"]],

@@ -254,7 +254,7 @@ def test_means_are_those_of_squares_of_one_frame():
 
 @pytest.mark.parametrize("pool", [2, 3, 6])
 def test_a_key_pooled_before_rotation_stands_in_the_middle_of_its_square(pool):
-    """Of equal keys, the mean is the key itself, rotated by the mean position."""
+    """The mean of equal keys is the key itself, rotated by the mean position."""
     model = segment_transformer()
     grid = TokenGrid(2, 6, 12)
     rotary = model._rotary_embedding([0, 1], 6, 12)

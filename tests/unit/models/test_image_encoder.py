@@ -33,7 +33,7 @@ def make_encoder() -> CLIPVisionModel:
 
 
 def make_processor(side: int = 28) -> CLIPImageProcessorPil:
-    """As diffusers' repositories have it, with a crop."""
+    """Image processor of diffusers' repositories, with a crop."""
     return CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )

@@ -1,4 +1,4 @@
-"""What a seed leaves open of a motion, and the chart that shows it to Stage I."""
+"""The random course of a motion, and the chart that shows it to Stage I."""
 
 import math
 

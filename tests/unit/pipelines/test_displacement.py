@@ -33,7 +33,7 @@ ways = st.floats(-2, 2)
     cells=st.tuples(st.integers(1, 6), st.integers(1, 6)),
 )
 def test_a_camera_that_all_cells_tell_is_that_move(own, other, seed, cells):
-    """Of every clip its own, by its own course."""
+    """Displacement of every clip by its own course."""
     height, width = cells
     output = torch.zeros(2, NUM_WAYS + 3, 3, height, width)
     output[:, NUM_WAYS:] = 9  # what to add is no displacement

@@ -75,7 +75,7 @@ def test_without_stage1_as_counted():
     assert stored.count(None) == live.count(None)
 
 
-def test_what_is_not_stored_is_counted():
+def test_costs_that_are_not_stored_are_counted():
     stored = find_costs("nano", settings("nano"), "bfloat16")
     assert isinstance(stored, StoredCosts)
     live = count_live("nano", settings("nano"), "bfloat16")

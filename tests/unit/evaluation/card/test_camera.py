@@ -1,4 +1,4 @@
-"""What a prompt asks for, what Stage I's displacement should be, and rows of planted models."""
+"""Requests of prompts, Stage I's true displacement, and rows of planted models."""
 
 import copy
 import math

@@ -172,7 +172,7 @@ def test_cost_is_held_against_its_marks():
     assert (mark_of(card, "weights").is_met, mark_of(card, "seconds").is_met) == (False, False)
 
 
-def test_what_was_not_measured_is_neither_met_nor_missed():
+def test_a_mark_without_measurements_is_neither_met_nor_missed():
     card = replace(good_card(), moving=[], weights=())
     card = replace(card, camera=[replace(row, displacement_px=UNKNOWN) for row in card.camera])
     unknown = [mark.text for mark in find_marks(card) if mark.is_met is None]

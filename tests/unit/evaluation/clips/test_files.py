@@ -1,4 +1,4 @@
-"""Which files an evaluation takes and refuses, and what it makes of numbers."""
+"""Files that an evaluation takes and refuses, and its numbers."""
 
 import json
 import math

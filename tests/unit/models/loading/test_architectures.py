@@ -61,7 +61,7 @@ def shapes(model: Any) -> dict[str, torch.Size]:
 
 
 def values(model: Any) -> dict[str, Any]:
-    """Of its configuration, but for how it was stored."""
+    """Configuration without the keys of its storage."""
     config = model.config if isinstance(model.config, dict) else model.config.to_dict()
     stored = ("_name_or_path", "_diffusers_version", "dtype", "torch_dtype")
     return {key: value for key, value in config.items() if key not in stored}
@@ -108,7 +108,7 @@ def test_only_the_configuration_of_a_remote_model_is_fetched(
 
 
 @pytest.mark.parametrize("source", ["./no", "/no/such", "no", "org/repo/file.safetensors"])
-def test_what_is_nowhere_or_a_remote_file_is_refused(source: str) -> None:
+def test_missing_and_remote_files_are_refused(source: str) -> None:
     with pytest.raises(LoadingError, match="so the sizes of stage1_vae are not known"):
         find_architecture("stage1_vae", ComponentSource(source=source), Path("nowhere"))
 

@@ -107,7 +107,7 @@ def test_keys_are_those_of_each_format(tmp_path: Path) -> None:
 
 
 def changes_without_header(file: State) -> State:
-    """As ComfyUI, LightX2V and musubi-tuner read it: alpha / rank by a tensor, else 1."""
+    """Scale as ComfyUI, LightX2V and musubi-tuner read it: alpha / rank by a tensor, else 1."""
     changes = {}
     for key, up in file.items():
         if match := re.fullmatch(r"(.+)\.lora_(?:up|B)(?:\.default)?\.weight", key):

@@ -54,7 +54,7 @@ def test_names_within_wrappers_are_those_of_the_layers(case: str) -> None:
 
 
 def fastvideo(alpha: float, rank: int = RANK) -> dict[str, State]:
-    """As its extraction and its training write them."""
+    """Keys as its extraction and its training write them."""
     full = {
         f"{LAYER}.diff_b": torch.ones(24),
         "blocks.1.scale_shift_table.diff_param": torch.full((1, 6, 24), 2.0),

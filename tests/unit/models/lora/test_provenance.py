@@ -1,4 +1,4 @@
-"""Which weights a LoRA belongs on: what the hash tells apart, and what is refused."""
+"""Base weights of a LoRA: differences that the hash sees, and refusals."""
 
 from pathlib import Path
 from typing import Any

@@ -51,7 +51,7 @@ def pairs_of(family: str) -> State:
 
 
 def factors(source: Any) -> list[float]:
-    """What each layer's product of up and down was multiplied by."""
+    """Factor of each layer's product of up and down."""
     model = tiny_transformer()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = merge_lora(model, source)

@@ -28,7 +28,7 @@ FLOAT32 = SpeedConfig(residual="float32")
 
 @pytest.fixture(params=MODELS)
 def stage(request):
-    """How a deep model of a stage is made, and how a model in any number type is run."""
+    """Functions that make a deep model of a stage, and run a model in any number type."""
     make, run = MODELS[request.param]
     return lambda: deepen(make()), run
 

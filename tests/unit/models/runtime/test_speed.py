@@ -44,13 +44,13 @@ wan: Any = diffusers.WanTransformer3DModel
 
 
 def stage1_model() -> Any:
-    """As Wan2.1-I2V: condition channels, image tokens, one noise level for the clip."""
+    """Inputs as of Wan2.1-I2V: condition channels, image tokens, one noise level for the clip."""
     torch.manual_seed(0)
     return wan(in_channels=12, image_dim=8, added_kv_proj_dim=48, **SIZES).eval()
 
 
 def stage2_model() -> Any:
-    """As Wan2.2-TI2V-5B, widened for the reference: a noise level for every frame."""
+    """Inputs as of Wan2.2-TI2V-5B, widened for the reference: a noise level for every frame."""
     torch.manual_seed(0)
     base = wan(in_channels=4, **SIZES).eval()
     model = SegmentTransformer3DModel.from_base(base)
@@ -147,7 +147,7 @@ def test_8_bit_layers_stay_near(case, linear, limit):
     assert 0 < distance(run(model), plain) < limit
 
 
-def test_8_bit_layers_are_where_they_shall_be_and_halve_the_weights():
+def test_8_bit_layers_are_in_the_right_places_and_halve_the_weights():
     model = stage2_model().to(torch.bfloat16)
     block = model.blocks[1]
     before = sum(p.nbytes for p in block.parameters())

@@ -1,4 +1,4 @@
-"""What a clip on its way through a VAE leaves behind: bounded, whole, and only for its own kind."""
+"""State of a clip on its way through a VAE: bounded, complete, and only for its own kind."""
 
 from functools import cache
 from typing import Any

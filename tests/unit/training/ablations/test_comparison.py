@@ -70,7 +70,7 @@ def test_too_few_seeds_have_no_interval() -> None:
 
 
 def test_the_grid_bootstrap_counts_runs_as_runs() -> None:
-    """What differs between runs only does not become surer by more clips."""
+    """A difference between runs alone does not become surer by more clips."""
     runs = rng.normal(size=(4, 1))
     grid = np.repeat(runs, 100, axis=1)
     estimate, naive = bootstrap_grid(grid), bootstrap_mean(grid.ravel().tolist())

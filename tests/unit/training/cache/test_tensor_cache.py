@@ -84,7 +84,7 @@ def test_every_kind_of_tensor_comes_back_as_it_was(tmp_path):
         assert not found.tensors[name].requires_grad
 
 
-def test_what_comes_back_and_what_was_given_may_be_changed(tmp_path):
+def test_tensors_given_and_returned_may_be_changed_afterwards(tmp_path):
     mine = make_entry(1)
     cache = TensorCache(tmp_path, FINGERPRINT)
     cache.put("k1", mine)

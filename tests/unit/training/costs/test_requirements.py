@@ -31,7 +31,7 @@ def test_what_is_missing_is_named_once_with_its_remedy(monkeypatch):
     )
 
 
-def test_what_is_not_asked_for_is_not_needed(monkeypatch):
+def test_trackers_that_are_not_used_need_no_packages(monkeypatch):
     for name in ("wandb", "tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     plain = parse_config(Stage2FineTuning, {"run": {"trackers": []}}, "test")

@@ -1,4 +1,4 @@
-"""Which samples a step trains on."""
+"""Samples of a training step."""
 
 import pickle
 import time
@@ -118,7 +118,7 @@ def test_a_sample_has_another_seed_each_time() -> None:
 
 
 def test_the_plan_of_a_run_under_way_never_changes() -> None:
-    # Whoever changes these numbers breaks the resuming of runs.
+    # Changing these numbers breaks the resuming of runs.
     members = {SMALL: {"a": 1.0, "b": 1.0, "c": 2.0}, LARGE: {"d": 1.0, "e": 1.0}}
     plan = BatchPlan(members, batch_size=3, seed=7)
     batches = [plan.batch(step) for step in (0, 1, 2, 3, 5000)]

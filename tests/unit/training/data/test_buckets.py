@@ -1,4 +1,4 @@
-"""Which bucket a sample goes into."""
+"""Bucket of a sample."""
 
 import math
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""What training says of clips that are not read as they are."""
+"""Notes of a training on clips that are changed while they are read."""
 
 import logging
 from fractions import Fraction

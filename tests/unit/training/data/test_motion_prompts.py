@@ -66,7 +66,7 @@ def test_every_move_is_asked_for_at_three_speeds_and_alone_or_with_another():
     assert numbers[2] > 300
 
 
-def test_what_asks_for_no_camera_says_so():
+def test_some_prompts_ask_for_no_camera_move():
     silent = [prompt for prompt in PROMPTS if not prompt.asks]
     assert 0.05 < len(silent) / len(PROMPTS) < 0.11
     assert all(prompt.move == CameraMove() for prompt in silent)

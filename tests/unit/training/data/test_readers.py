@@ -1,4 +1,4 @@
-"""What each kind of manifest is read as."""
+"""Samples read from each kind of manifest."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What a training was begun on: another caption, row or clip is told, a copy is the same."""
+"""Record of a training's data: another caption, row or clip is named, a copy is the same."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where media lies, and how it is opened."""
+"""Places of media, and ways to open it."""
 
 import pickle
 import tarfile

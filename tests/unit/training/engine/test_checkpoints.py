@@ -260,7 +260,7 @@ def test_frozen_weights_are_neither_averaged_nor_saved(tmp_path):
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As the subprocesses have: the number of threads decides the order of sums."""
+    """Use the subprocesses' number of threads, which decides the order of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

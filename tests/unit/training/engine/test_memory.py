@@ -160,7 +160,7 @@ def test_a_tied_weight_counts_once() -> None:
     assert count_parameters(nn.Sequential(first, second)) == (9, 9)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_values_are_refused() -> None:
     for total, trained, shards in ((1, 2, 1), (1, -1, 1), (1, 1, 0)):
         with pytest.raises(InputError, match="cannot be"):
             predict_memory(total, trained, OptimizerConfig(), has_ema=False, num_shards=shards)

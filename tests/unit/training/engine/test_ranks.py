@@ -63,7 +63,7 @@ class TestTwoRanks:
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
     def test_losses_in_bfloat16_are_those_of_one(self, two_ranks, name, tmp_path):
-        """Of one that divides a step as two do: every piece's gradient is rounded to bfloat16.
+        """Losses of one rank that divides a step as two do: gradients are rounded piece by piece.
 
         Rounding inputs to bfloat16, as FSDP does by default, changes the first loss by 0.2%.
         """

@@ -1,4 +1,4 @@
-"""A run's directory: begun once; what decides its result may not change on the way."""
+"""A run's directory: settings that decide its result may not change on the way."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run writes and tells its trackers."""
+"""Log of a run, in files and in trackers."""
 
 import json
 from collections.abc import Mapping

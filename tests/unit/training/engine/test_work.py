@@ -110,7 +110,7 @@ def test_a_cpu_has_no_peak_but_can_be_measured() -> None:
     assert measure_peak(CPU, torch.float32, size=64) > 0
 
 
-def test_what_is_no_video_transformer_has_no_tokens(tmp_path: Path) -> None:
+def test_a_model_without_video_tokens_counts_none(tmp_path: Path) -> None:
     make_trainer(tmp_path).run(max_steps=2)
     for line in read_lines(tmp_path):
         assert line["tokens_per_second"] == line["flops"] == line["mfu"] == 0

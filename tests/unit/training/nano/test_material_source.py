@@ -98,7 +98,7 @@ def test_crops_are_mirrored_half_of_the_time():
 
 
 def whole_references(batch: Stage2Batch, stage2: Stage2Config | None = None) -> Tensor:
-    """What the whole frames of a batch's clips become, cut where the batch was."""
+    """References of the whole frames of a batch's clips, cut at the batch's places."""
     parts = []
     for name, sample in zip(batch.ids, levels(batch.video).round(), strict=True):
         clip = MATERIAL.clips[int(name[-1])][sample[1, :, 0, 0].int().numpy()]

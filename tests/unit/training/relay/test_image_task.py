@@ -1,4 +1,4 @@
-"""What a relay asks of Stage II on an image, and where the images come from."""
+"""Task of a relay on images, and the sources of images."""
 
 from dataclasses import replace
 from typing import Any

@@ -117,7 +117,7 @@ def test_the_chart_shows_the_course_of_the_drawn_frames():
         assert torch.equal(draw_chart(batch.course, *LOW)[index], draw_chart(own, *LOW))
 
 
-def test_what_comes_nearer_is_often_a_scene_with_something_in_front():
+def test_a_dolly_is_often_drawn_over_a_scene_with_something_in_front():
     source = make_source()
     moves = (MOVES["dolly in"], MOVES["pan left"])
     rngs = [np.random.default_rng(seed) for seed in range(60)]

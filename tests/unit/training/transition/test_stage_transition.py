@@ -185,7 +185,7 @@ def test_a_sample_made_with_other_parameters_is_refused(tmp_path):
     assert "sigma is" not in str(caught.value)
 
 
-def test_what_a_kill_leaves_does_not_count(tmp_path, caplog):
+def test_files_of_a_killed_run_do_not_count(tmp_path, caplog):
     store = TransitionStore(tmp_path)
     record = store.save("a", make_sample(), 16, PARAMETERS, {})
     clip, path = store.clip_path("a"), store.clip_path("a").with_suffix(".json")
