@@ -208,7 +208,7 @@ class Stage2Config:
 
 @settings
 class GenerationConfig:
-    """Everything that decides what a run makes, apart from image, prompt, seed and weights."""
+    """Settings that decide the result of a run, apart from image, prompt, seed and weights."""
 
     num_frames: int = 81
     """Pixel frames T = 4k + 1, at least 5."""

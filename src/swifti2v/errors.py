@@ -53,7 +53,7 @@ class OutOfMemoryError(SwiftI2VError):
 
 
 class NumericalError(SwiftI2VError):
-    """A model produced NaN or infinity; what was finished before is kept."""
+    """A model produced NaN or infinity; finished parts are kept."""
 
 
 class CancelledError(SwiftI2VError):

@@ -53,7 +53,7 @@ def plan_segments(
 
     Args:
         num_latent_frames: F, the anchor included; at least 1. F = 1 gives no segment.
-        segment_size: M, frames a segment generates; the last segment takes what is left. None
+        segment_size: M, frames a segment generates; the last segment takes the rest. None
             makes one segment of all frames.
         context_size: N, finished frames it sees besides the anchor; fewer at the start.
         generates_anchor: The first segment generates frame 0 as well.

@@ -1,4 +1,4 @@
-"""Parts of a job that may run anywhere at once: part I of N takes what the hash of a name says."""
+"""Parts of a job that may run anywhere at once: the hash of a name decides its part I of N."""
 
 import hashlib
 

@@ -21,7 +21,7 @@ MAX_NAME_BYTES = 255
 def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
     """A name to write a file under; at the end of the block it takes the place of ``path``.
 
-    After an error nothing of it is left, and what was at ``path`` stays.
+    After an error the temporary file is gone, and the old file at ``path`` stays.
 
     Args:
         path: Final path of the file.
@@ -41,7 +41,7 @@ def whole_file(path: Path, ending: str = "") -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """A name to make a directory under; at the end of the block it takes the place of ``path``.
 
-    After an error nothing of it is left, and what was at ``path`` stays.
+    After an error the temporary directory is gone, and the old one at ``path`` stays.
 
     Args:
         path: Final path of the directory.
@@ -62,7 +62,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put a whole file in place, or leave what was there; text is written by ``encode_text``."""
+    """Put a complete file in place, or leave the old one; text is written by ``encode_text``."""
     with whole_file(path) as unfinished:
         unfinished.write_bytes(content if isinstance(content, bytes) else encode_text(content))
 

@@ -1,4 +1,4 @@
-"""``swifti2v data cache``: what a training's frozen encoders give, computed before it."""
+"""``swifti2v data cache``: output of a training's frozen encoders, computed beforehand."""
 
 import json
 import time
@@ -96,7 +96,7 @@ def cache(options: CacheOptions) -> None:
             try:
                 account |= asdict(making.run(plan, _Progress()))
             except KeyboardInterrupt as error:
-                error.add_note("what is finished is kept; run the same command again to continue")
+                error.add_note("finished entries are kept; run the same command again to continue")
                 raise
     typer.echo(json.dumps(account) if options.as_json else _render(account))
 

@@ -1,4 +1,4 @@
-"""``swifti2v data``: what a training set holds, before anything is trained on it."""
+"""``swifti2v data``: contents of a training set, before any training."""
 
 import dataclasses
 import json

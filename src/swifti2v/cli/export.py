@@ -126,7 +126,7 @@ def convert_lora(
 ) -> None:
     """Write a LoRA in another format, with the same effect on the weights.
 
-    Prints the file. What the format has no place for is refused, not dropped.
+    Prints the file. Parts that the format cannot hold are refused, not dropped.
     """
     with exit_codes(debug=debug), Interruption().catch():
         require_new_file(output, ".safetensors")

@@ -86,7 +86,7 @@ def configure_logging(*, debug: bool) -> None:
 def silence_libraries() -> None:
     """Keep other packages' bars, log lines and warnings off stderr, where a run is told of.
 
-    Call it before they are imported. What is set in the environment is kept.
+    Call it before they are imported. Values set in the environment are kept.
     """
     for name, value in LIBRARY_SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -28,7 +28,7 @@ def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
 
     Args:
         request: Request from the command line.
-        dry_run: Check, print what the run would do and stop.
+        dry_run: Check, print a description of the run and stop.
         as_json: Print JSON instead of lines.
     """
     interruption = Interruption()

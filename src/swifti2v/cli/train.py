@@ -172,7 +172,7 @@ def text(options: TrainOptions) -> None:
 
 
 def _train(name: str, options: TrainOptions) -> None:
-    """Join the ranks, begin the directory and train; the first rank prints what was written."""
+    """Join the ranks, begin the directory and train; the first rank prints the result's path."""
     with exit_codes(debug=options.debug), Interruption().catch():
         from swifti2v.training.costs.requirements import require_packages
         from swifti2v.training.engine.ranks import join_ranks
@@ -216,7 +216,7 @@ def _train(name: str, options: TrainOptions) -> None:
 def _print_plan(
     settings: Any, plan: "Callable[[], Sequence[TrainingPlan]]", num_ranks: Sequence[int]
 ) -> None:
-    """Settings, and as comments below what they take; of several processes the first one prints."""
+    """Print the settings and, as comments, their costs; only the first process prints."""
     if os.environ.get("RANK", "0") != "0":
         return
     from swifti2v.cli.training_plan import to_comments

@@ -98,7 +98,7 @@ class Job:
         finished: dict[str, dict[str, Any]],
         interruption: Interruption,
     ) -> Outcome:
-        """Make what is not finished yet.
+        """Make the samples that are not finished yet.
 
         Raises:
             KeyboardInterrupt: It was stopped; a note says how it goes on.

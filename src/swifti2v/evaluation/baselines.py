@@ -40,7 +40,7 @@ def flow_warp_baseline(low_res_frames: Uint8, photo: Uint8) -> Uint8:
 
     Flow from each frame straight back to frame 0 is measured on the enlarged clip (twice to
     four times as accurate as on the small frames, and better than summing flow from frame to
-    frame), and looks up the photo. What the photo does not show is smeared.
+    frame), and looks up the photo. Places that the photo does not show are smeared.
 
     Args:
         low_res_frames: ``[T, h, w, 3]`` uint8.

@@ -97,7 +97,7 @@ def _require_fit(pipe: SwiftI2VPipeline, settings: RunSettings, motion: Frames |
 def _fit_inputs(
     photo: Image.Image | None, motion: Frames | None, settings: RunSettings
 ) -> tuple[Image.Image, Frames | None, list[str]]:
-    """Photo and clip as the run takes them, and what was done to them; to upscale there is no photo."""
+    """Fit photo and clip for the run, with notes on the changes; ``upscale`` has no photo."""
     config = settings.config
     if photo is not None:
         fitted = fit_image(photo, config.height, config.width, settings.fit)

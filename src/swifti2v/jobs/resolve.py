@@ -273,7 +273,7 @@ def _make_settings(
 def _read_motion(
     path: Path, given: Mapping[str, Any], color: tuple[int, int, int] | None
 ) -> tuple[Frames, dict[str, Any], list[str]]:
-    """The user's clip, the settings that follow from it (length and rate), and what was done to it."""
+    """Read the user's clip, the settings that follow from it (length and rate), and notes."""
     info = probe_clip(path, background=color)
     rate = plan_rate(info, given.get("fps"))
     num_frames = given.get("num_frames", rate.num_frames)

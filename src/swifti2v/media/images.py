@@ -17,7 +17,7 @@ Fit = Literal["crop", "pad"]
 
 
 class FittedImage(NamedTuple):
-    """An image of the asked size, and what was done to it."""
+    """An image of the requested size, and a note on the changes."""
 
     image: Image.Image
     """RGB."""
@@ -28,7 +28,7 @@ class FittedImage(NamedTuple):
 def load_image(path: str | Path, *, background: tuple[int, int, int] | None = None) -> Image.Image:
     """Read a photo as 8-bit RGB, upright and in sRGB.
 
-    Orientation is applied. Colours are converted to sRGB from what the file says they are (see
+    Orientation is applied. Colours are converted to sRGB by the file's own description (see
     ``swifti2v.media.colour``), 16-bit values before they are rounded; palette, greyscale and CMYK
     become RGB.
 
@@ -90,11 +90,11 @@ def fit_image(image: Image.Image, height: int, width: int, fit: Fit = "crop") ->
         image: Mode RGB.
         height: Pixels, of the result.
         width: Pixels, of the result.
-        fit: ``crop`` covers the size and cuts what is over, evenly on both sides; ``pad``
+        fit: ``crop`` covers the size and cuts the excess evenly on both sides; ``pad``
             shows the whole image and fills the rest with black.
 
     Returns:
-        The fitted image and a note on what was cut, added or enlarged; the note is None
+        The fitted image and a note on cut, added or enlarged parts; the note is None
         where the aspect fits and the image was not enlarged. ``image`` is not changed.
 
     Raises:

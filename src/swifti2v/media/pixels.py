@@ -52,7 +52,7 @@ def to_pixels(
     Args:
         frame: Decoded.
         pixel_aspect: Width over height of a pixel.
-        background: To put behind what is see-through; None refuses it.
+        background: Colour behind see-through parts; None refuses them.
 
     Raises:
         UnusableClipError: The frame is HDR, see-through or turned by no quarter, or its pixels

@@ -107,7 +107,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
 def find_track(path: Path, background: Color | None) -> Track:
     """Look through a clip: all its packets, and as few of its frames as will do.
 
-    What was found is remembered as long as the file does not change.
+    The result is remembered as long as the file does not change.
 
     Raises:
         MediaError: The clip cannot be used, for the reasons given at ``iter_frames``.
@@ -236,7 +236,7 @@ def _scan(
     be see-through and that is refused.
     """
     require_sdr(stream.codec_context.color_trc)
-    has_no_times = container.format.name == "avi"  # what is there of showing is a guess
+    has_no_times = container.format.name == "avi"  # its times of showing are guesses
     packets: list[_Shown] = []
     frames: list[_Shown] = []
     decode, first, decodes = find_decoder(stream), None, True
@@ -257,7 +257,7 @@ def _scan(
         return first, packets if not decodes or len(packets) == len(frames) else frames
     if decodes:
         return first, frames
-    # What is earlier needs frames that were cut off: no decoder shows it.
+    # Earlier frames need frames that were cut off: no decoder shows them.
     start = -math.inf if first.pts is None else first.pts
     return first, [one for one in packets if one.time is None or one.time >= start]
 

@@ -245,7 +245,7 @@ class FrameWriter(ABC):
         """Write a piece and count its frames."""
 
     def _close_output(self) -> None:
-        """Release what the output holds."""
+        """Release the resources of the output."""
         return
 
     def _complete(self) -> None:
@@ -318,7 +318,7 @@ class VideoWriter(FrameWriter):
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(size)  # what was there before stays playable
+            self._file.truncate(size)  # the older part stays playable
             raise
 
     def _close_output(self) -> None:

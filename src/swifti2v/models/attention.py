@@ -144,7 +144,7 @@ class GclfAttention:
         config: Settings.
         rows: Tokens along the height of a frame.
         columns: Tokens along its width.
-        backend: ``flex`` skips what is masked, on a GPU; ``dense`` runs everywhere, a row of
+        backend: ``flex`` skips masked keys, on a GPU; ``dense`` runs everywhere, a row of
             queries at a time; ``auto`` takes the first that runs.
 
     Raises:

@@ -26,7 +26,7 @@ UNIMPORTANT_KEYS = (
 
 
 def fingerprint_model(model: nn.Module) -> str:
-    """SHA-256 of a model's configuration and weights, for the caches of what it computes.
+    """SHA-256 of a model's configuration and weights, for the caches of its output.
 
     Weights of up to 65536 values count whole, larger ones at as many evenly spaced places. The
     dtype counts; where the model came from and the device do not.

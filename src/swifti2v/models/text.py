@@ -193,7 +193,7 @@ class PromptCache:
         truncate: bool = False,
         fingerprint: str | None = None,
     ) -> Tensor:
-        """Encode prompts as ``encode_prompt`` does, reading what is known from disk.
+        """Encode prompts as ``encode_prompt`` does, reading known ones from disk.
 
         Unknown prompts are encoded one at a time, so that a result does not depend on its
         neighbours in a batch. ``fingerprint`` spares hashing the encoder again

@@ -73,7 +73,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
     """
 
     has_float32_residual = False
-    """Whether the sum of what the blocks add is kept in float32, see ``models.residual``."""
+    """Whether the sum of the blocks' output is kept in float32, see ``models.residual``."""
     _no_split_modules = ["SegmentTransformerBlock"]  # noqa: RUF012 - declared so in diffusers
     _repeated_blocks = ["SegmentTransformerBlock"]  # noqa: RUF012
 

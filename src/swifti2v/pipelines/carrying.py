@@ -98,7 +98,7 @@ def enlarge_for_flow(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class MotionSearch:
-    """Motion of a clip's frames, searched in threads some frames ahead of what is asked for.
+    """Motion of a clip's frames, searched in threads some frames ahead of the requested ones.
 
     Args:
         clip: ``[T, h, w, 3]`` uint8.
@@ -121,7 +121,7 @@ class MotionSearch:
         return self._waiting.pop(frame).result()
 
     def close(self) -> None:
-        """End the threads; what they search is not waited for longer than a frame."""
+        """End the threads; this waits for the search of one frame at most."""
         if "_threads" in self.__dict__:
             self._threads.shutdown(cancel_futures=True)
             del self._threads

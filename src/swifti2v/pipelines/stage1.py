@@ -245,7 +245,7 @@ class Stage1Pipeline:
             condition: ``[1, 4 + C, F, h, w]`` from ``prepare_condition``.
             conditions: Text and image embeddings.
             config: Settings.
-            photo: ``[1, 3, 1, H, W]``, what a displacement moves.
+            photo: ``[1, 3, 1, H, W]``, the photo that a displacement moves.
             course: Course of the clip.
             on_displacement: Called with each displacement that the model tells, see
                 ``read_displacement``.

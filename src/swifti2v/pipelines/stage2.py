@@ -54,7 +54,7 @@ def predict_window(
         num_skipped: Frames at the start whose prediction is not needed.
 
     Returns:
-        ``[B, C, N - num_skipped, h, w]`` float32, what the weights predict for the other frames.
+        ``[B, C, N - num_skipped, h, w]`` float32, the weights' prediction for the other frames.
     """
     dtype = transformer.dtype
     _, rows, columns = transformer.config["patch_size"]

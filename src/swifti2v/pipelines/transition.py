@@ -103,7 +103,7 @@ class ReferenceFrames:
         return self._read(places, outer)[..., part.rows, part.columns]
 
     def _read(self, places: Sequence[int], crop: Crop | None = None) -> Tensor:
-        """Some frames, or what a crop of them shows."""
+        """Return some frames, or a crop of them."""
         photo, parts = self.photo, self.motion_reference[list(places)]
         shown = photo
         if crop is not None:
@@ -220,7 +220,7 @@ class HybridReference:
         return self.frames.read(frames.start, frames.stop)
 
     def close(self) -> None:
-        """End what was begun for frames that nobody will ask for."""
+        """End the searches for frames that nobody will request."""
         self.frames.close()
 
     def _encode_through(self, last: int) -> None:

@@ -325,7 +325,7 @@ class SwiftI2VPipeline:
 
         Args:
             motion_reference: ``[T, h, w, 3]`` uint8 of the image's aspect; T sets the length.
-            image: See ``stream``; what the clip's first frame shows, in full detail.
+            image: See ``stream``; the clip's first frame in full detail.
             prompt: See ``stream``.
             generator: See ``stream``.
             config: See ``stream``; its ``num_frames`` must be T.

@@ -1,4 +1,4 @@
-"""The models of a run without their weights: what they hold, and what one forward pass costs."""
+"""The models of a run without their weights: their memory, and the cost of a forward pass."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

@@ -151,7 +151,7 @@ def measure_camera(
     seed: int = 0,
     on_row: Callable[[CameraRow], None] | None = None,
 ) -> list[CameraRow]:
-    """Ask for camera motions of every photo and measure what the camera does, after each stage.
+    """Ask for camera motions of every photo and measure the camera after each stage.
 
     Args:
         pipe: The model.

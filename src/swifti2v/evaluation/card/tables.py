@@ -67,7 +67,7 @@ def replace_tables(text: str, tables: str) -> str:
 
 
 def render_marks(card: Card) -> str:
-    """A Markdown table of the marks, with what is reached."""
+    """A Markdown table of the marks, with the measured values."""
     lines = [
         [
             mark.text,
@@ -159,7 +159,7 @@ def _camera_part(card: Card) -> list[str]:
         lines.append([stage, f"{right} of {len(named)}", *values])
     parts.append(_table(["output of", "as asked", *(name for name, _, _ in CAMERA_COLUMNS)], lines))
     parts += [
-        "By prompt, after both stages, means over photos: how what is seen moves, grows and turns. A "
+        "By prompt, after both stages, means over photos: shift, growth and turn of the picture. A "
         "dolly is as asked where it looks like a zoom; an orbit and a hand have no name to go by.",
         _by_prompt(card),
     ]

@@ -7,7 +7,7 @@ from swifti2v.errors import ShapeError
 from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, luma, to_unit_range
 
 LARGEST_STEP = 8 / 255
-"""A larger step counts as this: it is an edge of what is shown."""
+"""Limit of a step's height: a larger step is an edge in the picture."""
 INVISIBLE_STEP = 1e-4
 """Value added above and below the ratio (1/40 of an 8-bit step), so that a flat frame scores 1."""
 

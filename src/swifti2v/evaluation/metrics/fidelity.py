@@ -117,7 +117,7 @@ def colour_jump(frames: FramePieces) -> float:
     Returns:
         Mean over red, green and blue of the absolute difference between the channel means of
         frames 0 and 1; 0 is no jump, 1 is black to white. Subtract the same number of the
-        VAE's round trip of the photo's still clip to see what the model adds.
+        VAE's round trip of the photo's still clip to isolate the model's part.
 
     Raises:
         ShapeError: Fewer than two frames.

@@ -23,7 +23,7 @@ class MotionResiduals:
 
 
 def motion_residuals(frames: FramePieces) -> MotionResiduals:
-    """Warp every frame onto the one before it along optical flow, and take what is left.
+    """Warp every frame onto the one before it along optical flow, and take the difference.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;

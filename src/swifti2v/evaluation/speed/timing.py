@@ -63,7 +63,7 @@ def measure(
     """Run a computation several times.
 
     Args:
-        run: Without gradients; what it returns the last time is handed back.
+        run: Computation, run without gradients; the result of the last run is returned.
         device: Device that computes, or ``cpu``.
         protocol: Numbers of warm-ups and of measured runs.
     """
@@ -113,7 +113,7 @@ def peak_memory(device: torch.device) -> Iterator[Peaks]:
         return
     with suppress(OSError, AttributeError):  # Linux, with its usual C library
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system
-        CLEAR_REFS.write_text("5")  # the peak starts again from what is held now
+        CLEAR_REFS.write_text("5")  # the peak starts again from the memory held now
     before = _status("VmRSS")
     yield peaks
     after = _status("VmHWM")

@@ -62,7 +62,7 @@ def largest_segment(subject: Subject, num_latent_frames: int) -> Segment:
 
 
 class Window:
-    """Stage II at one noise level of one window: what the transformer is run on.
+    """Inputs of Stage II's transformer: one window at one noise level.
 
     Args:
         subject: The model.

@@ -71,7 +71,7 @@ Measure: TypeAlias = Callable[[LiteVideo], VideoScore]
 
 
 def load_measure(dimension: str, weights: Path | None, device: torch.device) -> Measure:
-    """Load what one dimension of ``LITE`` needs.
+    """Load the models that one dimension of ``LITE`` needs.
 
     Args:
         dimension: Its name.

@@ -135,10 +135,10 @@ def _parse(value: Any, place: str) -> DimensionResult:
 
 
 def score(results: Mapping[str, DimensionResult]) -> Scores:
-    """Normalise, weigh and average; what is missing is left out and named.
+    """Normalise, weigh and average; missing dimensions are left out and named.
 
     Source:
-        VBench, ``scripts/cal_i2v_final_score.py``, which puts zeros in place of what is missing.
+        VBench, ``scripts/cal_i2v_final_score.py``, which counts missing dimensions as zero.
     """
     quality, i2v = _group("quality", results), _group("i2v", results)
     return Scores(

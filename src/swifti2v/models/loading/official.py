@@ -113,7 +113,7 @@ def find_official_file(role: str, folder: Path) -> Path | None:
         folder: Any.
 
     Raises:
-        LoadingError: There are several, or it lacks what it should hold.
+        LoadingError: Several files match, or the folder lacks the component.
     """
     pattern = FILES.get(component_kind(role))
     name = read_class_name(folder)

@@ -15,7 +15,7 @@ from swifti2v.errors import ConfigError, LoadingError
 progress = logging.getLogger("swifti2v.progress")
 """Logger of slow work such as downloads; the command line shows its messages."""
 NOTICE_SECONDS = 3.0
-"""A download that takes longer is told of; what is in the cache takes less."""
+"""Seconds after which a download is reported; cached files take less."""
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 PIPELINE_CLASS = "SwiftI2VPipeline"

@@ -53,7 +53,7 @@ def require_base(transformer: nn.Module, loras: Iterable[Path]) -> None:
 
 
 def require_first(transformer: nn.Module, path: Path) -> None:
-    """Refuse to fuse what is not the first LoRA of a relay on a transformer's weights.
+    """Refuse to fuse any file but the first LoRA of a relay on a transformer's weights.
 
     Files without our metadata are not judged.
 

@@ -65,7 +65,7 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
 
 
 def release(components: Components) -> None:
-    """Let go of what only the start of a run needs, in place: what is in ``RELEASED``.
+    """Release the models that only the start of a run needs, in place: those in ``RELEASED``.
 
     In their place come models of the same configuration without memory. ``collect_memory`` then
     gives back what nobody else holds.

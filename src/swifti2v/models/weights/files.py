@@ -308,7 +308,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
     Raises:
         InputError: The path has another ending, or a value of ``metadata`` is no text.
-        StorageError: The file cannot be written; what was there before is untouched.
+        StorageError: The file cannot be written; the old file is untouched.
     """
     if path.suffix != ".safetensors":
         raise InputError(f"{path} must end in .safetensors")
