@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from swifti2v.config import Stage2Config
-from swifti2v.evaluation.card.stages import downscale
-from swifti2v.media import frames_to_video
+from swifti2v.media import downscale, frames_to_video
 from swifti2v.pipelines.transition import MotionReference, make_reference
 from tests.helpers.evaluation_clips import panning_clip
 

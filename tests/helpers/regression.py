@@ -18,11 +18,12 @@ from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
+from swifti2v.training.engine.session import Session
 from swifti2v.training.engine.trainer import Trainer
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
 
 ROOT = Path(__file__).parents[2]
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
+ALONE = Ranks.alone(torch.device("cpu"))
 STEPS = 10
 OPTIMIZER = OptimizerConfig(learning_rate=0.01, warmup_steps=3, decay="cosine", betas=(0.8, 0.9))
 TWO_PHASES = (
@@ -147,6 +148,11 @@ class NoisyNumbersTask(NumbersTask):
 
     def draw_sigma(self, draw: Draw) -> Tensor:
         return draw_step_sigmas(NoiseLevelConfig(), draw)
+
+
+def alone_in(directory: Path) -> Session:
+    """A run of this process alone."""
+    return Session(directory=directory, ranks=ALONE)
 
 
 def make_trainer(

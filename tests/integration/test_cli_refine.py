@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swifti2v.evaluation.card.stages import downscale
-from swifti2v.media import open_writer
+from swifti2v.media import downscale, open_writer
 from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,

@@ -106,8 +106,12 @@ def test_the_second_lora_goes_on_the_base_and_not_on_the_first(model, whole):
     merge_lora(base, loras[1])
     source = LoraSource(path=str(loras[1]), stage="stage2")
     parts, _ = load_components(model, torch.float32, CPU, [source], stages=("stage2",))
-    for name, weight in parts.stage2_transformer.state_dict().items():
-        assert torch.equal(weight, base.state_dict()[name])
+    plain = load_components(model, torch.float32, CPU, stages=("stage2",))[0].stage2_transformer
+    merge_lora(plain, whole / "relay2_comfyui.safetensors")
+    for name, weight in base.state_dict().items():
+        assert torch.equal(weight, parts.stage2_transformer.state_dict()[name])
+        assert torch.equal(weight, plain.state_dict()[name])
+    assert not (whole / "relay1_comfyui.safetensors").exists()  # it is not for sampling
 
 
 def test_the_second_lora_is_trained_with_the_attention_that_it_is_given(model, tmp_path):

@@ -15,7 +15,6 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli.transition import transition
-from swifti2v.cli.transition_job import Job
 from swifti2v.jobs.interruption import Interruption
 from swifti2v.media import open_writer, read_clip
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -24,6 +23,7 @@ from swifti2v.shards import is_in_shard
 from swifti2v.training.data.decoding import decode_pair
 from swifti2v.training.data.readers import read_manifest
 from swifti2v.training.data.samples import Manifest
+from swifti2v.training.transition.job import TransitionJob
 from swifti2v.training.transition.samples import TransitionConfig
 from swifti2v.training.transition.store import TransitionStore
 from tests.helpers.command_line import copy_model, error_line, save_lora, succeed
@@ -288,7 +288,8 @@ def test_an_interrupted_run_says_how_it_goes_on(model, data, tmp_path):
 
     pipe = SwiftI2VPipeline.from_pretrained(model, device="cpu")
     config = TransitionConfig(generation=pipe.config)
-    job = Job(pipe, config, TransitionStore(tmp_path / "out"), {"name": "tiny", "loras": []})
+    store, name = TransitionStore(tmp_path / "out"), {"name": "tiny", "loras": []}
+    job = TransitionJob(pipe, config, store, name, print)
     samples: Any = Stopping(read_manifest(data / "list.jsonl").samples)
     with pytest.raises(KeyboardInterrupt) as caught:
         job.run(Manifest(samples, ()), {}, Interruption())

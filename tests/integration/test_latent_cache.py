@@ -23,7 +23,7 @@ from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.cache_making import CacheMaking
 from swifti2v.training.stages.config import CacheConfig, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import FineTuning
-from tests.helpers.regression import ALONE
+from tests.helpers.regression import alone_in
 from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
 from tests.helpers.training_clips import save_damaged_clip
 
@@ -103,7 +103,7 @@ def reading(config: Any, directory: Path, *, latents: bool = True) -> Any:
 def losses(config: Any, directory: Path) -> list[Tensor]:
     """Draws of all steps, in two micro-batches each."""
     torch.manual_seed(0)
-    task = FineTuning(config, directory, ALONE).task
+    task = FineTuning(config, alone_in(directory)).task
     found = []
     for step in range(STEPS):
         for indices in ((0, 1), (2,)):
@@ -172,9 +172,9 @@ def test_prompts_alone_may_be_cached(model, clips, tmp_path):
 def test_a_run_with_a_cache_holds_no_text_encoder(model, clips, tmp_path):
     config = configure("stage2", model, clips)
     make(config, tmp_path / "cache")
-    tuning = FineTuning(reading(config, tmp_path / "cache"), tmp_path / "run", ALONE)
-    assert tuning.components.text_encoder.device.type == "meta"
-    assert tuning.components.stage2_vae.device.type == "cpu"  # validation decodes
+    tuning = FineTuning(reading(config, tmp_path / "cache"), alone_in(tmp_path / "run"))
+    assert tuning.pipe.components.text_encoder.device.type == "meta"
+    assert tuning.pipe.components.stage2_vae.device.type == "cpu"  # validation decodes
     (tmp_path / "validation").mkdir()
     assert "psnr" in tuning.task.validate(tmp_path / "validation")
 
@@ -267,7 +267,7 @@ def test_clips_damaged_in_their_midst_are_counted_as_without_a_cache(model, clip
     assert_same(config, tmp_path, tmp_path / "cache")
     replaced = []
     for own in (config, reading(config, tmp_path / "cache")):
-        task = FineTuning(own, tmp_path / "run", ALONE).task
+        task = FineTuning(own, alone_in(tmp_path / "run")).task
         draws = [Draw(seed=0, step=s, batch_size=BATCH, indices=(0, 1, 2)) for s in range(STEPS)]
         batches = [task.load_batch(draw) for draw in draws]
         assert not any("a.mkv" in batch.ids for batch in batches)

@@ -18,7 +18,7 @@ from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import FineTuning
 from swifti2v.training.stages.validation import ValidationConfig
 from tests.helpers.command_line import copy_model, save_lora
-from tests.helpers.regression import ALONE
+from tests.helpers.regression import alone_in
 
 CPU = torch.device("cpu")
 DATA = DataConfig(rules=BucketRules(buckets=((5, 32, 32),)))
@@ -46,7 +46,7 @@ def weights(model: Path, stage: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=2)])
 def test_stage1_is_trained_on_the_base_without_its_own_loras(model, distilled, tmp_path, adapter):
     config = Stage1FineTuning(model=str(distilled), adapter=adapter, **COMMON)
-    tuning = FineTuning(config, tmp_path, ALONE)
+    tuning = FineTuning(config, alone_in(tmp_path))
     base, with_lora = weights(model, "stage1"), weights(distilled, "stage1")
     assert any(not torch.equal(base[name], with_lora[name]) for name in base)
     own = {
@@ -62,7 +62,7 @@ def test_stage1_is_trained_on_the_base_without_its_own_loras(model, distilled, t
 
 
 def test_stage2_is_trained_with_its_own_loras(model, distilled, tmp_path):
-    tuning = FineTuning(Stage2FineTuning(model=str(distilled), **COMMON), tmp_path, ALONE)
+    tuning = FineTuning(Stage2FineTuning(model=str(distilled), **COMMON), alone_in(tmp_path))
     own = tuning.transformer.state_dict()
     assert all(torch.equal(own[n], v) for n, v in weights(distilled, "stage2").items())
     assert any(not torch.equal(own[n], v) for n, v in weights(model, "stage2").items())
@@ -71,9 +71,10 @@ def test_stage2_is_trained_with_its_own_loras(model, distilled, tmp_path):
 def test_settings_of_generation_reach_the_samples(model, tmp_path):
     changes = {"stage1": {"downscale": 2}, "stage2": {"reference_start": "motion"}}
     config = Stage2FineTuning(model=str(model), generation=changes, **COMMON)
-    task: Any = FineTuning(config, tmp_path, ALONE).task
+    task: Any = FineTuning(config, alone_in(tmp_path)).task
     (source,) = task.sources
-    assert (source.downscale, source.stage2.reference_start) == (2, "motion")
+    frames = source.frames
+    assert (frames.downscale, frames.stage2.reference_start) == (2, "motion")
     assert task.stage2.reference_start == "motion"
 
 
@@ -82,7 +83,7 @@ def test_validation_takes_its_own_seed_and_clips(model, tmp_path):
     for name, (seed, num_clips) in {"a": (0, 1), "b": (0, 1), "c": (1, 1), "d": (0, 2)}.items():
         own = ValidationConfig(seed=seed, num_clips=num_clips)
         settings = {**COMMON, "num_procedural_clips": 2, "validation": own}
-        tuning = FineTuning(Stage2FineTuning(model=str(model), **settings), tmp_path, ALONE)
+        tuning = FineTuning(Stage2FineTuning(model=str(model), **settings), alone_in(tmp_path))
         (tmp_path / name).mkdir()
         measured.append(tuning.task.validate(tmp_path / name)["psnr"])
         assert len(list((tmp_path / name).glob("clip-*.mp4"))) == num_clips

@@ -1,7 +1,6 @@
 """``swifti2v data cache``: output of a training's frozen encoders, computed beforehand."""
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,13 +10,11 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import takes_options
+from swifti2v.cli.throttle import Throttle
 from swifti2v.cli.train import resolve_settings
 from swifti2v.errors import InputError
 from swifti2v.jobs.devices import choose_device
 from swifti2v.jobs.interruption import Interruption
-
-REPORT_SECONDS = 10.0
-"""Seconds between two lines on stderr."""
 
 
 class Stage(StrEnum):
@@ -83,6 +80,7 @@ def cache(options: CacheOptions) -> None:
         config = resolve_settings(kind, options.config, options.set_)
         if directory.is_file():
             raise InputError(f"output dir {directory} is a file; name a directory")
+        lines = Throttle()
         making = CacheMaking(config, directory, choose_device(options.device), shard)
         plan = making.plan(options.max_steps)
         account = {
@@ -94,7 +92,10 @@ def cache(options: CacheOptions) -> None:
         }
         if not options.dry_run:
             try:
-                account |= asdict(making.run(plan, _Progress()))
+                report = making.run(
+                    plan, lambda done, total: lines.say(f"{done} of {total} prompts and pieces")
+                )
+                account |= asdict(report)
             except KeyboardInterrupt as error:
                 error.add_note("finished entries are kept; run the same command again to continue")
                 raise
@@ -113,15 +114,3 @@ def _render(account: dict[str, object]) -> str:
             "{entries_kept}; {unreadable} pieces could not be read".format(**account)
         )
     return "\n".join(lines)
-
-
-class _Progress:
-    """A line on stderr every few seconds."""
-
-    def __init__(self) -> None:
-        self._said_at = time.monotonic()
-
-    def __call__(self, num_done: int, total: int) -> None:
-        if time.monotonic() - self._said_at >= REPORT_SECONDS:
-            self._said_at = time.monotonic()
-            typer.echo(f"{num_done} of {total} prompts and pieces", err=True)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import naming_flags
+from swifti2v.cli.throttle import Throttle
 from swifti2v.errors import InputError
 from swifti2v.jobs.paths import require_contact_sheet
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from swifti2v.training.data.buckets import Assignment, BucketRules, Placement
     from swifti2v.training.data.samples import Reject, Remark, Sample
 
-REPORT_SECONDS = 10.0
-"""Seconds between two lines on stderr."""
 FIRST_IDS = 5
 """Rejects named for each cause."""
 SHEET_SAMPLES, SHEET_FRAMES = 3, 4
@@ -85,10 +83,18 @@ def inspect(
         if sheet is not None:
             _require_no_input(sheet, listed.samples)
         uncaptioned = [item.uncaptioned for item in listed.rejects if item.uncaptioned is not None]
-        progress = _Progress(len(listed.samples) + len(uncaptioned))
-        assigned = assign_buckets(listed.samples, rules, num_threads=threads, on_progress=progress)
+        lines, num_captioned = Throttle(), len(listed.samples)
+
+        def say(num_done: int) -> None:
+            total = num_captioned + len(uncaptioned)
+            lines.say(f"looked into {num_done} of {total} samples")
+
+        assigned = assign_buckets(listed.samples, rules, num_threads=threads, on_progress=say)
         unnamed = assign_buckets(
-            uncaptioned, rules, num_threads=threads, on_progress=progress.after(len(listed.samples))
+            uncaptioned,
+            rules,
+            num_threads=threads,
+            on_progress=lambda num_done: say(num_captioned + num_done),
         )
         rejects = [*_with_fit(listed.rejects, unnamed), *assigned.rejects]
         shown: list[str] = []
@@ -157,23 +163,6 @@ class DataReport:
     """Changes made to placed clips while they are read, such as resampling a varying rate."""
     shown: list[str]
     """Ids of the samples on the contact sheet, by row."""
-
-
-class _Progress:
-    """A line on stderr every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._said_at = time.monotonic()
-
-    def after(self, num_before: int) -> Callable[[int], None]:
-        """Counts on from a number of samples."""
-        return lambda num_done: self(num_before + num_done)
-
-    def __call__(self, num_done: int) -> None:
-        if time.monotonic() - self._said_at >= REPORT_SECONDS:
-            self._said_at = time.monotonic()
-            typer.echo(f"looked into {num_done} of {self._total} samples", err=True)
 
 
 def _with_fit(rejects: "Sequence[Reject]", unnamed: "Assignment") -> "list[Reject]":

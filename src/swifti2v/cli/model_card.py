@@ -150,6 +150,7 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
     from swifti2v.evaluation.card import stages as model_card
     from swifti2v.evaluation.card.camera import ASKS, FURTHER_ASKS, measure_camera
     from swifti2v.evaluation.card.marks import Card
+    from swifti2v.media import downscale
 
     config, low = job.config, job.config.stage1.downscale
     weights = _weights(job.model, pipe)  # now: the files may change while this runs
@@ -159,7 +160,7 @@ def _measure(pipe: "SwiftI2VPipeline", job: Job) -> "Card":
     peak = peak_rss_bytes()  # before the metrics add their own
     say(f"codec: {len(job.clips)} clips at two sizes")
     codec = model_card.measure_codec(pipe.components.stage2_vae, job.clips)
-    small = {name: model_card.downscale(frames, low) for name, frames in job.clips.items()}
+    small = {name: downscale(frames, low) for name, frames in job.clips.items()}
     codec += model_card.measure_codec(pipe.components.stage1_vae, small)
     further = list(job.photos)[: job.num_further]
     count = len(job.photos) * len(ASKS) + len(further) * len(FURTHER_ASKS)

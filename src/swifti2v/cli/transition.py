@@ -15,7 +15,7 @@ from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
 from swifti2v.cli.options import Placement, read_layers, takes_options
 from swifti2v.cli.seeds import choose_seed
-from swifti2v.cli.transition_job import Job, Outcome
+from swifti2v.cli.throttle import Throttle
 from swifti2v.config import GenerationConfig, expand_shorthands
 from swifti2v.errors import InputError
 from swifti2v.jobs.devices import find_device
@@ -26,6 +26,7 @@ from swifti2v.shards import parse_shard
 if TYPE_CHECKING:
     from swifti2v.models.loading.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+    from swifti2v.training.transition.job import Outcome
     from swifti2v.training.transition.store import TransitionStore
 
 LEAST_GAIN = 1.0
@@ -133,6 +134,7 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     loras = [InputFiles().lora(parse_lora(f"stage1={text}")) for text in options.lora or []]
     generation = _resolve(options)
     from swifti2v.training.data.readers import read_manifest
+    from swifti2v.training.transition.job import TransitionJob
     from swifti2v.training.transition.samples import TransitionConfig, take_shard
     from swifti2v.training.transition.store import TransitionStore
 
@@ -145,26 +147,36 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     listed = take_shard(manifest, index, num_shards)
     pipe = _load(options, generation, loras)
     for line in pipe.components.describe_loras():
-        typer.echo(f"note: {line}", err=True)
+        _note(line)
     model = {
         "name": options.model,
         "without_loras": options.without_loras,
         "loras": [asdict(item) for item in loras],
     }
     with naming_flags():
-        job = Job(pipe, config, store, model)
+        job = TransitionJob(pipe, config, store, model, _note)
     finished = job.find_finished(listed.samples)
     if options.dry_run:
         plan = job.describe(listed, len(finished))
         text = yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip()
         typer.echo(json.dumps(plan) if options.as_json else text)
         return None
-    outcome = job.run(listed, finished, interruption)
+    lines, total = Throttle(), len(listed.samples)
+    outcome = job.run(
+        listed,
+        finished,
+        interruption,
+        lambda done, refused: lines.say(f"{done} of {total} clips, {refused} refused"),
+    )
     return _finish(outcome, store, index, num_shards)
 
 
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)
+
+
 def _finish(
-    outcome: Outcome, store: "TransitionStore", index: int, num_shards: int
+    outcome: "Outcome", store: "TransitionStore", index: int, num_shards: int
 ) -> dict[str, Any]:
     """Write the manifest and give the account of the run.
 

@@ -8,7 +8,14 @@ from swifti2v.media.images import (
     image_to_tensor,
     load_image,
 )
-from swifti2v.media.resize import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media.resize import (
+    Frames,
+    downscale,
+    downscale_video,
+    frames_to_video,
+    resize_video,
+    video_to_frames,
+)
 from swifti2v.media.tracks import ClipInfo
 from swifti2v.media.writer import PngSequenceWriter, VideoWriter, open_writer, require_writable
 
@@ -20,6 +27,8 @@ __all__ = [
     "PngSequenceWriter",
     "VideoWriter",
     "contact_sheet",
+    "downscale",
+    "downscale_video",
     "fit_image",
     "frames_to_video",
     "image_to_tensor",

@@ -143,3 +143,34 @@ def video_to_frames(video: Tensor) -> Frames:
         torch.cuda.current_stream(video.device).synchronize()
     result: Frames = frames.numpy()
     return result
+
+
+def downscale_video(frames: Frames, factor: int, device: torch.device | str = "cpu") -> Tensor:
+    """Means over ``factor`` x ``factor`` pixels; one frame is held at full size.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8.
+        factor: Whole number that H and W are multiples of.
+        device: Where it is computed and stays.
+
+    Returns:
+        ``[1, 3, T, H / factor, W / factor]`` float32 in [-1, 1], not rounded to 8 bits.
+
+    Raises:
+        ShapeError: A side is no multiple of ``factor``.
+    """
+    _, height, width, _ = frames.shape
+    if height % factor or width % factor:
+        raise ShapeError(f"{width}x{height} cannot be divided by {factor}; crop the clip first")
+    pieces = [
+        resize_video(
+            frames_to_video(frame[None]).to(device), height // factor, width // factor, "area"
+        )
+        for frame in frames
+    ]
+    return torch.cat(pieces, dim=2)
+
+
+def downscale(frames: Frames, factor: int) -> Frames:
+    """``downscale_video`` rounded to 8 bits: the true low-resolution clip."""
+    return video_to_frames(downscale_video(frames, factor))

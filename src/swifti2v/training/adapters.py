@@ -3,7 +3,6 @@
 import logging
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError, LoadingError
-from swifti2v.models.lora.provenance import hash_base as hash_base
 from swifti2v.models.weights.names import shorten
 
 logger = logging.getLogger(__name__)
@@ -169,34 +167,3 @@ def adapter_state_dict(transformer: nn.Module) -> dict[str, Tensor]:
         transformer, adapter_name=ADAPTER_NAME, save_embedding_layers=False
     )
     return {key: tensor.detach() for key, tensor in state.items()}
-
-
-@torch.no_grad()
-def load_adapter_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what ``adapter_state_dict`` gave, all of it or nothing.
-
-    Args:
-        transformer: With an adapter of the same settings.
-        state: Tensors of any floating-point dtype on any device; copied.
-
-    Raises:
-        InputError: The transformer has no adapter.
-        LoadingError: A key is missing or left over, or a shape differs.
-    """
-    own = adapter_state_dict(transformer)
-    wrong = [
-        f"{key} ({'missing' if key not in state else 'left over'})"
-        for key in sorted(own.keys() ^ state.keys())
-    ]
-    wrong += [
-        f"{key} (is {tuple(state[key].shape)}, the adapter has {tuple(tensor.shape)})"
-        for key, tensor in own.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    if wrong:
-        raise LoadingError(
-            f"the state is of another adapter: {shorten(wrong)}; use the rank and the targets it "
-            "was trained with"
-        )
-    for key, tensor in own.items():
-        tensor.copy_(state[key])

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from swifti2v.config import settings
+from swifti2v.config import Stage2Config, settings
 from swifti2v.errors import ConfigError
-from swifti2v.segments import Segment, plan_segments
+from swifti2v.segments import Segment
 
 
 @settings
@@ -30,31 +30,23 @@ class WindowConfig:
 
 
 def draw_window(
-    config: WindowConfig,
-    num_latent_frames: int,
-    rng: np.random.Generator,
-    *,
-    generates_anchor: bool = False,
-    shows_anchor: bool = True,
+    config: WindowConfig, stage2: Stage2Config, num_latent_frames: int, rng: np.random.Generator
 ) -> Segment:
     """Draw one segment of the plan that sampling would follow.
 
     Args:
         config: Sizes to draw from.
+        stage2: Says whether windows make and show the anchor.
         num_latent_frames: F of the clip, at least 2.
         rng: Source of randomness.
-        generates_anchor: See ``plan_segments``.
-        shows_anchor: See ``plan_segments``.
+
+    Raises:
+        ConfigError: The clip has no segment.
     """
     segment_size = config.segment_sizes[int(rng.integers(len(config.segment_sizes)))]
     context_size = config.context_sizes[int(rng.integers(len(config.context_sizes)))]
-    segments = plan_segments(
-        num_latent_frames,
-        segment_size,
-        context_size,
-        generates_anchor=generates_anchor,
-        shows_anchor=shows_anchor,
-    )
+    sampling = replace(stage2, segment_size=segment_size, context_size=context_size)
+    segments = sampling.plan(num_latent_frames)
     if not segments:
         raise ConfigError(
             f"a clip of {num_latent_frames} latent frame has no segment to train on; take longer "

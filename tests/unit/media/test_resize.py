@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from swifti2v.errors import ShapeError
-from swifti2v.media import frames_to_video, resize_video, video_to_frames
+from swifti2v.media import downscale, frames_to_video, resize_video, video_to_frames
 from swifti2v.media.resize import ResizeMode
 
 SIDES = st.integers(1, 70)
@@ -115,3 +115,14 @@ def test_edges_refuse_other_layouts() -> None:
         frames_to_video(np.zeros((1, 2, 2, 3), np.float32))
     with pytest.raises(ShapeError, match=r"\(3, 1, 2, 2\)"):
         video_to_frames(torch.zeros(3, 1, 2, 2))
+
+
+def test_downscale_takes_means_and_refuses_sides_that_do_not_divide():
+    frames = np.zeros((2, 8, 8, 3), np.uint8)
+    frames[1, :4, 4:] = 40
+    frames[1, 0, 4] = 56  # 41 on average
+    low = downscale(frames, 4)
+    assert low.shape == (2, 2, 2, 3)
+    assert low[1, :, :, 0].tolist() == [[0, 41], [0, 0]]
+    with pytest.raises(ShapeError, match="8x8 cannot be divided by 3"):
+        downscale(frames, 3)

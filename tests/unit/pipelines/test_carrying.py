@@ -14,9 +14,9 @@ from PIL import Image
 from swifti2v.config import GenerationConfig, Stage2Config, parse_config
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
-from swifti2v.evaluation.card.stages import clip_psnr, downscale
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
-from swifti2v.media import frames_to_video, resize_video
+from swifti2v.evaluation.metrics.fidelity import clip_psnr
+from swifti2v.media import downscale, frames_to_video, resize_video
 from swifti2v.media.flow import optical_flow
 from swifti2v.models.loading.sources import find_model
 from swifti2v.pipelines import carrying

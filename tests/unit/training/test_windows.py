@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError
 from swifti2v.segments import plan_segments
 from swifti2v.training.windows import WindowConfig, draw_window, localize
@@ -24,7 +25,7 @@ contexts = st.lists(st.integers(0, 4), min_size=1, max_size=3)
 )
 def test_a_window_is_one_of_a_plan(segment_sizes, context_sizes, num_latent_frames, seed):
     config = WindowConfig(segment_sizes=tuple(segment_sizes), context_sizes=tuple(context_sizes))
-    segment = draw_window(config, num_latent_frames, np.random.default_rng(seed))
+    segment = draw_window(config, Stage2Config(), num_latent_frames, np.random.default_rng(seed))
     plans = [
         plan_segments(num_latent_frames, size, context)
         for size in segment_sizes
@@ -66,7 +67,7 @@ def test_a_localized_segment_counts_its_own_window(
 def test_all_segments_and_sizes_are_drawn_evenly():
     rng = np.random.default_rng(0)
     config = WindowConfig(segment_sizes=(2, 4), context_sizes=(0, 1))
-    drawn = Counter(draw_window(config, 9, rng) for _ in range(4000))
+    drawn = Counter(draw_window(config, Stage2Config(), 9, rng) for _ in range(4000))
     expected = {
         segment
         for size in (2, 4)
@@ -82,7 +83,7 @@ def test_all_segments_and_sizes_are_drawn_evenly():
 
 def test_a_segment_as_long_as_the_clip_is_the_whole_clip():
     config = WindowConfig(segment_sizes=(100,), context_sizes=(1,))
-    segment = draw_window(config, 9, np.random.default_rng(0))
+    segment = draw_window(config, Stage2Config(), 9, np.random.default_rng(0))
     assert segment.window == tuple(range(9))
     assert segment.context == ()
 
@@ -91,14 +92,16 @@ def test_a_segment_as_long_as_the_clip_is_the_whole_clip():
 @pytest.mark.parametrize("shows_anchor", [True, False])
 def test_windows_of_training_treat_the_anchor_as_sampling_does(generates_anchor, shows_anchor):
     rng = np.random.default_rng(0)
-    roles = {"generates_anchor": generates_anchor, "shows_anchor": shows_anchor}
-    drawn = {draw_window(WindowConfig(), 9, rng, **roles) for _ in range(200)}
-    assert drawn == set(plan_segments(9, **roles))
+    stage2 = Stage2Config(
+        anchor="generated" if generates_anchor else "given", shows_anchor=shows_anchor
+    )
+    drawn = {draw_window(WindowConfig(), stage2, 9, rng) for _ in range(200)}
+    assert drawn == set(stage2.plan(9))
 
 
 def test_a_single_frame_cannot_be_trained_on():
     with pytest.raises(ConfigError, match="1 latent frame has no segment"):
-        draw_window(WindowConfig(), 1, np.random.default_rng(0))
+        draw_window(WindowConfig(), Stage2Config(), 1, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

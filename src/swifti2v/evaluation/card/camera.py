@@ -10,12 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig
-from swifti2v.evaluation.card.stages import clip_faults, downscale
+from swifti2v.evaluation.card.stages import clip_faults
 from swifti2v.evaluation.metrics.camera import CameraLabel, camera_direction
 from swifti2v.evaluation.metrics.detail_coherence import hf_energy_ratio
 from swifti2v.evaluation.metrics.fidelity import first_frame_psnr
 from swifti2v.evaluation.metrics.series import mean_psnr
-from swifti2v.media import Frames
+from swifti2v.media import Frames, downscale
 from swifti2v.pipelines.camera_moves import FAST, MOVES, SLOW, CameraMove
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.progress import Stopwatch

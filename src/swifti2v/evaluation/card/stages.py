@@ -1,12 +1,10 @@
 """Measurements of a two-stage model on held-out clips: codec, Stage II and seconds."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from PIL import Image
 
 from swifti2v.config import GenerationConfig
@@ -22,11 +20,10 @@ from swifti2v.evaluation.metrics.blockiness import blockiness
 from swifti2v.evaluation.metrics.cadence import cadence
 from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
-from swifti2v.evaluation.metrics.fidelity import psnr
-from swifti2v.evaluation.metrics.frames import FramePieces
+from swifti2v.evaluation.metrics.fidelity import clip_psnr
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.metrics.series import mean_psnr
-from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, downscale, frames_to_video, video_to_frames
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.progress import Stopwatch
@@ -79,37 +76,6 @@ class Stage2Row:
     """Coherence with the photo moved onto the frames; NaN where nothing can be compared."""
     blockiness: float
     """Steps at the edges of 8-pixel blocks, mean of frames 1 to T-1."""
-
-
-def downscale(frames: Frames, factor: int) -> Frames:
-    """Means over ``factor`` x ``factor`` pixels, rounded to uint8: the true low-resolution clip.
-
-    Args:
-        frames: ``[T, H, W, 3]``.
-        factor: H and W are multiples of it.
-
-    Raises:
-        ShapeError: They are not.
-    """
-    _, height, width, _ = frames.shape
-    if height % factor or width % factor:
-        raise ShapeError(f"{width}x{height} cannot be divided by {factor}; crop the clip first")
-    size = (height // factor, width // factor)
-    pieces = (frames[index : index + 1] for index in range(len(frames)))
-    return np.concatenate(
-        [video_to_frames(resize_video(frames_to_video(p), *size, "area")) for p in pieces]
-    )
-
-
-def clip_psnr(output: FramePieces, truth: FramePieces) -> float:
-    """PSNR in dB of all frames together (from their mean squared error).
-
-    One frame that is equal to the truth does not make the mean infinite. Arguments and errors
-    as in ``swifti2v.evaluation.metrics.fidelity.psnr``.
-    """
-    errors = torch.pow(10.0, -psnr(output, truth).double() / 10)
-    mean = float(errors.mean())
-    return -10 * math.log10(mean) if mean > 0 else math.inf
 
 
 def clip_faults(output: Frames, photo: Frames, time_factor: int) -> dict[str, float]:

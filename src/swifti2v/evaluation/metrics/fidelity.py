@@ -1,5 +1,7 @@
 """Distance of a clip from a known truth, and of its first frame from the photo."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,17 @@ def psnr(output: FramePieces, truth: FramePieces) -> Tensor:
         ShapeError: No frames, or the clips differ in shape or length.
     """
     return _stack([_frame_psnr(a, b) for a, b in iterate_pairs(output, truth)])
+
+
+def clip_psnr(output: FramePieces, truth: FramePieces) -> float:
+    """PSNR in dB of all frames together (from their mean squared error).
+
+    One frame that is equal to the truth does not make the mean infinite. Arguments and errors
+    as in ``psnr``.
+    """
+    errors = torch.pow(10.0, -psnr(output, truth).double() / 10)
+    mean = float(errors.mean())
+    return -10 * math.log10(mean) if mean > 0 else math.inf
 
 
 def _require_side(frame: Tensor, smallest: int, name: str) -> None:

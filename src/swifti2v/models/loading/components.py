@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -122,6 +122,7 @@ def load_components(
     *,
     merges_own_loras: bool = True,
     stages: Sequence[Stage] = STAGES,
+    skipped: Collection[str] = (),
 ) -> tuple[Components, dict[str, Any]]:
     """Load the components of a model.
 
@@ -136,6 +137,7 @@ def load_components(
             base, never on the step-distilled one.
         stages: Stages that will run. The transformer and VAE of another one are made from their
             configuration without memory (on the meta device): their weights are not read.
+        skipped: Transformers and VAEs of those stages that are made without memory as well.
 
     Returns:
         The components in eval mode, and the model's default settings.
@@ -149,7 +151,8 @@ def load_components(
         index = index.without_loras()
     if unknown := sorted({lora.stage for lora in loras} - {*STAGES}):
         raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
-    empty = [r for r in index.components if r.startswith(STAGES) and not r.startswith((*stages,))]
+    unused = tuple(stage for stage in STAGES if stage not in stages)
+    empty = [r for r in index.components if r in skipped or r.startswith(unused)]
     roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
     files = {  # all of them, before anything is loaded
         role: _find_files(

@@ -1,15 +1,18 @@
-"""The weights a LoRA belongs on: told apart by a hash in its metadata, checked before it is merged."""
+"""The weights a LoRA belongs on: a hash in its metadata, written with it, checked before a merge."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swifti2v.errors import LoadingError
 from swifti2v.models.fingerprints import sample_evenly, to_bytes
+from swifti2v.models.lora.export import MAGNITUDE, save_lora
 from swifti2v.models.weights.files import read_metadata
 
 logger = logging.getLogger(__name__)
@@ -20,12 +23,50 @@ BASE_HASH = "swifti2v_base_sha256"
 """Metadata key: ``hash_base`` of the weights it belongs on."""
 RECIPE = "swifti2v_recipe"
 """Metadata key: the part of a recipe that a LoRA is."""
+CONFIG = "swifti2v_config"
+"""Metadata key: settings of the training, as JSON."""
+STEPS = "swifti2v_steps"
+"""Metadata key: steps that a LoRA was trained for."""
 RELAY1 = "relay1"
 """Recipe: the image modality, which ViBe trains first and leaves out of sampling."""
 RELAY2 = "relay2"
 """Recipe: the high resolution, which ViBe trains on top of the first and keeps."""
 NUM_HASHED = 4096
 """Values of a weight that count."""
+
+
+def save_trained_lora(
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    alpha: float,
+    base: str,
+    base_hash: str,
+    settings: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a LoRA for diffusers, and ``NAME_comfyui.safetensors`` beside it for ComfyUI.
+
+    Two kinds get the first file alone: a DoRA, since ComfyUI's keys have no place for magnitudes,
+    and the first LoRA of a relay, which is not for sampling.
+
+    Args:
+        state: See ``save_lora``.
+        path: For diffusers.
+        alpha: See ``save_lora``.
+        base: Name of the model that was trained on.
+        base_hash: ``hash_base`` of its transformer, before any other LoRA was merged.
+        settings: Of the training, as plain values.
+        metadata: Further texts for the header.
+
+    Raises:
+        SwiftI2VError: See ``save_lora``.
+    """
+    own = {BASE: base, BASE_HASH: base_hash, CONFIG: json.dumps(settings), **(metadata or {})}
+    beside = path.with_name(f"{path.stem}_comfyui{path.suffix}")
+    save_lora(state, path, "peft", alpha=alpha, metadata=own)
+    if own.get(RECIPE) != RELAY1 and not any(key.endswith(MAGNITUDE) for key in state):
+        save_lora(state, beside, "original", alpha=alpha, metadata=own)
 
 
 def require_base(transformer: nn.Module, loras: Iterable[Path]) -> None:

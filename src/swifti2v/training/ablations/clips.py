@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swifti2v.errors import InputError
-from swifti2v.evaluation.card.stages import downscale
-from swifti2v.media import Frames
+from swifti2v.media import Frames, downscale
 from swifti2v.training.nano.material import Material
 from swifti2v.training.nano.material_source import TransitionClip
 

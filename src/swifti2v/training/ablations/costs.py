@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from swifti2v.config import GenerationConfig, merge, parse_config
-from swifti2v.evaluation.card.stages import downscale
-from swifti2v.media import Frames
+from swifti2v.media import Frames, downscale
 from swifti2v.models.loading.architectures import Architecture
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.progress import Stopwatch

@@ -9,7 +9,9 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -23,26 +25,27 @@ from swifti2v.evaluation.baselines import (
     flow_warp_baseline,
     lanczos_baseline,
 )
-from swifti2v.evaluation.card.stages import clip_psnr, downscale
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
+from swifti2v.evaluation.metrics.fidelity import clip_psnr
 from swifti2v.evaluation.metrics.seam import seam_score
-from swifti2v.media import Frames
+from swifti2v.media import Frames, downscale
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import TIME_FACTOR, BlockCodec
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
+from swifti2v.shapes import latent_frames
 from swifti2v.storage import write_whole
 from swifti2v.training.ablations.clips import TestClip
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
-from swifti2v.training.engine.trainer import Trainer
+from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.nano.config import RedrawConfig
 from swifti2v.training.nano.material import Material
 from swifti2v.training.nano.material_source import MaterialSource, MixConfig, TransitionClip
-from swifti2v.training.nano.models import TransformerSize, make_stage2_transformer
-from swifti2v.training.nano.stage2_start import start_stage2
-from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
+from swifti2v.training.nano.models import NanoSize, make_stage2_transformer
+from swifti2v.training.nano.stage2_start import make_stage2_task, start_stage2
+from swifti2v.training.stages.stage2 import Stage2Objective
 from swifti2v.training.windows import WindowConfig
 
 
@@ -83,7 +86,7 @@ class AblationConfig:
     """Of weights and draws; every arm has a run for each."""
     latent_frames: int = 7800
     """In all windows of a run together, given ones included: its cost."""
-    size: TransformerSize = field(default_factory=TransformerSize)
+    size: NanoSize = field(default_factory=NanoSize)
     crop: int = 128
     """Side of a crop in pixels, in training and in the test, a multiple of 16."""
     objective: Stage2Objective = field(default_factory=Stage2Objective)
@@ -147,9 +150,7 @@ class AblationRow:
     """Seam score; none where there is one segment."""
 
 
-def mean_window_length(
-    config: WindowConfig, num_latent_frames: int, stage2: Stage2Config | None = None
-) -> float:
+def mean_window_length(config: WindowConfig, num_latent_frames: int, stage2: Stage2Config) -> float:
     """Latent frames of a window that training draws, on average.
 
     Args:
@@ -157,19 +158,11 @@ def mean_window_length(
         num_latent_frames: F of the clip.
         stage2: Says what windows begin with.
     """
-    stage2 = stage2 or Stage2Config()
-    lengths = []
-    for segment_size in config.segment_sizes:
-        for context_size in config.context_sizes:
-            plan = plan_segments(
-                num_latent_frames,
-                segment_size,
-                context_size,
-                generates_anchor=stage2.anchor == "generated",
-                shows_anchor=stage2.shows_anchor,
-            )
-            lengths.append(sum(len(segment.window) for segment in plan) / len(plan))
-    return sum(lengths) / len(lengths)
+    plans = [
+        replace(stage2, segment_size=size, context_size=context).plan(num_latent_frames)
+        for size, context in product(config.segment_sizes, config.context_sizes)
+    ]
+    return fmean(fmean(len(segment.window) for segment in plan) for plan in plans)
 
 
 class Ablations:
@@ -239,9 +232,8 @@ class Ablations:
         objective, mix = config.arm_objective(arm), arm.mix or config.mix
         stage2 = config.arm_stage2(arm)
         run = replace(config.run, seed=seed)
-        text_dim = int(self.components.stage2_transformer.config["text_dim"])
         transformer = self.make_transformer(seed)
-        length = mean_window_length(objective.windows, (settings.num_frames - 1) // 4 + 1, stage2)
+        length = mean_window_length(objective.windows, latent_frames(settings.num_frames), stage2)
         steps = math.ceil(config.latent_frames / (run.batch_size * length))
         source = MaterialSource(
             self.material,
@@ -250,27 +242,18 @@ class Ablations:
             config.crop,
             settings.stage1.downscale,
             {settings.num_frames: 1.0},
+            objective.windows,
             stage2,
         )
-        no_text = torch.zeros(1, 1, text_dim)
         codec = self.components.stage2_vae
         assert isinstance(codec, BlockCodec)
-        task = Stage2Task(
-            transformer,
-            codec,
-            (source,),
-            objective,
-            stage2,
-            lambda prompts: no_text.expand(len(prompts), -1, -1),
-        )
+        task = make_stage2_task(transformer, codec, objective, stage2, [source])
         checkpoints = directory / "checkpoints"
         if not (checkpoints / "latest").is_file():
             start_stage2(task, run)
         phase = PhaseConfig(name=arm.name, steps=steps, optimizer=config.optimizer)
-        ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"), mesh=None)
-        trainer = Trainer(task, run, (phase,), directory, ranks)
-        trainer.run(resume=True)
-        trainer.take_average()
+        ranks = Ranks.alone(torch.device("cpu"))
+        train_task(task, run, (phase,), Session(directory=directory, ranks=ranks, resume=True))
         return transformer
 
     def _measure(

@@ -38,6 +38,11 @@ class Ranks:
     mesh: DeviceMesh | None
     """``[replicate, shard]``; None for a single process without a launcher."""
 
+    @classmethod
+    def alone(cls, device: torch.device) -> "Ranks":
+        """One process without a launcher."""
+        return cls(rank=0, world_size=1, device=device, mesh=None)
+
     @property
     def is_first(self) -> bool:
         """Whether this process writes files and reports."""
@@ -79,7 +84,7 @@ def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
             raise ConfigError(
                 f"num_replicas is {num_replicas} but this is one process; start it with torchrun"
             )
-        yield Ranks(rank=0, world_size=1, device=device, mesh=None)
+        yield Ranks.alone(device)
         return
     world_size = int(os.environ["WORLD_SIZE"])
     if num_replicas < 1 or world_size % num_replicas:

@@ -37,7 +37,7 @@ class Session:
 
 def train_task(
     task: Task[Any], run: RunConfig, phases: Sequence[PhaseConfig], session: Session
-) -> None:
+) -> Trainer:
     """Train, and leave the averaged weights in the model, in eval mode.
 
     Args:
@@ -46,12 +46,16 @@ def train_task(
         phases: One after the other.
         session: Where, with whom and how far.
 
+    Returns:
+        The trainer: its ``step`` and ``phase`` tell how far the training is.
+
     Raises:
         SwiftI2VError: See ``Trainer.run``.
     """
     trainer = Trainer(task, run, phases, session.directory, session.ranks, session.trackers)
     trainer.run(resume=session.resume, max_steps=session.max_steps, on_step=session.on_step)
     trainer.take_average()
+    return trainer
 
 
 def save_trained(kind: type[nn.Module], model: nn.Module, name: str, session: Session) -> Path:

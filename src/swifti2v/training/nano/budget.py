@@ -8,9 +8,9 @@ from swifti2v.training.engine.run_config import PhaseConfig
 from swifti2v.training.nano.config import NanoConfig
 
 AnyPhase = TypeVar("AnyPhase", bound=PhaseConfig)
-Part = Literal["text", "stage1", "stage2"]
+NanoPart = Literal["text", "stage1", "stage2"]
 """What is trained one after the other."""
-MINUTES_SHARE: dict[Part, float] = {"text": 0.06, "stage1": 0.44, "stage2": 0.5}
+MINUTES_SHARE: dict[NanoPart, float] = {"text": 0.06, "stage1": 0.44, "stage2": 0.5}
 """How ``limit_minutes`` divides a budget."""
 REDRAWN_PER_MINUTE = 0.56
 """Stage-transition clips for a minute of a budget, where a phase asks for any."""
@@ -23,7 +23,7 @@ def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:
     stages and those clips come on top: a few minutes.
     """
 
-    def limit(part: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
+    def limit(part: NanoPart, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
         own = minutes * MINUTES_SHARE[part] / len(phases)
         return tuple(replace(phase, minutes=own, steps=None) for phase in phases)
 
@@ -36,14 +36,14 @@ def limit_minutes(config: NanoConfig, minutes: float) -> NanoConfig:
 def limit_steps(config: NanoConfig, steps: int) -> NanoConfig:
     """Same settings with so many steps for each part's phases."""
 
-    def limit(_: Part, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
+    def limit(_: NanoPart, phases: Sequence[AnyPhase]) -> tuple[AnyPhase, ...]:
         return tuple(replace(phase, minutes=None, steps=steps) for phase in phases)
 
     return _with_budgets(config, limit)
 
 
 def _with_budgets(
-    config: NanoConfig, limit: Callable[[Part, Sequence[Any]], tuple[Any, ...]]
+    config: NanoConfig, limit: Callable[[NanoPart, Sequence[Any]], tuple[Any, ...]]
 ) -> NanoConfig:
     text, stage1, stage2 = config.text, config.stage1, config.stage2
     return replace(

@@ -11,7 +11,7 @@ from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_thing, draw_view, render_move
 from swifti2v.training.data.motion_prompts import draw_prompt
 from swifti2v.training.engine.draws import Draw, Option, choose
-from swifti2v.training.stages.batches import Stage1Batch
+from swifti2v.training.stages.batches import Stage1Frames
 
 
 class CameraMoveSource:
@@ -35,8 +35,8 @@ class CameraMoveSource:
         self.scenes, self.sizes = scenes, sizes
         self.lengths, self.num_drawn = lengths, num_drawn
 
-    def load(self, draw: Draw) -> Stage1Batch:
-        """See ``Stage1Source``."""
+    def load(self, draw: Draw) -> Stage1Frames:
+        """See ``FrameSource``."""
         rng = draw.shared()
         size = _draw_share(self.sizes, rng)
         num_latent_frames = _draw_share(self.lengths, rng)
@@ -57,11 +57,9 @@ class CameraMoveSource:
             videos.append(video)
             courses.append(course)
             ways.append(way)
-        return Stage1Batch(
+        return Stage1Frames(
             ids=tuple(names),
             num_replaced=0,
-            num_latent_frames=num_latent_frames,
-            latent_frames=frames,
             video=torch.stack(videos),
             prompts=tuple(prompts),
             course=stack_courses(courses),

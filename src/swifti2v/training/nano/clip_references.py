@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.config import Stage2Config
-from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, downscale, frames_to_video, resize_video, video_to_frames
 from swifti2v.pipelines.carrying import (
     Motion,
     enlarge_for_flow,
@@ -17,7 +17,6 @@ from swifti2v.pipelines.carrying import (
 )
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
 from swifti2v.shapes import Crop
-from swifti2v.training.transition.samples import scale_down
 
 START_INTERVAL = 16
 """The photo of a training clip is one of its frames at multiples of this."""
@@ -64,7 +63,7 @@ class ClipReferences:
 
     @cached_property
     def _small(self) -> list[Frames]:
-        return [video_to_frames(scale_down(clip, self.downscale)) for clip in self.clips]
+        return [downscale(clip, self.downscale) for clip in self.clips]
 
 
 def carry_known(

@@ -8,7 +8,7 @@ from swifti2v.shapes import FrameSize, PixelShape, size_of_aspect
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.nano.material_source import MixConfig
-from swifti2v.training.nano.models import STAGE1_SCALE, STAGE2_SCALE, TransformerSize
+from swifti2v.training.nano.models import STAGE1_SCALE, STAGE2_SCALE, NanoSize
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 from swifti2v.training.stages.stage1 import Stage1Objective
 from swifti2v.training.stages.stage2 import Stage2Objective
@@ -65,7 +65,7 @@ class Stage1Phase(PhaseConfig):
 class Stage1TrainingConfig:
     """Stage I: camera moves over pictures, from a prompt."""
 
-    size: TransformerSize = field(default_factory=TransformerSize)
+    size: NanoSize = field(default_factory=NanoSize)
     objective: Stage1Objective = field(
         default_factory=lambda: Stage1Objective(
             noise=INFERENCE_LEVELS, error_of="clean", channel_weight_limit=8.0
@@ -153,7 +153,7 @@ class RedrawConfig:
 class Stage2TrainingConfig:
     """Stage II: segments of clips from their small versions."""
 
-    size: TransformerSize = field(default_factory=lambda: TransformerSize(num_heads=6))
+    size: NanoSize = field(default_factory=lambda: NanoSize(num_heads=6))
     objective: Stage2Objective = field(
         default_factory=lambda: Stage2Objective(
             noise=INFERENCE_LEVELS, channel_weight_limit=2.0, error="root"

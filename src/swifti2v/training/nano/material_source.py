@@ -14,14 +14,15 @@ from swifti2v.media import Frames
 from swifti2v.pipelines.carrying import CROP_MARGIN
 from swifti2v.pipelines.course import draw_course
 from swifti2v.segments import Segment
-from swifti2v.shapes import FrameSize, pixel_frames
+from swifti2v.shapes import FrameSize, latent_frames, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.data.crops import cut_clip, cut_pair, draw_crop
 from swifti2v.training.data.motion_prompts import draw_prompt
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.nano.clip_references import START_INTERVAL, ClipReferences, carry_known
 from swifti2v.training.nano.material import Material
-from swifti2v.training.stages.batches import Stage2Batch
+from swifti2v.training.stages.batches import Stage2Frames
+from swifti2v.training.windows import WindowConfig, draw_window
 
 
 @settings
@@ -80,6 +81,7 @@ class MaterialSource:
         crop: Side in pixels, a multiple of 16.
         downscale: Stage I's.
         lengths: Frames of the clips, with the part of the steps that take each.
+        windows: Segments to draw from.
         stage2: Says how the reference is made, see ``ReferenceFrames``.
 
     Raises:
@@ -94,12 +96,12 @@ class MaterialSource:
         crop: int,
         downscale: int,
         lengths: Mapping[int, float],
-        stage2: Stage2Config | None = None,
+        windows: WindowConfig,
+        stage2: Stage2Config,
     ) -> None:
-        self.lengths = lengths
+        self.lengths, self.windows, self.stage2 = lengths, windows, stage2
         self.material, self.transition, self.mix = material, transition, mix
         self.crop, self.downscale = crop, downscale
-        self.stage2 = stage2 or Stage2Config()
         self._references = ClipReferences(material.clips, downscale, self.stage2)
         there = {
             "clips": len(material.clips),
@@ -112,23 +114,24 @@ class MaterialSource:
                     f"mix.{name} is {share}, but there are no {name}; add some, or set it 0"
                 )
 
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:  # noqa: ARG002
-        """See ``Stage2Source``."""
-        shares = np.array(list(self.lengths.values()))
-        return list(self.lengths)[int(rng.choice(len(shares), p=shares / shares.sum()))]
-
-    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
-        """See ``Stage2Source``.
+    def load(self, draw: Draw) -> Stage2Frames:
+        """See ``FrameSource``.
 
         Raises:
             InputError: No clip is long enough.
         """
+        rng, shares = draw.shared(), np.array(list(self.lengths.values()))
+        num_frames = list(self.lengths)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        segment = draw_window(self.windows, self.stage2, latent_frames(num_frames), rng)
+        return self.cut(draw, segment, num_frames)
+
+    def cut(self, draw: Draw, segment: Segment, num_frames: int) -> Stage2Frames:
+        """One window of each sample of a micro-batch, of clips of ``num_frames`` frames."""
         covered = tuple(sorted({0, *segment.window}))  # the photo is the first of all frames
         frames = [pixel for latent in covered for pixel in pixel_frames(latent)]
-        num_frames = 4 * (num_latent_frames - 1) + 1
         pieces = [self._draw_piece(rng, frames, num_frames) for rng in draw.samples()]
         names, videos, references, prompts = zip(*pieces, strict=True)
-        return Stage2Batch(
+        return Stage2Frames(
             ids=names,
             num_replaced=0,
             segment=segment,

@@ -20,7 +20,7 @@ STAGE2_SCALE = ScaleFactors(time=4, space=8, patch=2)
 
 
 @settings
-class TransformerSize:
+class NanoSize:
     """Size of a transformer."""
 
     num_heads: int = 4
@@ -63,7 +63,7 @@ class PatchLinear(nn.Conv3d):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
-def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransformer3DModel:
+def make_stage1_transformer(size: NanoSize, text_dim: int) -> WanTransformer3DModel:
     """A new Stage I transformer: latents, mask and condition in, displacement and latents out.
 
     Its output layer is 0: it begins with the photo at rest.
@@ -83,7 +83,7 @@ def make_stage1_transformer(size: TransformerSize, text_dim: int) -> WanTransfor
 
 
 def make_stage2_transformer(
-    size: TransformerSize, text_dim: int, *, reads_noise: bool = True
+    size: NanoSize, text_dim: int, *, reads_noise: bool = True
 ) -> SegmentTransformer3DModel:
     """A new Stage II transformer: latents and reference in, latents out.
 
@@ -108,7 +108,7 @@ def make_stage2_transformer(
     return model
 
 
-def transformer_config(size: TransformerSize, text_dim: int) -> dict[str, Any]:
+def transformer_config(size: NanoSize, text_dim: int) -> dict[str, Any]:
     """What both stages' transformers have in common."""
     return {
         "num_attention_heads": size.num_heads,

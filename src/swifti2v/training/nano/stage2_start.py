@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from swifti2v.config import GenerationConfig
+from swifti2v.config import GenerationConfig, Stage2Config
 from swifti2v.media import Frames, video_to_frames
+from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.pipelines.camera_moves import MOVES
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -17,12 +19,40 @@ from swifti2v.training.engine.precision import compute_in
 from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.nano.config import RedrawConfig
 from swifti2v.training.nano.initialization import initialize_stage2
-from swifti2v.training.nano.material_source import TransitionClip
-from swifti2v.training.stages.stage2 import Stage2Task
+from swifti2v.training.nano.material_source import MaterialSource, TransitionClip
+from swifti2v.training.stages.encoded_clips import EncodedStage2
+from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
 from swifti2v.training.transition.samples import TransitionConfig, draw_for, make_transition_sample
 
 NUM_START_BATCHES = 12
 """Batches whose references the start of Stage II is measured on."""
+
+
+def make_stage2_task(
+    transformer: SegmentTransformer3DModel,
+    codec: BlockCodec,
+    objective: Stage2Objective,
+    stage2: Stage2Config,
+    sources: Sequence[MaterialSource],
+) -> Stage2Task:
+    """Nano's Stage II, which no prompt reaches: most of its clips have no captions.
+
+    Args:
+        transformer: To train.
+        codec: Encodes the samples.
+        objective: Settings of the loss.
+        stage2: Settings that sampling will have.
+        sources: Samples of each phase.
+    """
+    no_text = torch.zeros(1, 1, transformer.config["text_dim"], device=transformer.device)
+    return Stage2Task(
+        transformer,
+        codec,
+        tuple(EncodedStage2(source, codec) for source in sources),
+        objective,
+        stage2,
+        lambda prompts: no_text.expand(len(prompts), -1, -1),
+    )
 
 
 def start_stage2(task: Stage2Task, run: RunConfig) -> None:
@@ -34,7 +64,7 @@ def start_stage2(task: Stage2Task, run: RunConfig) -> None:
     """
     parts = split_batch(run.batch_size, 1, 1)
     draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(NUM_START_BATCHES))
-    references = (task.encode(task.load_batch(draw))[1] for draw in draws)
+    references = (task.source.encode(task.load_batch(draw))[1] for draw in draws)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         initialize_stage2(task.model, references)

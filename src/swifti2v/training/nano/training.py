@@ -15,6 +15,7 @@ from swifti2v.errors import InputError
 from swifti2v.models.loading.components import Components
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.data.camera_motion import make_scenes
 from swifti2v.training.data.record import describe_files, read_record, require_same_data
@@ -25,7 +26,7 @@ from swifti2v.training.engine.run_log import StepMetrics
 from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.engine.task import Task
 from swifti2v.training.nano.assembly import assemble
-from swifti2v.training.nano.budget import Part
+from swifti2v.training.nano.budget import NanoPart
 from swifti2v.training.nano.camera_source import CameraMoveSource
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.config import NanoConfig, Stage2Phase
@@ -42,12 +43,12 @@ from swifti2v.training.nano.models import (
     make_stage1_transformer,
     make_stage2_transformer,
 )
-from swifti2v.training.nano.stage2_start import redraw_motions, start_stage2
+from swifti2v.training.nano.stage2_start import make_stage2_task, redraw_motions, start_stage2
 from swifti2v.training.nano.text_encoder import TextTask, make_tokenizer
+from swifti2v.training.stages.encoded_clips import EncodedStage1
 from swifti2v.training.stages.stage1 import Stage1Task
-from swifti2v.training.stages.stage2 import Stage2Task
 
-OnPartStep = Callable[[Part, StepMetrics], None]
+OnPartStep = Callable[[NanoPart, StepMetrics], None]
 """Called after each step of a part."""
 
 
@@ -112,12 +113,17 @@ class NanoTraining:
         nn.Module.to(transformer, self.device)
         lengths = {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()}
         sizes = [self.config.low_sizes(phase.scale) for phase in own.phases]
+        pipeline = Stage1Pipeline(transformer, self.codecs[0])
         sources = tuple(
-            CameraMoveSource(
-                make_scenes(self.material.pictures, max(each, key=max)),
-                each,
-                lengths,
-                own.num_drawn_frames,
+            EncodedStage1(
+                CameraMoveSource(
+                    make_scenes(self.material.pictures, max(each, key=max)),
+                    each,
+                    lengths,
+                    own.num_drawn_frames,
+                ),
+                pipeline,
+                self.settings.stage1,
             )
             for each in sizes
         )
@@ -128,9 +134,7 @@ class NanoTraining:
                 text_encoder, tokenizer, prompts, self.config.max_text_length, truncate=True
             )
 
-        task = Stage1Task(
-            transformer, self.codecs[0], sources, own.objective, self.settings.stage1, encode
-        )
+        task = Stage1Task(pipeline, sources, own.objective, self.settings.stage1, encode)
         self._train("stage1", task, own.run, own.phases)
         return transformer
 
@@ -156,11 +160,12 @@ class NanoTraining:
                 self.settings,
                 own.redraw,
             )
-        no_text = torch.zeros(1, 1, self.config.text.width, device=self.device)
-        task = Stage2Task(
+        task = make_stage2_task(
             transformer,
             self.codecs[1],
-            tuple(
+            own.objective,
+            self.settings.stage2,
+            [
                 MaterialSource(
                     self.material,
                     redrawn,
@@ -168,14 +173,11 @@ class NanoTraining:
                     own.crop,
                     self.config.downscale,
                     lengths,
+                    own.objective.windows,
                     self.settings.stage2,
                 )
                 for phase, lengths in zip(own.phases, self.lengths, strict=True)
-            ),
-            own.objective,
-            self.settings.stage2,
-            # The prompt does not reach nano's Stage II: its clips have no captions.
-            lambda prompts: no_text.expand(len(prompts), -1, -1),
+            ],
         )
         if not self._is_begun("stage2"):
             start_stage2(task, own.run)
@@ -213,15 +215,15 @@ class NanoTraining:
             )
         return fitting
 
-    def _is_begun(self, part: Part) -> bool:
+    def _is_begun(self, part: NanoPart) -> bool:
         return (self.output_dir / "training" / part / "checkpoints" / "latest").is_file()
 
     def _train(
-        self, part: Part, task: Task[Any], run: RunConfig, phases: Sequence[PhaseConfig]
+        self, part: NanoPart, task: Task[Any], run: RunConfig, phases: Sequence[PhaseConfig]
     ) -> None:
         session = Session(
             directory=self.output_dir / "training" / part,
-            ranks=Ranks(rank=0, world_size=1, device=self.device, mesh=None),
+            ranks=Ranks.alone(self.device),
             resume=True,
             on_step=None if self.on_step is None else partial(self.on_step, part),
         )

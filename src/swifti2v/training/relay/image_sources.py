@@ -1,38 +1,24 @@
-"""Where the images of a relay come from: a manifest's files, or pictures in memory."""
+"""Images of manifests, as a relay trains on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from swifti2v.errors import ConfigError, InputError
-from swifti2v.media import Frames
+from swifti2v.errors import ConfigError
 from swifti2v.training.data.clips import ManifestClips
-from swifti2v.training.data.crops import cut_clip, draw_crop
+from swifti2v.training.data.crops import cut_clip
 from swifti2v.training.engine.draws import Draw
+from swifti2v.training.stages.batches import PromptedBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageBatch:
+class ImageBatch(PromptedBatch):
     """Images as videos of one frame."""
 
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
     video: Tensor
     """``[b, 3, 1, H, W]`` in [-1, 1]."""
-    prompts: tuple[str, ...]
-    """Captions of the b samples."""
-
-
-class ImageSource(Protocol):
-    """Loads images."""
-
-    def load(self, draw: Draw) -> ImageBatch:
-        """The samples of a micro-batch, all of one size."""
 
 
 class ManifestImages:
@@ -52,7 +38,7 @@ class ManifestImages:
             require_image_bucket(bucket, crop)
 
     def load(self, draw: Draw) -> ImageBatch:
-        """See ``ImageSource``."""
+        """See ``FrameSource``."""
         pieces = self.clips.pieces(draw, self.crop)
         loaded, num_replaced = self.clips.take(pieces, self.clips.read)
         return ImageBatch(
@@ -65,41 +51,6 @@ class ManifestImages:
                 ]
             ),
             prompts=tuple(image.prompt for image in loaded),
-        )
-
-
-class PictureCrops:
-    """Square crops of pictures in memory, half of them mirrored.
-
-    Args:
-        pictures: ``[H, W, 3]`` uint8 each, of any size.
-        crop: Side in pixels.
-
-    Raises:
-        InputError: No picture is large enough.
-    """
-
-    def __init__(self, pictures: Sequence[Frames], crop: int) -> None:
-        self.pictures = [picture for picture in pictures if min(picture.shape[:2]) >= crop]
-        self.crop = crop
-        if not self.pictures:
-            raise InputError(
-                f"none of {len(pictures)} pictures is {crop} px large; add larger ones"
-            )
-
-    def load(self, draw: Draw) -> ImageBatch:
-        """See ``ImageSource``."""
-        names, videos = [], []
-        for rng in draw.samples():
-            index = int(rng.integers(len(self.pictures)))
-            picture = self.pictures[index]
-            place = draw_crop((picture.shape[0], picture.shape[1]), self.crop, 1, rng)
-            video = cut_clip(picture[None], place)
-            videos.append(video.flip(-1) if rng.random() < 0.5 else video)
-            names.append(f"picture {index}")
-        prompts = ("",) * len(names)
-        return ImageBatch(
-            ids=tuple(names), num_replaced=0, video=torch.cat(videos), prompts=prompts
         )
 
 

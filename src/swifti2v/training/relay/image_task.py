@@ -1,8 +1,6 @@
 """What a relay trains on an image: to make one frame, whole or with the detail it has lost."""
 
-from collections.abc import Mapping
 from dataclasses import field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,15 +12,15 @@ from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.sampling import to_velocity
 from swifti2v.segments import Segment
-from swifti2v.training.channel_weights import weigh_channels
 from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.objectives import Model, flow_loss, hfato_loss
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
-from swifti2v.training.relay.image_sources import ImageBatch, ImageSource
+from swifti2v.training.relay.image_sources import ImageBatch
+from swifti2v.training.stages.batches import EncodePrompts, FrameSource
+from swifti2v.training.stages.latent_task import LatentTask
 from swifti2v.training.stages.latents import encode_clips
-from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_step_sigmas
-from swifti2v.training.stages.stage2 import EncodePrompts
+from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 
 ONE_FRAME = Segment(index=0, context=(), target=(0,))
 """The window of an image: a video of one latent frame, all of it to be made."""
@@ -45,7 +43,7 @@ class ImageObjective:
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
 
 
-class ImageTask:
+class ImageTask(LatentTask[FrameSource[ImageBatch]]):
     """Stage II on images, as the trainer sees it.
 
     A transformer with reference channels is shown the image made ``stage1.downscale`` times
@@ -65,31 +63,20 @@ class ImageTask:
         self,
         transformer: SegmentTransformer3DModel,
         vae: VideoVAE,
-        sources: tuple[ImageSource, ...],
+        sources: tuple[FrameSource[ImageBatch], ...],
         objective: ImageObjective,
         settings: GenerationConfig,
         encode_prompts: EncodePrompts,
     ) -> None:
-        self.model, self.vae, self.sources = transformer, vae, sources
+        super().__init__(vae, sources, objective, encode_prompts)
+        self.model, self.vae = transformer, vae
         self.objective, self.settings = objective, settings
-        self.encode_prompts = encode_prompts
-        self.phase = 0
-        limit = objective.channel_weight_limit
-        self.channel_weight = None if limit is None else weigh_channels(vae, limit)
         config = transformer.config
         parameterization = settings.stage2.sampling.parameterization
         self.takes_reference = (
             config["in_channels"] > config["out_channels"]
             or parameterization == "reference_residual"
         )
-
-    def enter_phase(self, phase: int) -> None:
-        """Take the source of a phase."""
-        self.phase = phase
-
-    def load_batch(self, draw: Draw) -> ImageBatch:
-        """Images of a micro-batch."""
-        return self.sources[self.phase].load(draw)
 
     def loss(self, batch: ImageBatch, draw: Draw) -> Tensor:
         """``[b]`` loss of each image."""
@@ -101,8 +88,7 @@ class ImageTask:
             softened = self._soften(batch.video)
         model = self.predictor(batch, softened)
         sigma, noise = self.draw_sigma(draw).to(latents.device), draw.noise_like(latents)
-        weight = self.channel_weight
-        weight = None if weight is None else weight.to(latents.device)
+        weight = self.weigh(latents)
         if not is_hfato:
             return flow_loss(
                 model,
@@ -117,10 +103,6 @@ class ImageTask:
         if objective.degradation is not None:
             degraded = _degrade(latents, objective.degradation, draw)
         return hfato_loss(model, latents, degraded, sigma, noise, channel_weight=weight)
-
-    def validate(self, directory: Path) -> Mapping[str, float]:  # noqa: ARG002
-        """Nothing is measured; a relay's settings refuse to ask for it."""
-        return {}
 
     def predictor(self, batch: ImageBatch, reference: Tensor) -> Model:
         """The velocity that the transformer predicts, with reference and captions bound."""
@@ -143,10 +125,6 @@ class ImageTask:
         """Latents of images made smaller and larger again, as those of Stage I are."""
         factor = self.settings.stage1.downscale
         return self.encode(degrade(video, factor, Stage2Config(reference_start="motion")))
-
-    def draw_sigma(self, draw: Draw) -> Tensor:
-        """``[b]`` noise levels of a micro-batch."""
-        return draw_step_sigmas(self.objective.noise, draw)
 
 
 def _degrade(latents: Tensor, config: DegradationConfig, draw: Draw) -> Tensor:

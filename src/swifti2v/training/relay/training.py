@@ -8,7 +8,6 @@ Source:
     ViBe, arXiv:2603.23326 (relay LoRA).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import partial
@@ -17,24 +16,22 @@ from typing import Any
 
 import torch
 
-from swifti2v.config import AttentionConfig, GenerationConfig, parse_config, settings, to_dict
+from swifti2v.config import AttentionConfig, settings, to_dict
 from swifti2v.errors import ConfigError
 from swifti2v.models.attention import GclfAttention
-from swifti2v.models.loading.components import Components, load_components
-from swifti2v.models.lora.export import save_lora
+from swifti2v.models.loading.components import Components
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.models.lora.provenance import (
-    BASE,
-    BASE_HASH,
     RECIPE,
     RELAY1,
     RELAY2,
+    STEPS,
     hash_base,
     require_first,
+    save_trained_lora,
 )
 from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.models.weights.files import read_metadata
-from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import embed_prompts
@@ -50,15 +47,12 @@ from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.ranks import gather_weights
 from swifti2v.training.engine.run_config import RunConfig
-from swifti2v.training.engine.session import Session
+from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.engine.trackers import Tracker
-from swifti2v.training.engine.trainer import Trainer
 from swifti2v.training.relay.degradations import degrade_latents
 from swifti2v.training.relay.image_sources import ManifestImages, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
-
-NUM_STEPS = "swifti2v_steps"
-"""Metadata key: steps that a LoRA was trained for."""
+from swifti2v.training.stages.loading import load_for_training
 
 
 @settings
@@ -152,17 +146,19 @@ def train_relay(config: RelayTraining, session: Session) -> Path:
     written = directory
     lora1 = None if config.first_lora is None else Path(config.first_lora)
     try:
-        for recipe, relay in config.relays.items():
+        for recipe in config.relays:
             file = directory / f"{recipe}.safetensors"
             if recipe == RELAY2 or not file.is_file():
                 left = _steps_left(session.max_steps, steps_before)
                 trackers = tuple(_Later(tracker, steps_before) for tracker in session.trackers)
-                own = replace(session, trackers=trackers, max_steps=left)
-                if left == 0 or not _train_one(config, relay, recipe, lora1, own):
+                own = replace(
+                    session, directory=directory / recipe, trackers=trackers, max_steps=left
+                )
+                if left == 0 or not _train_one(config, recipe, lora1, own, file):
                     return written
                 session.ranks.wait()
             written = lora1 = file
-            steps_before += int(read_metadata(file)[NUM_STEPS])
+            steps_before += int(read_metadata(file)[STEPS])
         return written
     finally:
         for tracker in session.trackers:
@@ -170,14 +166,17 @@ def train_relay(config: RelayTraining, session: Session) -> Path:
 
 
 def _train_one(
-    config: RelayTraining, relay: RelayConfig, recipe: str, lora1: Path | None, session: Session
+    config: RelayTraining, recipe: str, lora1: Path | None, session: Session, file: Path
 ) -> bool:
     """Train a LoRA as far as it is asked for; write it unless it is an unfinished first one."""
-    ranks, directory = session.ranks, session.directory / recipe
-    clips = find_clips(relay.phases, config.num_procedural_images, config.run, directory, ranks)
-    require_same_clips(clips, replace(session, directory=directory))
-    parts, settings = _load(config, relay, ranks.device)
-    transformer = parts.stage2_transformer
+    relay, run, ranks = config.relays[recipe], config.run, session.ranks
+    clips = find_clips(relay.phases, config.num_procedural_images, run, session.directory, ranks)
+    require_same_clips(clips, session)
+    roles = ("stage2_transformer", "stage2_vae", "text_encoder")
+    pipe = load_for_training(config.model, config.generation, "stage2", roles, ranks.device)
+    parts, transformer = pipe.components, pipe.components.stage2_transformer
+    stage2 = replace(pipe.config.stage2, attention=relay.attention)
+    require_sizes(relay, parts)
     base_hash = hash_base(transformer)
     if lora1 is not None and recipe == RELAY2:
         require_first(transformer, lora1)
@@ -188,50 +187,24 @@ def _train_one(
         parts.stage2_vae,
         tuple(ManifestImages(own, relay.crop) for own in clips),
         relay.objective,
-        settings,
+        replace(pipe.config, stage2=stage2),
         partial(embed_prompts, parts),
     )
-    trainer = Trainer(task, config.run, relay.phases, directory, ranks, session.trackers)
-    trainer.run(resume=session.resume, max_steps=session.max_steps, on_step=session.on_step)
+    trainer = train_task(task, run, relay.phases, session)
     if recipe == RELAY1 and trainer.phase < len(relay.phases):
         return False
-    trainer.take_average()
     state = gather_weights(adapter_state_dict(transformer))
     if ranks.is_first:
-        metadata = {
-            BASE: config.model,
-            BASE_HASH: base_hash,
-            RECIPE: recipe,
-            NUM_STEPS: str(trainer.step),
-            "swifti2v_config": json.dumps(to_dict(config)),
-        }
-        path = session.directory / f"{recipe}.safetensors"
-        save_lora(state, path, "peft", alpha=relay.adapter.resolved_alpha, metadata=metadata)
+        save_trained_lora(
+            state,
+            file,
+            alpha=relay.adapter.resolved_alpha,
+            base=config.model,
+            base_hash=base_hash,
+            settings=to_dict(config),
+            metadata={RECIPE: recipe, STEPS: str(trainer.step)},
+        )
     return True
-
-
-def _load(
-    config: RelayTraining, relay: RelayConfig, device: torch.device
-) -> tuple[Components, GenerationConfig]:
-    """The model without its own LoRAs, on its device, and its settings with the relay's attention.
-
-    Raises:
-        ShapeError: A bucket does not fit the model or the attention.
-    """
-    # As in fine-tuning, frozen parts need no more than 16 bits on a GPU.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    parts, defaults = load_components(
-        config.model, dtype, torch.device("cpu"), merges_own_loras=False, stages=("stage2",)
-    )
-    pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, config.model))
-    settings = pipe.configure(**config.generation)
-    settings = replace(settings, stage2=replace(settings.stage2, attention=relay.attention))
-    require_sizes(relay, parts)
-    needed: list[Any] = [parts.stage2_transformer, parts.stage2_vae, parts.text_encoder]
-    for part in needed:
-        part.to(device)
-    parts.device = device
-    return parts, settings
 
 
 def require_sizes(relay: RelayConfig, parts: Components) -> None:

@@ -1,108 +1,116 @@
-"""What Stage I and Stage II are trained on: clips and windows, as frames or as latents."""
+"""What a step of Stage I and Stage II is trained on: clips and windows, as frames or as latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import numpy as np
 from torch import Tensor
 
 from swifti2v.pipelines.course import Course
 from swifti2v.segments import Segment
 from swifti2v.training.engine.draws import Draw
 
+EncodePrompts = Callable[[tuple[str, ...]], Tensor]
+"""``b`` prompts to embeddings ``[b, L, D]``."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage1Batch:
-    """Clips at Stage I's size."""
+class PromptedBatch:
+    """The b samples of a micro-batch."""
 
     ids: tuple[str, ...]
-    """Of the b samples."""
+    """Names of the samples, for messages."""
     num_replaced: int
     """Samples that could not be read and were replaced."""
-    num_latent_frames: int
-    """F of the whole clips."""
-    latent_frames: tuple[int, ...]
-    """Which of them ``video`` covers: all, or the photo's and a few more."""
-    video: Tensor
-    """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
     prompts: tuple[str, ...]
-    """Of the b samples."""
+    """What the samples show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage1Batch(PromptedBatch):
+    """Clips at Stage I's size, each with its photo."""
+
     course: Course
-    """Of the T frames of each clip."""
+    """Clock and sway of the T frames of each clip."""
     displacement: Tensor | None = None
     """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage1Latents:
-    """Clips that were encoded before, and their photos."""
+class Stage1Frames(Stage1Batch):
+    """Clips as pixels."""
 
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    latents: Tensor
-    """``[b, C, F, h, w]``."""
-    condition: Tensor
-    """``[b, 4 + C, F, h, w]``: mask and image latents."""
-    image_embeds: Tensor | None
-    """``[b, L, D]`` of CLIP; None for models that do not take them."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
-
-
-class Stage1Source(Protocol):
-    """Loads clips."""
-
-    def load(self, draw: Draw) -> Stage1Batch | Stage1Latents:
-        """The samples of a micro-batch."""
+    video: Tensor
+    """``[b, 3, T, h, w]`` in [-1, 1]; frame 0 is the photo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2Batch:
+class Stage1Latents(Stage1Batch):
+    """Clips that were encoded before."""
+
+    encoded: tuple[Tensor, Tensor, Tensor | None]
+    """See ``Stage1Source.encode``; on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Batch(PromptedBatch):
     """Windows of clips, all of the same segment."""
 
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
     segment: Segment
     """Within the whole clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Frames(Stage2Batch):
+    """Windows as pixels."""
+
     latent_frames: tuple[int, ...]
-    """Which of the clip's latent frames ``video`` covers: the window, or all up to its end."""
+    """Latent frames of the clip that ``video`` covers: the window, or all up to its end."""
     video: Tensor
     """``[b, 3, T, H, W]`` in [-1, 1]."""
     reference: Tensor
     """``[b, 3, T, H, W]``, what Stage II is given instead."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage2Latents:
-    """Windows of clips that were encoded before, all of the same segment."""
+class Stage2Latents(Stage2Batch):
+    """Windows that were encoded before."""
 
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    segment: Segment
-    """Within the whole clip."""
-    latents: Tensor
-    """``[b, C, N, h, w]`` of the window."""
-    reference: Tensor
-    """``[b, C, N, h, w]``, what Stage II is given instead."""
-    prompts: tuple[str, ...]
-    """Of the b samples."""
+    encoded: tuple[Tensor, Tensor]
+    """See ``Stage2Source.encode``; on the CPU."""
 
 
-class Stage2Source(Protocol):
-    """Loads windows."""
+BatchT = TypeVar("BatchT", bound=PromptedBatch)
+BatchT_co = TypeVar("BatchT_co", bound=PromptedBatch, covariant=True)
 
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
-        """Length of all clips of a step; ``rng`` is the same on all ranks."""
 
-    def load(
-        self, draw: Draw, segment: Segment, num_latent_frames: int
-    ) -> Stage2Batch | Stage2Latents:
-        """One window of each sample of a micro-batch; F is that of the whole clip."""
+class FrameSource(Protocol[BatchT_co]):
+    """Loads frames."""
+
+    def load(self, draw: Draw) -> BatchT_co:
+        """The samples of a micro-batch."""
+
+
+class Stage1Source(Protocol[BatchT]):
+    """Loads clips, and hands over their latents."""
+
+    def load(self, draw: Draw) -> BatchT:
+        """The samples of a micro-batch; runs in a worker process where there are some."""
+
+    def encode(self, batch: BatchT) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Latents, condition and image embeddings of a batch, on the model's device.
+
+        Returns:
+            Latents ``[b, C, F, h, w]``; mask and image latents ``[b, 4 + C, F, h, w]``; and
+            ``[b, L, D]`` of CLIP, None for models that do not take them.
+        """
+
+
+class Stage2Source(Protocol[BatchT]):
+    """Loads windows, and hands over their latents."""
+
+    def load(self, draw: Draw) -> BatchT:
+        """One window of each sample of a micro-batch; the segment is the same on all ranks."""
+
+    def encode(self, batch: BatchT) -> tuple[Tensor, Tensor]:
+        """Latents of the windows and of their reference, ``[b, C, N, h, w]`` each."""

@@ -1,34 +1,27 @@
 """What a training's frozen encoders would compute, computed before it and kept."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError, InputError, MediaError
-from swifti2v.models.loading.components import IMAGE_PARTS, load_component, load_components
-from swifti2v.models.loading.sources import find_model
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.models.vae.streaming import scale_factors
-from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.shards import is_in_shard
 from swifti2v.training.cache.fingerprints import make_key
-from swifti2v.training.cache.prompt_embeddings import CachedPrompts, embed_prompts
-from swifti2v.training.data.clips import LoadedClip, Piece
+from swifti2v.training.cache.prompt_embeddings import CachedPrompts
+from swifti2v.training.data.clips import Piece
 from swifti2v.training.data.phases import find_clips
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.stages.cached_clips import ClipCache, Window
-from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
-from swifti2v.training.stages.fine_tuning import make_task, open_stage_latents
-from swifti2v.training.stages.latents import encode_clips
-from swifti2v.training.stages.stage1 import Stage1Task
+from swifti2v.training.stages.loading import load_for_training
+from swifti2v.training.stages.recipes import find_recipe
 
 OnProgress = Callable[[int, int], None]
 """Told how many prompts and pieces of how many are done."""
@@ -95,17 +88,16 @@ class CacheMaking:
         device: torch.device,
         shard: tuple[int, int] = (1, 1),
     ) -> None:
-        self.config, self.shard = config, shard
-        self.pipe = _load_encoders(config, device)
-        alone = Ranks(rank=0, world_size=1, device=device, mesh=None)
-        run = config.run
+        self.config, self.shard, recipe = config, shard, find_recipe(config)
+        self.pipe = load_for_training(
+            config.model, config.generation, recipe.stage, recipe.frozen, device
+        )
+        run, alone = config.run, Ranks.alone(device)
         clips = find_clips(config.phases, config.num_procedural_clips, run, directory, alone)
-        parts = self.pipe.components
-        self.prompts = CachedPrompts(directory, parts)
-        self.latents = open_stage_latents(config, self.pipe, directory)
-        self.task = make_task(config, self.pipe, clips, lambda texts: embed_prompts(parts, texts))
-        self.caches = [ClipCache(own, self.latents) for own in clips]
-        self.vae: VideoVAE = self.task.vae
+        self.prompts = CachedPrompts(directory, self.pipe.components)
+        self.latents = recipe.open_latents(config, self.pipe, directory)
+        self.sources = [recipe.make_source(config, self.pipe, own, self.latents) for own in clips]
+        self.vae: VideoVAE = getattr(self.pipe.components, f"{recipe.stage}_vae")
 
     def plan(self, max_steps: int | None = None) -> CachePlan:
         """Go through the steps and note what they draw; nothing is read.
@@ -116,13 +108,15 @@ class CacheMaking:
         Raises:
             ConfigError: A phase is limited by minutes.
         """
-        prompts = sorted({prompt for cache in self.caches for prompt in cache.clips.prompts})
+        prompts = sorted({text for own in self.sources for text in own.cache.clips.prompts})
         prompts.append(self.pipe.config.negative_prompt)  # validation may guide
         found: dict[str, tuple[int, Piece, dict[Window, None]]] = {}
         if self.config.cache is None or self.config.cache.latents:
             for phase, draw in self._draws(max_steps):
-                for piece, window in self._wanted(phase, draw):
-                    key = self.caches[phase].key(piece)
+                source = self.sources[phase]
+                pieces, window = source.ask(draw)
+                for piece in pieces:
+                    key = source.cache.key(piece)
                     if is_in_shard(key, *self.shard):
                         found.setdefault(key, (phase, piece, {}))[2][window] = None
         jobs = tuple(PieceJob(phase, piece, tuple(own)) for phase, piece, own in found.values())
@@ -169,17 +163,10 @@ class CacheMaking:
                 )
                 step += 1
 
-    def _wanted(self, phase: int, draw: Draw) -> Iterator[tuple[Piece, Window]]:
-        self.task.enter_phase(phase)
-        if isinstance(self.task, Stage1Task):
-            return ((piece, ()) for piece in self.caches[phase].clips.pieces(draw))
-        window = self.task.draw_segment(draw)[0].window
-        source = self._stage2_source(phase)
-        return ((piece, window) for piece in source.pieces(draw))
-
     def _make(self, job: PieceJob, report: CacheReport) -> None:
         """Encode a piece, or what stands in for it."""
-        cache = self.caches[job.phase]
+        source = self.sources[job.phase]
+        cache: ClipCache = source.cache
         for piece in cache.clips.candidates(job.piece):
             missing = [window for window in job.windows if not cache.has(piece, window)]
             report.entries_kept += len(job.windows) - len(missing)
@@ -194,65 +181,19 @@ class CacheMaking:
                 for window in missing:
                     cache.put_unreadable(piece, window, str(error))
                 continue
-            for window, tensors in self._encode(job.phase, clip, piece, missing).items():
+            for window, tensors in source.make(clip, piece, missing).items():
                 cache.put(piece, window, tensors)
             report.entries_made += len(missing)
             return
         raise InputError(f"no clip can stand in for {job.piece.name}; see `swifti2v data inspect`")
 
-    def _encode(
-        self, phase: int, clip: LoadedClip, piece: Piece, windows: list[Window]
-    ) -> dict[Window, dict[str, Tensor]]:
-        dtype = self.vae.dtype  # more would be noise: float32 on a CPU, where it is exact
-        if isinstance(self.task, Stage1Task):
-            source = self.task.sources[phase]
-            assert isinstance(source, Stage1Clips)
-            batch = source.batch([clip])
-            latents = self.task.encode(batch)
-            condition = self.task.prepare_condition(batch, latents)
-            tensors = {"latents": latents[0].to(dtype), "condition": condition[0].to(dtype)}
-            if (embeds := self.task.embed_photos(batch)) is not None:
-                tensors["image_embeds"] = embeds[0]
-            return {(): tensors}
-        own = self._stage2_source(phase)
-        covered = own.cover([frame for window in windows for frame in window])
-        both = [encode_clips(self.vae, part)[0].to(dtype) for part in own.cut(clip, piece, covered)]
-        places = {window: [covered.index(frame) for frame in window] for window in windows}
-        return {
-            window: {"latents": both[0][:, at], "reference": both[1][:, at]}
-            for window, at in places.items()
-        }
-
-    def _stage2_source(self, phase: int) -> Stage2Clips:
-        source = self.task.sources[phase]
-        assert isinstance(source, Stage2Clips)
-        return source
-
     def _count_bytes(self, job: PieceJob, window: Window) -> int:
-        num_frames = self.caches[job.phase].clips.placements[job.piece.name].bucket.num_frames
+        num_frames = (
+            self.sources[job.phase].cache.clips.placements[job.piece.name].bucket.num_frames
+        )
         pixels = PixelShape(num_frames, job.piece.crop.height, job.piece.crop.width)
         scale, channels = scale_factors(self.vae, patch=1), int(self.vae.config["z_dim"])
         latents = LatentShape.from_pixel_shape(pixels, scale, channels)
         num_values = prod(latents._replace(num_frames=len(window) or latents.num_frames))
         mask = 0 if window else num_values // channels * scale.time
         return (2 * num_values + mask) * self.vae.dtype.itemsize
-
-
-def _load_encoders(
-    config: Stage1FineTuning | Stage2FineTuning, device: torch.device
-) -> SwiftI2VPipeline:
-    """A model without the memory of its transformers, and only the VAE of the stage."""
-    stage = "stage2" if isinstance(config, Stage2FineTuning) else "stage1"
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    parts, defaults = load_components(config.model, dtype, device, stages=())
-    index, root = find_model(config.model)
-    roles = (f"{stage}_vae", *(IMAGE_PARTS if stage == "stage1" else ()))
-    found = {
-        role: load_component(role, source, root, dtype, device)
-        for role, source in index.components.items()
-        if role in roles
-    }
-    parts = replace(parts, **found)
-    pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, config.model))
-    pipe.config = pipe.configure(**config.generation)
-    return pipe

@@ -1,7 +1,6 @@
 """A manifest's clips as Stage I and Stage II take them, encoded before the training."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,19 @@ from torch import Tensor
 from swifti2v.errors import MediaError
 from swifti2v.models.fingerprints import fingerprint_model
 from swifti2v.models.vae.frame_codec import VideoVAE
-from swifti2v.segments import Segment
+from swifti2v.pipelines.course import even_course
 from swifti2v.training.cache.fingerprints import hash_source, make_key
 from swifti2v.training.cache.prompt_embeddings import REMEDY
 from swifti2v.training.cache.tensor_cache import Entry, TensorCache
 from swifti2v.training.data.buckets import format_bucket
-from swifti2v.training.data.clips import ManifestClips, Piece
+from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.data.decoding import draw_first
+from swifti2v.training.data.samples import Sample
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
+from swifti2v.training.stages.encoded_clips import EncodedStage1, EncodedStage2
+from swifti2v.training.stages.latents import encode_clips
 
 CODE = 2
 """Raised when the same clip and VAE give something else than before."""
@@ -85,6 +87,19 @@ class ClipCache:
             raise MediaError(str(reason))
         return Entry(entry.record, {k: tensor.float() for k, tensor in entry.tensors.items()})
 
+    def take(
+        self, pieces: Sequence[Piece], window: Window
+    ) -> tuple[list[Sample], int, dict[str, Tensor]]:
+        """Samples, how many were replaced, and the tensors of all, as ``ManifestClips.take`` does."""
+
+        def read(piece: Piece) -> tuple[Sample, dict[str, Tensor]]:
+            return self.clips.placements[piece.name].sample, self.read(piece, window).tensors
+
+        found, num_replaced = self.clips.take(pieces, read)
+        names = found[0][1]
+        tensors = {name: torch.stack([own[name] for _, own in found]) for name in names}
+        return [sample for sample, _ in found], num_replaced, tensors
+
     def put(self, piece: Piece, window: Window, tensors: Mapping[str, Tensor]) -> None:
         """Add an entry, without a batch dimension."""
         self.cache.put(self.key(piece, window), tensors, self._origin(piece))
@@ -130,69 +145,95 @@ def _hash(open_: Any) -> str | None:
         return None
 
 
-class CachedStage1Clips:
-    """``Stage1Clips``, encoded before.
+class CachedStage1:
+    """Clips of Stage I that are encoded before the training: a ``Stage1Source``.
 
     Args:
-        source: Says which pieces.
-        cache: Has them.
+        clips: What each step asks for.
+        encoder: Encodes it, before.
+        cache: Keeps it.
     """
 
-    def __init__(self, source: Stage1Clips, cache: ClipCache) -> None:
-        self.source, self.cache = source, cache
+    def __init__(self, clips: Stage1Clips, encoder: EncodedStage1, cache: ClipCache) -> None:
+        self.clips, self.encoder, self.cache = clips, encoder, cache
+
+    def ask(self, draw: Draw) -> tuple[list[Piece], Window]:
+        """Pieces of clips of a micro-batch, and which of their latent frames are kept: all."""
+        return self.clips.clips.pieces(draw), ()
+
+    def make(
+        self, clip: LoadedClip, piece: Piece, windows: Sequence[Window]
+    ) -> dict[Window, dict[str, Tensor]]:
+        """Entries of a piece, without a batch dimension, in the VAE's own precision."""
+        del piece, windows  # all of the clip
+        dtype = self.encoder.pipeline.vae.dtype
+        latents, condition, embeds = self.encoder.encode(self.clips.batch([clip]))
+        tensors = {"latents": latents[0].to(dtype), "condition": condition[0].to(dtype)}
+        return {(): tensors if embeds is None else {**tensors, "image_embeds": embeds[0]}}
 
     def load(self, draw: Draw) -> Stage1Latents:
         """See ``Stage1Source``."""
-        clips = self.source.clips
-        found, num_replaced = clips.take(clips.pieces(draw), partial(_read, self.cache, window=()))
-        tensors = _stack([entry for _, entry in found])
+        samples, num_replaced, tensors = self.cache.take(*self.ask(draw))
         return Stage1Latents(
-            ids=tuple(clips.placements[name].sample.id for name, _ in found),
+            ids=tuple(sample.id for sample in samples),
             num_replaced=num_replaced,
-            latents=tensors["latents"],
-            condition=tensors["condition"],
-            image_embeds=tensors.get("image_embeds"),
-            prompts=tuple(clips.placements[name].sample.prompt for name, _ in found),
+            prompts=tuple(sample.prompt for sample in samples),
+            course=even_course(self.clips.clips.bucket(draw.step).num_frames),
+            encoded=(tensors["latents"], tensors["condition"], tensors.get("image_embeds")),
         )
 
+    def encode(self, batch: Stage1Latents) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See ``Stage1Source``."""
+        latents, condition, embeds = batch.encoded
+        device = self.encoder.pipeline.vae.device
+        embeds = None if embeds is None else embeds.to(device)
+        return latents.to(device), condition.to(device), embeds
 
-class CachedStage2Clips:
-    """``Stage2Clips``, encoded before.
+
+class CachedStage2:
+    """Windows of clips that are encoded before the training: a ``Stage2Source``.
 
     Args:
-        source: Says which pieces.
-        cache: Has them, in windows.
+        clips: What each step asks for.
+        encoder: Encodes it, before.
+        cache: Keeps it, window by window.
     """
 
-    def __init__(self, source: Stage2Clips, cache: ClipCache) -> None:
-        self.source, self.cache = source, cache
+    def __init__(self, clips: Stage2Clips, encoder: EncodedStage2, cache: ClipCache) -> None:
+        self.clips, self.encoder, self.cache = clips, encoder, cache
 
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
-        """See ``Stage2Source``."""
-        return self.source.num_frames(draw, rng)
+    def ask(self, draw: Draw) -> tuple[list[Piece], Window]:
+        """Pieces of clips of a micro-batch, and which of their latent frames are kept."""
+        pieces, segment = self.clips.ask(draw)
+        return pieces, segment.window
 
-    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Latents:
+    def make(
+        self, clip: LoadedClip, piece: Piece, windows: Sequence[Window]
+    ) -> dict[Window, dict[str, Tensor]]:
+        """Entries of a piece, without a batch dimension, in the VAE's own precision."""
+        vae = self.encoder.vae
+        covered = self.clips.cover([frame for window in windows for frame in window])
+        pair = self.clips.cut(clip, piece, covered)
+        latents, reference = (encode_clips(vae, part)[0].to(vae.dtype) for part in pair)
+        places = {window: [covered.index(frame) for frame in window] for window in windows}
+        return {
+            window: {"latents": latents[:, at], "reference": reference[:, at]}
+            for window, at in places.items()
+        }
+
+    def load(self, draw: Draw) -> Stage2Latents:
         """See ``Stage2Source``."""
-        del num_latent_frames  # that of the bucket
-        clips = self.source.clips
-        read = partial(_read, self.cache, window=segment.window)
-        found, num_replaced = clips.take(self.source.pieces(draw), read)
-        tensors = _stack([entry for _, entry in found])
+        pieces, segment = self.clips.ask(draw)
+        samples, num_replaced, tensors = self.cache.take(pieces, segment.window)
         return Stage2Latents(
-            ids=tuple(clips.placements[name].sample.id for name, _ in found),
+            ids=tuple(sample.id for sample in samples),
             num_replaced=num_replaced,
+            prompts=tuple(sample.prompt for sample in samples),
             segment=segment,
-            latents=tensors["latents"],
-            reference=tensors["reference"],
-            prompts=tuple(clips.placements[name].sample.prompt for name, _ in found),
+            encoded=(tensors["latents"], tensors["reference"]),
         )
 
-
-def _read(cache: ClipCache, piece: Piece, window: Window) -> tuple[str, Entry]:
-    return piece.name, cache.read(piece, window)
-
-
-def _stack(entries: Sequence[Entry]) -> dict[str, Tensor]:
-    return {
-        name: torch.stack([entry.tensors[name] for entry in entries]) for name in entries[0].tensors
-    }
+    def encode(self, batch: Stage2Latents) -> tuple[Tensor, Tensor]:
+        """See ``Stage2Source``."""
+        latents, reference = (own.to(self.encoder.vae.device) for own in batch.encoded)
+        return latents, reference

@@ -1,8 +1,7 @@
-"""A manifest's clips as Stage I and Stage II take them."""
+"""A manifest's clips as frames for Stage I and Stage II."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +12,12 @@ from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import even_course
 from swifti2v.segments import Segment
-from swifti2v.shapes import pixel_frames
+from swifti2v.shapes import latent_frames, pixel_frames
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.data.crops import cut_pair
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.stages.batches import Stage1Batch, Stage2Batch
+from swifti2v.training.stages.batches import Stage1Frames, Stage2Frames
+from swifti2v.training.windows import WindowConfig, draw_window
 
 
 class Stage1Clips:
@@ -25,29 +25,24 @@ class Stage1Clips:
 
     Args:
         clips: Of a manifest.
-        time_factor: Pixel frames of a latent frame.
     """
 
-    def __init__(self, clips: ManifestClips, time_factor: int) -> None:
-        self.clips, self.time_factor = clips, time_factor
+    def __init__(self, clips: ManifestClips) -> None:
+        self.clips = clips
 
-    def load(self, draw: Draw) -> Stage1Batch:
-        """See ``Stage1Source``."""
-        loaded, num_replaced = self.clips.take(self.clips.pieces(draw), self.clips.read)
-        return self.batch(loaded, num_replaced)
+    def load(self, draw: Draw) -> Stage1Frames:
+        """See ``FrameSource``."""
+        return self.batch(*self.clips.take(self.clips.pieces(draw), self.clips.read))
 
-    def batch(self, loaded: Sequence[LoadedClip], num_replaced: int = 0) -> Stage1Batch:
+    def batch(self, loaded: Sequence[LoadedClip], num_replaced: int = 0) -> Stage1Frames:
         """Clips as a batch."""
         video = torch.cat([frames_to_video(clip.frames) for clip in loaded])
-        num_latent_frames = (video.shape[2] - 1) // self.time_factor + 1
-        return Stage1Batch(
+        return Stage1Frames(
             ids=tuple(clip.id for clip in loaded),
             num_replaced=num_replaced,
-            num_latent_frames=num_latent_frames,
-            latent_frames=tuple(range(num_latent_frames)),
-            video=video,
-            course=even_course(video.shape[2]),
             prompts=tuple(clip.prompt for clip in loaded),
+            course=even_course(video.shape[2]),
+            video=video,
         )
 
 
@@ -56,6 +51,7 @@ class Stage2Clips:
 
     Args:
         clips: Of a manifest; their buckets have the output size.
+        windows: Segments to draw from.
         vae: A causal one is given all frames up to the window's end.
         downscale: Stage I's.
         crop: Side of a random square that is cut out; None takes whole frames.
@@ -65,13 +61,14 @@ class Stage2Clips:
     def __init__(
         self,
         clips: ManifestClips,
+        windows: WindowConfig,
         vae: VideoVAE,
         downscale: int,
         crop: int | None,
-        stage2: Stage2Config | None = None,
+        stage2: Stage2Config,
     ) -> None:
-        self.clips, self.downscale, self.crop = clips, downscale, crop
-        self.stage2 = stage2
+        self.clips, self.windows, self.downscale, self.crop = clips, windows, downscale, crop
+        self.stage2, self.time_factor = stage2, int(vae.config["scale_factor_temporal"])
         self.is_causal = not isinstance(vae, BlockCodec)
         for bucket in clips.plan.shares:
             if crop is not None and crop > min(bucket.height, bucket.width):
@@ -80,29 +77,26 @@ class Stage2Clips:
                     "smaller one"
                 )
 
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:  # noqa: ARG002
-        """See ``Stage2Source``."""
-        return self.clips.bucket(draw.step).num_frames
+    def ask(self, draw: Draw) -> tuple[list[Piece], Segment]:
+        """What a micro-batch trains on: pieces of clips, and the segment of the whole step."""
+        num_latent_frames = latent_frames(self.clips.bucket(draw.step).num_frames, self.time_factor)
+        segment = draw_window(self.windows, self.stage2, num_latent_frames, draw.shared())
+        return self.clips.pieces(draw, self.crop, self.downscale), segment
 
-    def pieces(self, draw: Draw) -> list[Piece]:
-        """What a micro-batch trains on."""
-        return self.clips.pieces(draw, self.crop, self.downscale)
-
-    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
-        """See ``Stage2Source``."""
-        del num_latent_frames  # that of the bucket
-        pieces = self.pieces(draw)
+    def load(self, draw: Draw) -> Stage2Frames:
+        """See ``FrameSource``."""
+        pieces, segment = self.ask(draw)
         loaded, num_replaced = self.clips.take(pieces, self.clips.read)
         covered = self.cover(segment.window)
         pairs = [self.cut(clip, piece, covered) for clip, piece in zip(loaded, pieces, strict=True)]
-        return Stage2Batch(
+        return Stage2Frames(
             ids=tuple(clip.id for clip in loaded),
             num_replaced=num_replaced,
+            prompts=tuple(clip.prompt for clip in loaded),
             segment=segment,
             latent_frames=covered,
             video=torch.cat([video for video, _ in pairs]),
             reference=torch.cat([reference for _, reference in pairs]),
-            prompts=tuple(clip.prompt for clip in loaded),
         )
 
     def cover(self, frames: Sequence[int]) -> tuple[int, ...]:
@@ -111,7 +105,7 @@ class Stage2Clips:
 
     def cut(self, clip: LoadedClip, piece: Piece, covered: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Video and reference ``[1, 3, T, h, w]`` of some latent frames, 0 among them."""
-        places = [pixel for latent in covered for pixel in pixel_frames(latent)]
+        places = [pixel for latent in covered for pixel in pixel_frames(latent, self.time_factor)]
         return cut_pair(
             clip.id,
             clip.frames,

@@ -1,7 +1,7 @@
 """Settings of the training of Stage I and Stage II."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, ClassVar
 
 from swifti2v.config import settings
 from swifti2v.training.adapters import AdapterConfig
@@ -10,6 +10,7 @@ from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.stages.stage1 import Stage1Objective
 from swifti2v.training.stages.stage2 import Stage2Objective
 from swifti2v.training.stages.validation import ValidationConfig
+from swifti2v.training.windows import WindowConfig
 
 
 @settings
@@ -24,7 +25,7 @@ class CacheConfig:
 
 @settings
 class FineTuningConfig:
-    """What both stages' trainings have."""
+    """Settings that the trainings of both stages have."""
 
     model: str = "nano"
     """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
@@ -46,6 +47,8 @@ class FineTuningConfig:
 class Stage1FineTuning(FineTuningConfig):
     """Settings of ``swifti2v train stage1``."""
 
+    crop: ClassVar[int | None] = None
+    windows: ClassVar[WindowConfig | None] = None
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """A LoRA on the frozen transformer; none trains all weights."""
     objective: Stage1Objective = field(default_factory=Stage1Objective)
@@ -56,7 +59,13 @@ class Stage1FineTuning(FineTuningConfig):
 class Stage2FineTuning(FineTuningConfig):
     """Settings of ``swifti2v train stage2``."""
 
+    adapter: ClassVar[AdapterConfig | None] = None
     crop: int | None = None
     """Side of a random square to train on instead of whole frames."""
     objective: Stage2Objective = field(default_factory=Stage2Objective)
     """Windows, noise levels and error."""
+
+    @property
+    def windows(self) -> WindowConfig:
+        """Segments to train on."""
+        return self.objective.windows

@@ -14,7 +14,7 @@ from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.metrics.temporal import flicker
-from swifti2v.media import Frames, frames_to_video, open_writer, resize_video, video_to_frames
+from swifti2v.media import Frames, downscale, frames_to_video, open_writer, video_to_frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
 from swifti2v.training.data.clips import LoadedClip
@@ -54,7 +54,7 @@ def validate_stage2(
         config = pipe.configure(num_frames=len(clip.frames), height=height, width=width)
         low = clip.reference
         if low is None:
-            low = shrink(clip.frames, config.stage1.downscale)
+            low = downscale(clip.frames, config.stage1.downscale)
         photo = Image.fromarray(clip.frames[0])
         pieces = pipe.refine(low, photo, clip.prompt, generator=seed, config=config)
         output = np.concatenate([piece.frames for piece in pieces])
@@ -133,12 +133,6 @@ def measure_round_trip(
         rows.append((frames, output))
     _write_grid(directory / "grid.png", rows)
     return _average(results)
-
-
-def shrink(frames: Frames, downscale: int) -> Frames:
-    """``[T, H, W, 3]`` to ``[T, H / downscale, W / downscale, 3]``, means of pixels, rounded."""
-    height, width = (side // downscale for side in frames.shape[1:3])
-    return video_to_frames(resize_video(frames_to_video(frames), height, width, "area"))
 
 
 def _measure(output: Frames, truth: Frames, segment_size: int | None) -> dict[str, float]:

@@ -21,7 +21,7 @@ from PIL import Image
 from swifti2v.config import GenerationConfig, settings, to_dict
 from swifti2v.errors import ConfigError, MediaError, ShapeError
 from swifti2v.evaluation.metrics.fidelity import psnr
-from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.media import Frames, downscale_video, video_to_frames
 from swifti2v.media.timing import exact_rate
 from swifti2v.models.fingerprints import fingerprint_model
 from swifti2v.pipelines.progress import OnProgress
@@ -58,7 +58,7 @@ class TransitionConfig:
             )
 
 
-class Draw(NamedTuple):
+class TransitionDraw(NamedTuple):
     """What is random about a sample."""
 
     sigma: float
@@ -69,7 +69,7 @@ class Draw(NamedTuple):
     """Where its window begins among all frames at which it may, in [0, 1)."""
 
 
-class Window(NamedTuple):
+class ClipWindow(NamedTuple):
     """The part of a clip that a sample is made of."""
 
     frames: Frames
@@ -88,7 +88,7 @@ class TransitionSample:
 
     frames: Frames
     """``[T, h, w, 3]`` uint8, at Stage I's size."""
-    draw: Draw
+    draw: TransitionDraw
     """What was drawn for it."""
     sigmas: tuple[float, ...]
     """Noise levels from the first to 0."""
@@ -98,7 +98,7 @@ class TransitionSample:
     """The same for a clip that repeats the true first frame: what no motion at all would get."""
 
 
-def draw_for(config: TransitionConfig, sample_id: str) -> Draw:
+def draw_for(config: TransitionConfig, sample_id: str) -> TransitionDraw:
     """What is random about a sample, from the seed of the settings and its id alone.
 
     Neither the order of samples nor sharding or a stop changes it.
@@ -106,7 +106,7 @@ def draw_for(config: TransitionConfig, sample_id: str) -> Draw:
     digest = hashlib.sha256(f"{config.seed} {sample_id}".encode(errors="surrogateescape")).digest()
     level, seed, place = (int.from_bytes(digest[i : i + 6], "big") for i in (0, 8, 16))
     sigma = config.sigma_low + (config.sigma_high - config.sigma_low) * level / 2**48
-    return Draw(min(sigma, config.sigma_high), seed, place / 2**48)
+    return TransitionDraw(min(sigma, config.sigma_high), seed, place / 2**48)
 
 
 def take_shard(listed: Manifest, index: int, num_shards: int) -> Manifest:
@@ -117,7 +117,7 @@ def take_shard(listed: Manifest, index: int, num_shards: int) -> Manifest:
     )
 
 
-def read_window(sample: Sample, config: TransitionConfig) -> Window | Reject:
+def read_window(sample: Sample, config: TransitionConfig) -> ClipWindow | Reject:
     """Read the part of a clip that its sample is made of.
 
     The window begins at a frame drawn from the seed of the settings and the id. Frames are
@@ -152,7 +152,7 @@ def read_window(sample: Sample, config: TransitionConfig) -> Window | Reject:
         frames = decode_clip(exact, placed.bucket, rules.fps, np.random.default_rng(0))
     except MediaError as error:
         return Reject(sample.id, f"cannot be read: {error}")
-    return Window(frames, start, end, facts.notes)
+    return ClipWindow(frames, start, end, facts.notes)
 
 
 def make_row(sample: Sample, clip: Path, start: float, end: float, folder: Path) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def make_transition_sample(
         Image.fromarray(frames[0]), prompt, generation.negative_prompt if is_guided else None
     )
     with torch.inference_mode():
-        small = scale_down(frames, stage1.downscale, pipe.components.device)
+        small = downscale_video(frames, stage1.downscale, pipe.components.device)
         clip = pipe.stage1.redraw(small, conditions, draw.seed, stage1, draw.sigma, on_progress)
     made, true = video_to_frames(clip.video), video_to_frames(small)
     return TransitionSample(
@@ -235,25 +235,6 @@ def make_transition_sample(
 def _mean_psnr(frames: Frames, true: Frames) -> float:
     values = psnr(torch.tensor(frames[1:]), torch.tensor(true[1:]))
     return round(float(values.clamp(max=MAX_PSNR).mean()), 3)
-
-
-def scale_down(frames: Frames, downscale: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """A clip at Stage I's size, as the pipeline scales the photo; one frame is held at full size.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8.
-        downscale: Of both sides.
-        device: Where it is computed and stays.
-
-    Returns:
-        ``[1, 3, T, H / downscale, W / downscale]`` float32 in [-1, 1], not rounded to 8 bits.
-    """
-    height, width = frames.shape[1] // downscale, frames.shape[2] // downscale
-    pieces = [
-        resize_video(frames_to_video(frame[None]).to(device), height, width, "area")
-        for frame in frames
-    ]
-    return torch.cat(pieces, dim=2)
 
 
 def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, Any]:

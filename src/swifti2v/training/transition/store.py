@@ -14,7 +14,7 @@ import numpy as np
 
 from swifti2v.errors import InputError
 from swifti2v.media import open_writer
-from swifti2v.storage import UNFINISHED, whole_file, write_whole
+from swifti2v.storage import UNFINISHED, require_same_settings, whole_file, write_whole
 from swifti2v.training.transition.samples import TransitionSample
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,8 @@ class TransitionStore:
         except (ValueError, TypeError, KeyError):
             logger.warning("%s is damaged: the sample is made again", path)
             return None
-        now = json.loads(json.dumps({"id": sample_id, **parameters}))
-        if differences := list(_differences(stored, now)):
-            raise InputError(
-                f"{path} was made with other parameters: {'; '.join(differences)}; use the same "
-                "ones, or another output dir"
-            )
+        now = {"id": sample_id, **parameters}
+        require_same_settings(stored, now, str(path), "another output dir")
         if not clip.is_file() or clip.stat().st_size != num_bytes:
             logger.warning("%s has not the %d bytes it had: it is made again", clip, num_bytes)
             return None
@@ -170,12 +166,3 @@ def file_stem(sample_id: str) -> str:
     return (
         f"{stem[:MAX_STEM].replace('.', '_')}-{hashlib.sha256(os.fsencode(sample_id)).hexdigest()}"
     )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Places where two nested mappings differ, and both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*new, *(key for key in old if key not in new)]
-        found = [_differences(old.get(k), new.get(k), f"{name}.{k}".lstrip(".")) for k in keys]
-        return [text for texts in found for text in texts]
-    return [] if old == new else [f"{name} is {old!r} there and {new!r} now"]

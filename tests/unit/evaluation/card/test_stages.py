@@ -26,8 +26,6 @@ from swifti2v.evaluation.card.stages import (
     MODEL,
     MODEL_NO_ANCHOR,
     Stage2Row,
-    clip_psnr,
-    downscale,
     measure_codec,
     measure_seconds,
     measure_stage2,
@@ -35,7 +33,8 @@ from swifti2v.evaluation.card.stages import (
 )
 from swifti2v.evaluation.card.tables import END, START
 from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
-from swifti2v.media import open_writer
+from swifti2v.evaluation.metrics.fidelity import clip_psnr
+from swifti2v.media import downscale, open_writer
 
 ROOT = Path(__file__).parents[4]
 numbers = st.floats(-1e3, 1e3, allow_nan=False)
@@ -114,17 +113,6 @@ def test_wilson_interval_holds_the_share_and_mirrors(counts):
 def test_wilson_refuses_more_successes_than_trials():
     with pytest.raises(ValueError, match="4 successes in 3 trials"):
         wilson_share(4, 3)
-
-
-def test_downscale_takes_means_and_refuses_sides_that_do_not_divide():
-    frames = np.zeros((2, 8, 8, 3), np.uint8)
-    frames[1, :4, 4:] = 40
-    frames[1, 0, 4] = 56  # 41 on average
-    low = downscale(frames, 4)
-    assert low.shape == (2, 2, 2, 3)
-    assert low[1, :, :, 0].tolist() == [[0, 41], [0, 0]]
-    with pytest.raises(ShapeError, match="8x8 cannot be divided by 3"):
-        downscale(frames, 3)
 
 
 def test_clip_psnr_stays_finite_with_one_equal_frame():

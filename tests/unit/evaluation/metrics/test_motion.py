@@ -12,12 +12,11 @@ from tests.helpers.evaluation_clips import blurred, panning_clip, texture
 
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.baselines import lanczos_baseline
-from swifti2v.evaluation.card.stages import downscale
 from swifti2v.evaluation.metrics.blockiness import blockiness
 from swifti2v.evaluation.metrics.cadence import cadence
 from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.temporal import flicker, frame_changes
-from swifti2v.media import Frames
+from swifti2v.media import Frames, downscale
 
 HEIGHT, WIDTH = 144, 240
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swifti2v.config import parse_config, read_yaml
+from swifti2v.config import Stage2Config, parse_config, read_yaml
 from swifti2v.errors import ConfigError, InputError
 from swifti2v.evaluation.baselines import carried_baseline, lanczos_baseline
-from swifti2v.evaluation.card.stages import clip_psnr
+from swifti2v.evaluation.metrics.fidelity import clip_psnr
 from swifti2v.media import Frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.segments import plan_segments
@@ -99,8 +99,10 @@ def test_the_mean_window_is_the_one_that_is_drawn(
 ) -> None:
     windows = WindowConfig(segment_sizes=tuple(segment_sizes), context_sizes=tuple(context_sizes))
     rng = np.random.default_rng(0)
-    drawn = [len(draw_window(windows, num_latent_frames, rng).window) for _ in range(300)]
-    mean = mean_window_length(windows, num_latent_frames)
+    drawn = [
+        len(draw_window(windows, Stage2Config(), num_latent_frames, rng).window) for _ in range(300)
+    ]
+    mean = mean_window_length(windows, num_latent_frames, Stage2Config())
     spread = np.std(drawn) / math.sqrt(len(drawn))
     assert abs(np.mean(drawn) - mean) <= 5 * spread + 1e-9
 

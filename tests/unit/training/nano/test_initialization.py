@@ -16,11 +16,11 @@ from swifti2v.training.nano.initialization import (
     principal_components,
 )
 from swifti2v.training.nano.material import make_procedural_material
-from swifti2v.training.nano.models import TransformerSize, make_stage2_transformer
+from swifti2v.training.nano.models import NanoSize, make_stage2_transformer
 from swifti2v.training.nano.text_encoder import MotionClassifier, make_tokenizer
 from swifti2v.training.stages.latents import encode_window
 
-SIZE = TransformerSize(num_heads=2, num_layers=2)
+SIZE = NanoSize(num_heads=2, num_layers=2)
 TEXT_WIDTH, CHANNELS = 32, 768
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
 
@@ -37,7 +37,7 @@ def references() -> list[Tensor]:
     return windows
 
 
-def make_model(references: list[Tensor], size: TransformerSize = SIZE) -> Any:
+def make_model(references: list[Tensor], size: NanoSize = SIZE) -> Any:
     torch.manual_seed(0)
     model = make_stage2_transformer(size, TEXT_WIDTH)
     initialize_stage2(model, references)
@@ -79,7 +79,7 @@ def test_tokens_start_with_their_reference_and_without_the_noise(references: lis
 @torch.no_grad()
 def test_each_head_looks_at_its_neighbour(references: list[Tensor]) -> None:
     number = len(NEIGHBOURS)
-    model = make_model(references, TransformerSize(num_heads=number, num_layers=1))
+    model = make_model(references, NanoSize(num_heads=number, num_layers=1))
     attention, sizes = model.blocks[0].attn1, (3, 5, 6)
     for layer in (attention.to_v, attention.to_out[0]):
         nn.init.eye_(layer.weight)

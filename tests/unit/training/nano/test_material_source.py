@@ -19,7 +19,8 @@ from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw, draws_of_step, split_batch
 from swifti2v.training.nano.material import Material
 from swifti2v.training.nano.material_source import MaterialSource, MixConfig, TransitionClip
-from swifti2v.training.stages.batches import Stage2Batch
+from swifti2v.training.stages.batches import Stage2Frames
+from swifti2v.training.windows import WindowConfig
 
 SIDE, CROP, LOW = 64, 32, 4
 CLIPS = MixConfig()
@@ -51,8 +52,13 @@ BLIND = Stage2Config(reference_start="motion")
 
 
 def source(mix: MixConfig = CLIPS, **changes: Any) -> MaterialSource:
-    own = {"material": MATERIAL, "transition": TRANSITION, "crop": CROP, "downscale": LOW}
-    own["lengths"] = {9: 1.0}
+    own: dict[str, Any] = {
+        "material": MATERIAL,
+        "transition": TRANSITION,
+        "crop": CROP,
+        "downscale": LOW,
+    }
+    own |= {"lengths": {9: 1.0}, "windows": WindowConfig(), "stage2": Stage2Config()}
     return MaterialSource(mix=mix, **{**own, **changes})
 
 
@@ -72,7 +78,7 @@ def frames_of(segment: Segment) -> list[int]:
 @given(seed=st.integers(0, 1000), index=st.integers(0, 2))
 def test_a_crop_holds_the_window_of_one_clip(seed, index):
     segment = plan_segments(9)[index]
-    batch = source().load(draw(seed), segment, 9)
+    batch = source().cut(draw(seed), segment, 33)
     assert batch.segment == segment
     assert batch.latent_frames == segment.window
     assert batch.num_replaced == 0
@@ -91,13 +97,13 @@ def test_a_crop_holds_the_window_of_one_clip(seed, index):
 
 
 def test_crops_are_mirrored_half_of_the_time():
-    batch = source(crop=16).load(draw(size=64), plan_segments(3)[0], 3)
+    batch = source(crop=16).cut(draw(size=64), plan_segments(3)[0], 9)
     steps = [round(float(crop[0, 0, 0, :2].diff()) * 127.5) for crop in batch.video]
     assert set(steps) == {-2, 2}
     assert 16 < steps.count(2) < 48
 
 
-def whole_references(batch: Stage2Batch, stage2: Stage2Config | None = None) -> Tensor:
+def whole_references(batch: Stage2Frames, stage2: Stage2Config | None = None) -> Tensor:
     """References of the whole frames of a batch's clips, cut at the batch's places."""
     parts = []
     for name, sample in zip(batch.ids, levels(batch.video).round(), strict=True):
@@ -109,7 +115,7 @@ def whole_references(batch: Stage2Batch, stage2: Stage2Config | None = None) -> 
 
 
 def test_the_reference_of_a_clip_is_that_of_its_whole_frames():
-    batch = source().load(draw(), plan_segments(5)[0], 5)
+    batch = source().cut(draw(), plan_segments(5)[0], 17)
     torch.testing.assert_close(batch.reference, whole_references(batch), atol=1e-5, rtol=0)
     assert torch.equal(batch.reference[:, :, 0], batch.video[:, :, 0])
     assert not torch.equal(batch.reference[:, :, 1], batch.video[:, :, 1])
@@ -117,7 +123,7 @@ def test_the_reference_of_a_clip_is_that_of_its_whole_frames():
 
 def test_a_window_without_the_anchor_is_cut_with_the_photo_in_front():
     segment = plan_segments(5, shows_anchor=False)[1]
-    batch = source().load(draw(), segment, 5)
+    batch = source().cut(draw(), segment, 17)
     assert segment.window == (3, 4)
     assert batch.latent_frames == (0, 3, 4)
     assert batch.video.shape[2] == 9
@@ -127,7 +133,9 @@ def test_a_window_without_the_anchor_is_cut_with_the_photo_in_front():
 @pytest.mark.parametrize("mix", [MixConfig(), MixConfig(clips=0, transition=1)])
 def test_a_reference_without_the_photo_starts_as_small_as_it_goes_on(mix):
     segment = plan_segments(5)[0]
-    own, other = (source(mix, stage2=stage2).load(draw(), segment, 5) for stage2 in (None, BLIND))
+    own, other = (
+        source(mix, stage2=stage2).cut(draw(), segment, 17) for stage2 in (Stage2Config(), BLIND)
+    )
     assert torch.equal(own.video, other.video)
     assert torch.equal(own.reference[:, :, 1:], other.reference[:, :, 1:])
     assert torch.equal(own.reference[:, :, 0], own.video[:, :, 0])
@@ -138,7 +146,7 @@ def test_a_reference_without_the_photo_starts_as_small_as_it_goes_on(mix):
 
 
 def test_the_mix_gives_the_shares():
-    batch = source(ALL).load(draw(size=400), plan_segments(3)[0], 3)
+    batch = source(ALL).cut(draw(size=400), plan_segments(3)[0], 9)
     kinds = [name[0] for name in batch.ids]
     assert kinds.count("c") == pytest.approx(100, abs=30)
     assert kinds.count("p") == pytest.approx(100, abs=30)
@@ -152,7 +160,7 @@ def test_the_mix_gives_the_shares():
 def test_transition_samples_show_what_stage1_made():
     clip = TRANSITION[0]
     segment = plan_segments(5)[1]
-    batch = source(MixConfig(clips=0, transition=1)).load(draw(), segment, 9)
+    batch = source(MixConfig(clips=0, transition=1)).cut(draw(), segment, 33)
     frames = frames_of(segment)
     for video, reference in zip(batch.video, batch.reference, strict=True):
         left = round(float(levels(video)[0, 0, 0, 0])) // 2
@@ -170,9 +178,9 @@ def test_transition_samples_show_what_stage1_made():
 
 def test_a_kind_without_long_clips_gives_its_share_to_the_others():
     short = (transition_clip(50, 20),)
-    batch = source(ALL, transition=short).load(draw(size=60), plan_segments(9)[0], 9)
+    batch = source(ALL, transition=short).cut(draw(size=60), plan_segments(9)[0], 33)
     assert {name[0] for name in batch.ids} == {"c", "p"}
-    batch = source(ALL, transition=short).load(draw(size=60), plan_segments(5)[0], 5)
+    batch = source(ALL, transition=short).cut(draw(size=60), plan_segments(5)[0], 17)
     assert {name[0] for name in batch.ids} == {"c", "p", "t"}
 
 
@@ -184,11 +192,11 @@ def test_samples_do_not_depend_on_the_division(seed):
     (whole,) = draws_of_step(seed, 3, split_batch(8, 1, 1), 0)
     parts = split_batch(8, 2, 2)
     pieces = [
-        own.load(draws_of_step(seed, 3, parts, rank)[micro], segment, 5)
+        own.cut(draws_of_step(seed, 3, parts, rank)[micro], segment, 17)
         for micro in range(2)
         for rank in range(2)
     ]
-    batch = own.load(whole, segment, 5)
+    batch = own.cut(whole, segment, 17)
     for name in ("video", "reference"):
         assert torch.equal(torch.cat([getattr(p, name) for p in pieces]), getattr(batch, name))
     assert sum((p.ids for p in pieces), ()) == batch.ids
@@ -196,9 +204,9 @@ def test_samples_do_not_depend_on_the_division(seed):
 
 def test_crops_and_lengths_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="crop 80 is larger than the clips, 64x64"):
-        source(crop=80).load(draw(), plan_segments(3)[0], 3)
+        source(crop=80).cut(draw(), plan_segments(3)[0], 9)
     with pytest.raises(InputError, match="no training clip has 41 frames"):
-        source().load(draw(), plan_segments(11)[0], 11)
+        source().cut(draw(), plan_segments(11)[0], 41)
 
 
 @pytest.mark.parametrize("name", ["clips", "pictures", "transition"])

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,14 +13,14 @@ from swifti2v.config import (
     merge,
     parse_config,
 )
-from swifti2v.errors import ConfigError, InputError
+from swifti2v.errors import ConfigError
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.objectives import bell_weight
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
-from swifti2v.training.relay.image_sources import ImageBatch, PictureCrops, require_image_bucket
+from swifti2v.training.relay.image_sources import ImageBatch, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
 from swifti2v.training.stages.latents import encode_clips
 from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components
@@ -53,7 +52,7 @@ def make_task(
     return ImageTask(
         transformer.eval(),
         parts.stage2_vae,
-        (PictureCrops([np.zeros((64, 64, 3), np.uint8)], 64),),
+        (),
         objective,
         config,
         lambda prompts: torch.ones(len(prompts), 4, 16),
@@ -145,21 +144,6 @@ def test_attention_and_channel_weights_are_those_asked_for() -> None:
     torch.testing.assert_close(losses[0], losses[2])
     attention: Any = coarse.model.blocks[0].attn1
     assert attention.processor == GclfAttention(gclf, 4, 4)
-
-
-def test_crops_of_pictures_are_within_them_and_of_the_step_alone() -> None:
-    ramp = np.arange(40 * 50 * 3, dtype=np.uint16).reshape(40, 50, 3) % 251
-    source = PictureCrops([np.zeros((8, 8, 3), np.uint8), ramp.astype(np.uint8)], 16)
-    first, again = source.load(DRAW), source.load(DRAW)
-    assert first.video.shape == (2, 3, 1, 16, 16)
-    assert torch.equal(first.video, again.video)
-    assert not torch.equal(first.video, source.load(replace(DRAW, step=6)).video)
-    levels = ((first.video + 1) * 127.5).round().byte().numpy()
-    windows = np.lib.stride_tricks.sliding_window_view(ramp.astype(np.uint8), (16, 16), (0, 1))
-    for one in levels[:, :, 0]:
-        assert any((windows == side).all(axis=(2, 3, 4)).any() for side in (one, one[..., ::-1]))
-    with pytest.raises(InputError, match="none of 1 pictures is 16 px large"):
-        PictureCrops([np.zeros((8, 64, 3), np.uint8)], 16)
 
 
 def test_buckets_of_a_relay_hold_images() -> None:

@@ -27,9 +27,10 @@ from swifti2v.training.engine.run_config import PhaseConfig
 from swifti2v.training.nano.camera_source import CameraMoveSource
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material
-from swifti2v.training.nano.models import TransformerSize, make_stage1_transformer
+from swifti2v.training.nano.models import NanoSize, make_stage1_transformer
 from swifti2v.training.objectives import displacement_loss, photometric_loss
-from swifti2v.training.stages.batches import Stage1Batch, Stage1Latents
+from swifti2v.training.stages.batches import Stage1Frames
+from swifti2v.training.stages.encoded_clips import EncodedStage1
 from swifti2v.training.stages.stage1 import Stage1Objective, Stage1Task
 from tests.helpers.regression import losses, make_trainer
 from tests.helpers.tiny import TRANSFORMER, tiny_vae
@@ -61,7 +62,7 @@ def encode_prompts(prompts: tuple[str, ...]) -> Tensor:
 
 def make_started() -> WanTransformer3DModel:
     torch.manual_seed(0)
-    return make_stage1_transformer(TransformerSize(num_heads=2, num_layers=2), TEXT)
+    return make_stage1_transformer(NanoSize(num_heads=2, num_layers=2), TEXT)
 
 
 def randomize(model: WanTransformer3DModel) -> None:
@@ -74,8 +75,22 @@ def make_task(
     stage1: Stage1Config = CHART,
 ) -> Stage1Task:
     transformer = make_started()
-    own = objective or Stage1Objective()
-    return Stage1Task(transformer, CODEC, (make_source(num_drawn),), own, stage1, encode_prompts)
+    pipeline, own = Stage1Pipeline(transformer, CODEC), objective or Stage1Objective()
+    source = EncodedStage1(make_source(num_drawn), pipeline, stage1)
+    return Stage1Task(pipeline, (source,), own, stage1, encode_prompts)
+
+
+def load_frames(task: Stage1Task, own: Draw | None = None) -> Stage1Frames:
+    batch = task.load_batch(own or draw())
+    assert isinstance(batch, Stage1Frames)
+    return batch
+
+
+def find_drawn(some: Stage1Frames, whole: Stage1Frames) -> list[int]:
+    """Latent frames of the first clip that were drawn, told by its clock."""
+    clock = whole.course.clock[0].tolist()
+    places = [clock.index(value) for value in some.course.clock[0].tolist()]
+    return [place // 4 for place in places if place % 4 == 0]
 
 
 def draw(step: int = 0, size: int = 7) -> Draw:
@@ -87,9 +102,6 @@ def test_clips_are_moves_of_their_prompts_with_the_displacement_that_made_them()
     assert batch.video.shape == (14, 3, 9, *LOW)
     assert batch.displacement is not None
     assert batch.displacement.shape == (14, 2, 9, *LOW)
-    assert batch.num_latent_frames == NUM_LATENT_FRAMES
-    assert len(batch.latent_frames) == 3
-    assert batch.latent_frames[0] == 0
     assert batch.prompts == batch.ids
     assert (batch.displacement[:, :, 0] == 0).all()
     moved = move_photo(batch.video[:, :, :1], batch.displacement)
@@ -107,7 +119,7 @@ def test_the_chart_shows_the_course_of_the_drawn_frames():
     assert (batch.course.clock.diff(dim=1) > 0).all()
     assert (batch.course.clock[:, 1] < 0.15).all()
     some = make_source({1: 1.0}).load(draw(size=20))
-    (frame,) = some.latent_frames[1:]
+    (frame,) = find_drawn(some, batch)[1:]
     # The course does not depend on which frames of it are drawn.
     drawn = [0, *range(4 * frame - 3, 4 * frame + 1)]
     assert torch.equal(some.course.clock, batch.course.clock[:, drawn])
@@ -133,15 +145,14 @@ def test_sizes_lengths_and_frames_are_drawn_by_their_shares():
     )  # fmt: skip
     batches = [source.load(draw(step, 1)) for step in range(80)]
     assert 8 <= sum(batch.video.shape[-2:] == (24, 16) for batch in batches) <= 32
-    assert 24 <= sum(batch.num_latent_frames == 9 for batch in batches) <= 56
-    drawn = [batch.latent_frames for batch in batches]
-    assert all(list(frames) == sorted(set(frames)) for frames in drawn)
-    assert {len(frames) for frames in drawn} == {2, 3, 9}  # a short clip gives what it has
-    few = {b.latent_frames[1] for b in batches if len(b.latent_frames) == 2}
-    assert few == set(range(1, 9))
-    for batch in batches:
-        assert batch.video.shape[2] == 4 * len(batch.latent_frames) - 3
-        assert max(batch.latent_frames) < batch.num_latent_frames
+    num_drawn = [(batch.video.shape[2] + 3) // 4 for batch in batches]
+    assert set(num_drawn) == {2, 3, 9}  # a short clip gives what it has
+    assert 4 <= num_drawn.count(9) <= 20
+    for batch, number in zip(batches, num_drawn, strict=True):
+        assert batch.video.shape[2] == 4 * number - 3
+        assert (batch.course.clock.diff(dim=1) > 0).all()
+    ends = {round(float(b.course.clock[0, -1]), 1) for b in batches if b.video.shape[2] == 5}
+    assert min(ends) < 0.3 < 0.8 < max(ends)
 
 
 @settings(max_examples=10, deadline=None)
@@ -165,9 +176,8 @@ def test_the_condition_is_the_pipelines(condition):
     pipeline = Stage1Pipeline(whole.model, CODEC)
     expected: list[Tensor] = []
     for task in (whole, some):
-        batch = task.load_batch(draw(5))
-        assert isinstance(batch, Stage1Batch)
-        found = task.prepare_condition(batch, task.encode(batch))
+        batch = load_frames(task, draw(5))
+        _, found, _ = task.source.encode(batch)
         for index in (0, 3):
             photo = batch.video[index : index + 1, :, :1]
             if len(expected) < 2:
@@ -175,7 +185,7 @@ def test_the_condition_is_the_pipelines(condition):
                 after = pipeline.continue_image(photo, own, stage1)
                 assert after.any() == (condition == "chart")
                 expected.append(pipeline.prepare_condition(photo, after))
-            frames = list(batch.latent_frames)
+            frames = find_drawn(batch, load_frames(whole, draw(5)))
             torch.testing.assert_close(
                 found[index : index + 1], expected[index // 3][:, :, frames], atol=1e-5, rtol=0
             )
@@ -196,10 +206,8 @@ def test_the_chart_of_sampling_is_that_of_training(seed):
 
 def test_a_clip_of_which_no_course_is_known_gets_an_even_chart():
     task = make_task({4: 1.0})
-    batch = task.load_batch(draw(2))
-    assert isinstance(batch, Stage1Batch)
-    batch = replace(batch, course=even_course(17), displacement=None)
-    found = task.prepare_condition(batch, task.encode(batch))
+    batch = replace(load_frames(task, draw(2)), course=even_course(17), displacement=None)
+    _, found, _ = task.source.encode(batch)
     chart = draw_chart(even_course(17), *LOW)[None, :, 1:]
     expected = task.pipeline.prepare_condition(
         batch.video[:, :, :1], chart.expand(len(batch.video), -1, -1, -1, -1)
@@ -208,29 +216,12 @@ def test_a_clip_of_which_no_course_is_known_gets_an_even_chart():
     assert task.loss(batch, draw(2)).isfinite().all()
 
 
-def test_clips_that_were_encoded_before_have_the_same_loss():
-    task = make_task({4: 1.0})
-    randomize(task.model)
-    batch = task.load_batch(draw())
-    assert isinstance(batch, Stage1Batch)
-    batch = replace(batch, course=even_course(17), displacement=None)  # a cache has no more
-    latents = task.encode(batch)
-    stored = Stage1Latents(
-        ids=batch.ids,
-        num_replaced=0,
-        latents=latents,
-        condition=task.prepare_condition(batch, latents),
-        image_embeds=None,
-        prompts=batch.prompts,
-    )
-    assert torch.equal(task.loss(stored, draw()), task.loss(batch, draw()))
-
-
 def test_latents_are_those_of_the_streamed_clip():
     task = make_task({4: 1.0})
-    batch = task.load_batch(draw())
-    assert isinstance(batch, Stage1Batch)
-    torch.testing.assert_close(task.encode(batch), StreamingEncoder(CODEC).encode(batch.video))
+    batch = load_frames(task)
+    torch.testing.assert_close(
+        task.source.encode(batch)[0], StreamingEncoder(CODEC).encode(batch.video)
+    )
 
 
 @pytest.mark.parametrize("error_of", ["velocity", "clean"])
@@ -246,11 +237,10 @@ def test_the_loss_is_the_flow_loss_and_the_displacements(error_of):
         seen.extend((named["hidden_states"], named["timestep"], output[0]))
 
     task.model.register_forward_hook(keep, with_kwargs=True)
-    batch, own = task.load_batch(draw()), draw()
-    assert isinstance(batch, Stage1Batch)
+    batch, own = load_frames(task), draw()
     loss = task.loss(batch, own)
     inputs, timestep, output = seen
-    latents = task.encode(batch)
+    latents = task.source.encode(batch)[0]
     sigma, noise = task.draw_sigma(own), own.noise_like(latents)
     level = sigma[:, None, None, None, None]
     torch.testing.assert_close(timestep, 1000 * sigma)
@@ -276,8 +266,7 @@ def test_the_loss_is_the_flow_loss_and_the_displacements(error_of):
 
 def test_clips_of_unknown_motion_teach_displacement_by_their_pixels():
     task = make_task(objective=Stage1Objective(error_of="clean"))
-    batch = task.load_batch(draw())
-    assert isinstance(batch, Stage1Batch)
+    batch = load_frames(task)
     assert batch.displacement is not None
     task.loss(replace(batch, displacement=None), draw()).sum().backward()  # type: ignore[no-untyped-call]
     gradient = task.model.proj_out.bias.grad
@@ -295,10 +284,9 @@ def test_clips_of_unknown_motion_teach_displacement_by_their_pixels():
 
 def test_a_new_model_begins_with_the_photo_at_rest_and_learns_displacement():
     task = make_task(objective=Stage1Objective(error_of="clean"))
-    batch, own = task.load_batch(draw()), draw()
-    assert isinstance(batch, Stage1Batch)
+    batch, own = load_frames(task), draw()
     loss = task.loss(batch, own)
-    latents = task.encode(batch)
+    latents = task.source.encode(batch)[0]
     still = (latents - latents[:, :, :1]).square().flatten(1).mean(dim=1)
     assert batch.displacement is not None
     away = displacement_loss(torch.zeros(7, 2, 9, 4, 4), batch.displacement)
@@ -313,13 +301,14 @@ def test_a_new_model_begins_with_the_photo_at_rest_and_learns_displacement():
     assert (by_channel[5:] > 0).any()
 
 
-class Always:
+class Always(EncodedStage1):
     """The same batch in every step."""
 
-    def __init__(self, batch: Stage1Batch | Stage1Latents) -> None:
+    def __init__(self, source: EncodedStage1, batch: Stage1Frames) -> None:
+        super().__init__(source.frames, source.pipeline, source.stage1)
         self.batch = batch
 
-    def load(self, _draw: Draw, /) -> Stage1Batch | Stage1Latents:
+    def load(self, draw: Draw) -> Stage1Frames:
         return self.batch
 
 
@@ -328,9 +317,9 @@ def test_training_lowers_the_error(tmp_path):
     task = make_task(objective=Stage1Objective(error_of="clean"))
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, weight_decay=0.0)
     phases = (PhaseConfig(steps=30, optimizer=optimizer),)
-    frozen = task.load_batch(draw())
+    frozen = load_frames(task)
     before = float(task.loss(frozen, draw()).mean().detach())
-    task.sources = (Always(frozen),)
+    task.sources = (Always(task.source, frozen),)
     make_trainer(tmp_path, task, phases, batch_size=7, ema_decay=None).run()
     assert float(task.loss(frozen, draw()).mean().detach()) < 0.7 * before
     assert losses(tmp_path)[-1] < 0.7 * losses(tmp_path)[0]
@@ -351,12 +340,12 @@ def test_wan_models_train_on_photos_prompts_and_image_embeddings(kind, tmp_path)
 
     source = CameraMoveSource(SCENES, {FrameSize(32, 32): 1.0}, {5: 1.0}, {4: 1.0})
     zeros = replace(CHART, condition="zeros", motion="latents")
+    pipeline = Stage1Pipeline(model, vae)
     task = Stage1Task(
-        model, vae, (source,), Stage1Objective(), zeros,
-        lambda prompts: torch.ones(len(prompts), 3, 16), encode_photos,
+        pipeline, (EncodedStage1(source, pipeline, zeros, encode_photos),), Stage1Objective(),
+        zeros, lambda prompts: torch.ones(len(prompts), 3, 16),
     )  # fmt: skip
-    batch = task.load_batch(draw(size=2))
-    assert isinstance(batch, Stage1Batch)
+    batch = load_frames(task, draw(size=2))
     loss = task.loss(batch, draw(size=2))
     assert loss.shape == (2,)
     loss.sum().backward()  # type: ignore[no-untyped-call]

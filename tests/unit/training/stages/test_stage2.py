@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,10 +26,11 @@ from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.material import make_procedural_material
 from swifti2v.training.nano.material_source import MaterialSource, MixConfig
 from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss
-from swifti2v.training.stages.batches import Stage2Batch
+from swifti2v.training.stages.batches import Stage2Frames
+from swifti2v.training.stages.encoded_clips import EncodedStage2
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
-from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task, encode_frames_of_window
-from swifti2v.training.windows import WindowConfig
+from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
+from swifti2v.training.windows import WindowConfig, draw_window
 from tests.helpers.regression import assert_same, losses, make_trainer
 from tests.helpers.tiny import TRANSFORMER, tiny_vae
 
@@ -64,13 +64,15 @@ def make_task(
     sources: Any = None,
     **stage2: Any,
 ) -> Stage2Task:
-    mix = MixConfig(clips=1, pictures=1)
+    mix, own = MixConfig(clips=1, pictures=1), Stage2Config(**{"sampling": RESIDUAL, **stage2})
+    objective = objective or Stage2Objective(windows=WindowConfig(segment_sizes=(2, 1)))
+    frames = MaterialSource(MATERIAL, (), mix, CROP, 4, {NUM_FRAMES: 1.0}, objective.windows, own)
     return Stage2Task(
         make_transformer(int(vae.config["z_dim"])),
         vae,
-        sources or (MaterialSource(MATERIAL, (), mix, CROP, 4, {NUM_FRAMES: 1.0}),),
-        objective or Stage2Objective(windows=WindowConfig(segment_sizes=(2, 1))),
-        Stage2Config(**{"sampling": RESIDUAL, **stage2}),
+        tuple(EncodedStage2(source, vae) for source in sources or (frames,)),
+        objective,
+        own,
         encode_prompts,
     )
 
@@ -79,11 +81,11 @@ def draw(step: int = 0, size: int = 3) -> Draw:
     return Draw(seed=0, step=step, batch_size=size, indices=tuple(range(size)))
 
 
-def load_later_segment(task: Stage2Task) -> tuple[Stage2Batch, Draw]:
+def load_later_segment(task: Stage2Task) -> tuple[Stage2Frames, Draw]:
     """A batch whose window leaves frames out between anchor and context."""
     for step in range(100):
         batch = task.load_batch(draw(step))
-        assert isinstance(batch, Stage2Batch)
+        assert isinstance(batch, Stage2Frames)
         if batch.segment.context and batch.segment.context[0] > 1:
             return batch, draw(step)
     raise AssertionError("no later segment is drawn")
@@ -113,7 +115,7 @@ def test_given_frames_reach_the_transformer_as_they_are_with_sigma_0():
     batch, own = load_later_segment(task)
     task.loss(batch, own)
     ((inputs, sigma, prompt, positions),) = seen
-    latents, reference = task.encode(batch)
+    latents, reference = task.source.encode(batch)
     given = 1 + len(batch.segment.context)
     assert given == 2
     assert torch.equal(inputs[:, :768, :given], latents[:, :, :given])
@@ -133,7 +135,7 @@ def test_the_open_points_get_through():
     batch, own = load_later_segment(task)
     task.loss(batch, own)
     ((inputs, sigma, _, positions),) = seen
-    latents, reference = task.encode(batch)
+    latents, reference = task.source.encode(batch)
     assert positions == list(batch.segment.window)
     assert positions[1] > 1
     assert torch.equal(inputs[:, 768:, :2], latents[:, :, :2])
@@ -150,7 +152,7 @@ def test_the_loss_is_the_segments_flow_loss(parameterization, limit, error):
     task = make_task(objective, sampling=SamplingConfig(parameterization=parameterization))
     batch, own = load_later_segment(task)
     window = list(batch.segment.window)
-    found = task.encode(batch)
+    found = task.source.encode(batch)
     latents, reference, noise = (torch.randn(3, 768, 5, 4, 4) for _ in range(3))
     for whole, part in zip(
         (latents, reference, noise), (*found, own.noise_like(found[0])), strict=True
@@ -222,17 +224,15 @@ def test_noise_levels_are_spread_over_the_whole_step():
 
 
 def test_phases_have_their_own_sources_and_lengths():
+    whole = WindowConfig(segment_sizes=(99,))
     sources = tuple(
-        MaterialSource(MATERIAL, (), mix, CROP, 4, lengths)
+        MaterialSource(MATERIAL, (), mix, CROP, 4, lengths, whole, Stage2Config())
         for mix, lengths in (
             (MixConfig(clips=1), {9: 1.0}),
             (MixConfig(clips=0, pictures=1), {13: 0.5, 17: 0.5}),
         )
     )
-    task = make_task(
-        Stage2Objective(windows=WindowConfig(segment_sizes=(99,))),
-        sources=sources,
-    )
+    task = make_task(sources=sources)
     for phase, kind, frames in ((0, "clip", {3}), (1, "picture", {4, 5})):
         task.enter_phase(phase)
         batches = [task.load_batch(draw(step)) for step in range(20)]
@@ -243,15 +243,16 @@ def test_phases_have_their_own_sources_and_lengths():
 class CoveringSource:
     """All frames of a clip up to the window's end, for a causal VAE."""
 
-    def num_frames(self, draw: Draw, rng: np.random.Generator) -> int:
-        return NUM_FRAMES
+    def load(self, draw: Draw) -> Stage2Frames:
+        windows = WindowConfig(segment_sizes=(2, 1))
+        return self.cut(draw, draw_window(windows, Stage2Config(), 5, draw.shared()))
 
-    def load(self, draw: Draw, segment: Segment, num_latent_frames: int) -> Stage2Batch:
+    def cut(self, draw: Draw, segment: Segment) -> Stage2Frames:
         covered = tuple(range(segment.window[-1] + 1))
         frames = [pixel for latent in covered for pixel in pixel_frames(latent)]
         clips = [MATERIAL.clips[index % 2] for index in draw.indices]
         video = torch.cat([frames_to_video(clip[frames, :CROP, :CROP]) for clip in clips])
-        return Stage2Batch(
+        return Stage2Frames(
             ids=tuple(f"clip {index}" for index in draw.indices),
             num_replaced=0,
             segment=segment,
@@ -267,8 +268,8 @@ def test_a_causal_vae_gives_the_windows_latents_of_the_whole_clip():
     whole = frames_to_video(MATERIAL.clips[0][:, :CROP, :CROP])
     expected = StreamingEncoder(vae).encode(whole)
     for segment in plan_segments(5, 2, 1):
-        batch = CoveringSource().load(draw(size=1), segment, 5)
-        found = encode_frames_of_window(vae, batch.video, batch)
+        batch = CoveringSource().cut(draw(size=1), segment)
+        found, _ = EncodedStage2(CoveringSource(), vae).encode(batch)
         assert found.shape == (1, 16, len(segment.window), 4, 4)
         torch.testing.assert_close(found, expected[:, :, list(segment.window)], atol=1e-5, rtol=0)
 
@@ -297,8 +298,8 @@ def test_only_a_block_codecs_channels_can_be_weighed():
 
 
 def test_the_block_codec_may_be_given_more_than_the_window():
-    batch = CoveringSource().load(draw(size=2), plan_segments(5, 2, 1)[1], 5)
-    found = encode_frames_of_window(CODEC, batch.video, batch)
+    batch = CoveringSource().cut(draw(size=2), plan_segments(5, 2, 1)[1])
+    found, _ = EncodedStage2(CoveringSource(), CODEC).encode(batch)
     whole = torch.cat([frames_to_video(clip[:, :CROP, :CROP]) for clip in MATERIAL.clips])
     expected = StreamingEncoder(CODEC).encode(whole)[:, :, list(batch.segment.window)]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -349,5 +350,5 @@ def test_a_codec_of_other_cells_trains_too():
     codec = BlockCodec(z_dim=192, scale_factor_spatial=4)
     task = make_task(vae=codec)
     batch, own = load_later_segment(task)
-    assert task.encode(batch)[0].shape[-2:] == (8, 8)
+    assert task.source.encode(batch)[0].shape[-2:] == (8, 8)
     assert task.loss(batch, own).isfinite().all()

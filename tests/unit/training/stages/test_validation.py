@@ -9,14 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from swifti2v.evaluation.metrics.fidelity import psnr
-from swifti2v.media import Frames, frames_to_video, probe_clip, video_to_frames
+from swifti2v.media import Frames, downscale, frames_to_video, probe_clip, video_to_frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.training.data.clips import LoadedClip
 from swifti2v.training.stages.validation import (
     NUM_SHOWN,
     measure_round_trip,
-    shrink,
     validate_stage1,
     validate_stage2,
 )
@@ -90,7 +88,7 @@ def test_clips_and_a_grid_of_truth_above_output_are_left(stage, tmp_path):
 
 def test_stage2_is_given_the_clips_small_version_and_without_one_makes_it(tmp_path):
     clip = clip_of(SIZE)
-    small = shrink(clip.frames, pipe().config.stage1.downscale)
+    small = downscale(clip.frames, pipe().config.stage1.downscale)
     assert small.shape == (5, LOW, LOW, 3)
     given = LoadedClip(clip.id, clip.frames, small, clip.prompt)
     other = LoadedClip(clip.id, clip.frames, small[::-1].copy(), clip.prompt)
@@ -134,15 +132,3 @@ def test_a_round_trip_is_that_of_the_square_at_the_centre(tmp_path):
     assert measured["psnr"] < 30
     truth, _ = rows_of(tmp_path / "grid.png", 32, 32)
     np.testing.assert_array_equal(truth[0], centre[0])
-
-
-@pytest.mark.parametrize("downscale", [2, 4])
-def test_a_small_version_has_the_means_of_its_pixels(downscale):
-    frames = panning_clip(3, height=32, width=48)
-    small = shrink(frames, downscale)
-    height, width = 32 // downscale, 48 // downscale
-    cells = frames.reshape(3, height, downscale, width, downscale, 3).astype(float)
-    assert small.shape == (3, height, width, 3)
-    assert np.abs(small - cells.mean(axis=(2, 4))).max() <= 0.51
-    assert psnr(shrink(frames, 1), frames).min() > 60
-    assert frames_to_video(small).shape == (1, 3, 3, height, width)

@@ -15,7 +15,14 @@ from PIL import Image
 
 from swifti2v.config import GenerationConfig, SamplingConfig, Stage1Config, parse_config
 from swifti2v.errors import ConfigError, InputError, ShapeError
-from swifti2v.media import frames_to_video, open_writer, read_clip, resize_video, video_to_frames
+from swifti2v.media import (
+    downscale_video,
+    frames_to_video,
+    open_writer,
+    read_clip,
+    resize_video,
+    video_to_frames,
+)
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import PixelShape
@@ -23,16 +30,15 @@ from swifti2v.training.data.decoding import decode_clip, decode_pair
 from swifti2v.training.data.readers import read_manifest
 from swifti2v.training.data.samples import Manifest, MediaFile, Reject, Sample, TarMember
 from swifti2v.training.transition.samples import (
-    Draw,
+    ClipWindow,
     TransitionConfig,
+    TransitionDraw,
     TransitionSample,
-    Window,
     describe_run,
     draw_for,
     make_row,
     make_transition_sample,
     read_window,
-    scale_down,
     take_shard,
 )
 from swifti2v.training.transition.store import TransitionStore, file_stem
@@ -56,7 +62,11 @@ def clip() -> Any:
 def make_sample(num_frames: int = 5) -> TransitionSample:
     frames = np.random.default_rng(1).integers(0, 256, (num_frames, 16, 16, 3), dtype=np.uint8)
     return TransitionSample(
-        frames=frames, draw=Draw(0.5, 3, 0.0), sigmas=(0.5, 0.0), psnr=30.0, still_psnr=20.0
+        frames=frames,
+        draw=TransitionDraw(0.5, 3, 0.0),
+        sigmas=(0.5, 0.0),
+        psnr=30.0,
+        still_psnr=20.0,
     )
 
 
@@ -77,7 +87,7 @@ def test_a_sample_is_the_clip_scaled_down_and_redrawn(pipe, clip):
 
 def test_the_less_noise_the_nearer_it_is_to_the_clip_through_the_vae(pipe, clip):
     vae = pipe.components.stage1_vae
-    plain = StreamingDecoder(vae).decode(StreamingEncoder(vae).encode(scale_down(clip, 4)))
+    plain = StreamingDecoder(vae).decode(StreamingEncoder(vae).encode(downscale_video(clip, 4)))
     distances = []
     for sigma in (1e-4, 0.3, 1.0):
         config = dataclasses.replace(CONFIG, sigma_low=sigma, sigma_high=sigma)
@@ -245,17 +255,17 @@ def test_training_reads_the_very_frames_a_sample_was_made_of(tmp_path, seed, sta
     config = dataclasses.replace(CONFIG, seed=seed)
     sample = list_clip(save_ramp(tmp_path / "a.mkv"), start=start, end=end)
     window = read_window(sample, config)
-    assert isinstance(window, Window)
+    assert isinstance(window, ClipWindow)
     assert window.frames.shape == (NUM_FRAMES, SIZE, SIZE, 3)
     first = window.frames[0, 0, 0, 0] // 6
     assert window.start == first / 16
     assert np.array_equal(window.frames[:, 0, 0, 0] // 6, np.arange(first, first + NUM_FRAMES))
     assert start <= window.start < window.end <= (end or 2.5) + 1 / 16
     store = TransitionStore(tmp_path / "out")
-    low = scale_down(window.frames, 4)
+    low = downscale_video(window.frames, 4)
     made = TransitionSample(
         frames=video_to_frames(low),
-        draw=Draw(0.5, 3, 0.0),
+        draw=TransitionDraw(0.5, 3, 0.0),
         sigmas=(0.5, 0.0),
         psnr=30.0,
         still_psnr=20.0,
@@ -280,7 +290,7 @@ def test_windows_differ_between_seeds_and_cover_the_clip(tmp_path):
     starts = set()
     for seed in range(8):
         window = read_window(sample, dataclasses.replace(CONFIG, seed=seed))
-        assert isinstance(window, Window)
+        assert isinstance(window, ClipWindow)
         starts.add(round(window.start * 16))
     assert starts <= set(range(40 - NUM_FRAMES + 1))
     assert len(starts) > 4
@@ -295,7 +305,7 @@ def test_rates_that_are_no_whole_numbers_keep_the_window(tmp_path):
         writer.write(frames)
     config = TransitionConfig(generation=generation, seed=5)
     window = read_window(list_clip(path), config)
-    assert isinstance(window, Window)
+    assert isinstance(window, ClipWindow)
     exact = list_clip(path, start=window.start, end=window.end)
     bucket = PixelShape(NUM_FRAMES, SIZE, SIZE)
     found = decode_clip(exact, bucket, 24, np.random.default_rng(9))

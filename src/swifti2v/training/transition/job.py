@@ -1,24 +1,30 @@
 """The samples of one run of ``swifti2v data transition``, one after the other."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import Any
 
-import typer
+import torch
 
 from swifti2v import __version__
 from swifti2v.errors import PromptError, SwiftI2VError
 from swifti2v.jobs.interruption import Interruption
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.training.data.samples import Manifest, Reject, Sample
+from swifti2v.training.transition.samples import (
+    TransitionConfig,
+    describe_run,
+    describe_sample,
+    make_row,
+    make_transition_sample,
+    read_window,
+)
+from swifti2v.training.transition.store import TransitionStore
 
-if TYPE_CHECKING:
-    from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-    from swifti2v.training.data.samples import Manifest, Reject, Sample
-    from swifti2v.training.transition.samples import TransitionConfig
-    from swifti2v.training.transition.store import TransitionStore
-
-REPORT_SECONDS = 10.0
-"""Seconds between two lines on stderr."""
+OnProgress = Callable[[int, int], None]
+"""Told how many clips are done, and how many of them were refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,13 +37,13 @@ class Outcome:
     """Records of the same samples."""
     num_made: int
     """Samples of this run; the others were finished before."""
-    rejects: list["Reject"]
+    rejects: list[Reject]
     """Clips that could not be used."""
     seconds: float
     """Seconds in all."""
 
 
-class Job:
+class TransitionJob:
     """The samples of one run.
 
     Args:
@@ -45,36 +51,35 @@ class Job:
         config: Settings.
         store: Store of finished samples.
         model: Name and LoRAs, for the records.
+        on_note: Told what reading does to a clip.
     """
 
     def __init__(
         self,
-        pipe: "SwiftI2VPipeline",
-        config: "TransitionConfig",
-        store: "TransitionStore",
+        pipe: SwiftI2VPipeline,
+        config: TransitionConfig,
+        store: TransitionStore,
         model: dict[str, Any],
+        on_note: Callable[[str], None],
     ) -> None:
-        from swifti2v.training.transition.samples import describe_run
-
         pipe.require_fit(config.generation)
         self.pipe, self.config, self.store, self.model = pipe, config, store, model
+        self.on_note = on_note
         self.parameters = describe_run(pipe, config)
 
-    def find_finished(self, samples: Sequence["Sample"]) -> dict[str, dict[str, Any]]:
+    def find_finished(self, samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
         """Find the records of finished samples, by id.
 
         Raises:
             InputError: One was made with other parameters.
         """
-        from swifti2v.training.transition.samples import describe_sample
-
         records = (
             (s.id, self.store.find(s.id, {**self.parameters, **describe_sample(s)}))
             for s in samples
         )
         return {sample_id: record for sample_id, record in records if record is not None}
 
-    def describe(self, listed: "Manifest", num_finished: int) -> dict[str, Any]:
+    def describe(self, listed: Manifest, num_finished: int) -> dict[str, Any]:
         """Describe a run without making it, as plain values."""
         generation = self.config.generation
         low = generation.stage1.downscale
@@ -94,9 +99,10 @@ class Job:
 
     def run(
         self,
-        listed: "Manifest",
+        listed: Manifest,
         finished: dict[str, dict[str, Any]],
         interruption: Interruption,
+        on_progress: OnProgress | None = None,
     ) -> Outcome:
         """Make the samples that are not finished yet.
 
@@ -104,10 +110,7 @@ class Job:
             KeyboardInterrupt: It was stopped; a note says how it goes on.
             SwiftI2VError: It cannot go on, with the same note.
         """
-        from swifti2v.training.data.samples import Reject
-        from swifti2v.training.transition.samples import make_row
-
-        began = said = time.monotonic()
+        began = time.monotonic()
         rows, records, rejects = [], [], list(listed.rejects)
         num_made = 0
         folder = self.store.directory
@@ -122,13 +125,8 @@ class Job:
                 records.append(made)
                 clip = self.store.clip_path(sample.id)
                 rows.append(make_row(sample, clip, made["start"], made["end"], folder))
-                if (now := time.monotonic()) - said > REPORT_SECONDS:
-                    said = now
-                    typer.echo(
-                        f"{number} of {len(listed.samples)} clips, {len(rejects)} refused, "
-                        f"{now - began:.0f} s",
-                        err=True,
-                    )
+                if on_progress is not None:
+                    on_progress(number, len(rejects))
         except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:
             error.add_note(
                 f"{len(finished) + num_made} finished samples are kept; run the same command again "
@@ -143,22 +141,13 @@ class Job:
             seconds=time.monotonic() - began,
         )
 
-    def _make(self, sample: "Sample", interruption: Interruption) -> "dict[str, Any] | Reject":
+    def _make(self, sample: Sample, interruption: Interruption) -> dict[str, Any] | Reject:
         """Make and store one sample, and return its record."""
-        import torch
-
-        from swifti2v.training.data.samples import Reject
-        from swifti2v.training.transition.samples import (
-            describe_sample,
-            make_transition_sample,
-            read_window,
-        )
-
         window = read_window(sample, self.config)
         if isinstance(window, Reject):
             return window
         for note in window.notes:
-            typer.echo(f"note: {sample.id}: {note}", err=True)
+            self.on_note(f"{sample.id}: {note}")
         try:
             made = make_transition_sample(
                 self.pipe, window.frames, sample.prompt, sample.id, self.config
@@ -176,10 +165,8 @@ class Job:
         with interruption.shield():
             return self.store.save(sample.id, made, fps, parameters, origin)
 
-    def _origin(self, sample: "Sample") -> dict[str, Any]:
+    def _origin(self, sample: Sample) -> dict[str, Any]:
         """Origin of a sample: its source and versions; they do not decide it."""
-        from importlib.metadata import version
-
         return {
             "source": sample.media.name,
             "model": self.model,

@@ -1,0 +1,55 @@
+"""The model that a training starts from."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+from swifti2v.config import GenerationConfig, Stage, parse_config
+from swifti2v.models.loading.components import load_components
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+
+
+def load_for_training(
+    model: str,
+    generation: Mapping[str, Any],
+    stage: Stage,
+    roles: Collection[str],
+    device: torch.device,
+    *,
+    merges_own_loras: bool = False,
+) -> SwiftI2VPipeline:
+    """Load one stage of a model, all of it frozen.
+
+    Args:
+        model: See ``SwiftI2VPipeline.from_pretrained``.
+        generation: Changes to the model's settings.
+        stage: What the training needs; the other stage gets no memory.
+        roles: Components that are run, on the device. The stage's others stay in host memory, and
+            its transformer is not loaded.
+        device: Of this rank.
+        merges_own_loras: A LoRA belongs on the many-step base, so that the few-step one of the
+            model is left out.
+
+    Raises:
+        ConfigError: A setting cannot be.
+        LoadingError: A file is missing or damaged.
+    """
+    # Frozen parts need no more than 16 bits on a GPU; what is trained becomes float32 again.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    parts, defaults = load_components(
+        model,
+        dtype,
+        torch.device("cpu"),
+        merges_own_loras=merges_own_loras,
+        stages=(stage,),
+        skipped={f"{stage}_transformer"} - {*roles},
+    )
+    for role in roles:
+        if (component := getattr(parts, role)) is not None:
+            component.to(device)
+    parts.device = device
+    pipe = SwiftI2VPipeline(parts, parse_config(GenerationConfig, defaults, model))
+    pipe.config = pipe.configure(**generation)
+    pipe.encoder.truncate_prompt = True
+    return pipe
