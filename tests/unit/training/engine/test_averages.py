@@ -33,7 +33,7 @@ def assert_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
 def move(model: nn.Module, by: float) -> None:
     with torch.no_grad():
         for value in model.parameters():
-            value += by
+            value.add_(by)
 
 
 def test_the_trained_weights_are_those_that_require_a_gradient():
