@@ -1,4 +1,5 @@
-# make demo | test | check | fix | nano | install; every target sets up what it needs in .venv
+# make demo | test | check | fix | nano | install; every target sets up what it needs in .venv.
+# make test-all runs the slow tests too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ HAS_CUDA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev
 CPU_TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check fix nano bench
+.PHONY: install demo test test-all check fix nano bench
 
 install: $(VENV)/.installed
 
@@ -43,8 +44,14 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A process for each core, of one thread; more than four take more memory than time they save.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(PYTEST)
+
+test-all: install
+	$(PYTEST) -m "not gpu and not network"
 
 fix: install
 	$(BIN)/ruff check --fix src tests

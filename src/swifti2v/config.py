@@ -1,10 +1,11 @@
 """Settings of a run as frozen dataclasses, read strictly from YAML and from dotted overrides."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, cast, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -251,7 +252,7 @@ def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> 
             names the source and the key.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        config: Config = _reader(cast(Hashable, kind)).validate_python(values)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: "
@@ -261,6 +262,13 @@ def parse_config(kind: type[Config], values: Mapping[str, Any], source: str) -> 
         raise ConfigError(f"{source}: {problems}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    """The reader of a dataclass; to build it takes longer than to use it."""
+    return TypeAdapter(kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -77,12 +77,12 @@ def copy_model(model: Path, to: Path) -> Path:
     return to
 
 
-def save_lora(path: Path) -> Path:
+def save_lora(path: Path, width: int = 24) -> Path:
     generator = torch.Generator().manual_seed(0)
     name = "transformer.blocks.0.attn1.to_q"
     tensors = {
-        f"{name}.lora_A.weight": torch.randn(2, 24, generator=generator),
-        f"{name}.lora_B.weight": torch.randn(24, 2, generator=generator),
+        f"{name}.lora_A.weight": torch.randn(2, width, generator=generator),
+        f"{name}.lora_B.weight": torch.randn(width, 2, generator=generator),
     }
     save_file(tensors, path)
     return path

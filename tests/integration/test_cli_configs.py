@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -7,9 +6,6 @@ import yaml
 
 from swifti2v.shipped import shipped_configs
 from tests.helpers.command_line import error_line, succeed, swifti2v
-
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "runs").iterdir()]
 
 
 def test_configs_are_listed_shown_and_copied(tmp_path, monkeypatch):
@@ -37,12 +33,6 @@ def test_a_shipped_name_is_a_config_and_a_file_of_that_name_goes_first(tmp_path,
     refused = error_line(swifti2v(*train, "nano_txt"))
     assert "'nano_txt' does not exist" in refused
     assert "swifti2v configs list" in refused
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_documents_name_configs_that_ship(path):
-    named = set(re.findall(r"--config ([a-z][\w/]+)(?![.\w])", path.read_text()))
-    assert named <= shipped_configs().keys()
 
 
 @pytest.mark.parametrize("name", [n for n in shipped_configs() if not n.startswith("presets/")])

@@ -74,6 +74,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = _copy(func, args, kwargs)
         elif func is aten.scaled_dot_product_attention.default:
             result = args[0].new_empty((*args[0].shape[:-1], args[2].shape[-1]))
+        elif func is aten.grid_sampler_2d.default:  # PyTorch derives its shape op by op
+            result = args[0].new_empty((*args[0].shape[:2], *args[1].shape[1:3]))
         elif func is aten._local_scalar_dense.default and args[0].device == META:
             return False
         elif func is aten._unique2.default:

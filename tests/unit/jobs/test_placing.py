@@ -30,7 +30,7 @@ SETTINGS = RunSettings(
     device="cpu",
     dtype="float32",
     video=VideoSettings(),
-    config=resolve_config("nano", [("test", {"num_frames": 5, "height": 96, "width": 160})]),
+    config=resolve_config("nano", [("test", {"num_frames": 5, "height": 64, "width": 64})]),
 )
 REQUEST = ClipRequest(command="generate", output=Path("out.mp4"))
 

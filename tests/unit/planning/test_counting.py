@@ -70,6 +70,25 @@ def test_attention_is_one_kernel(queries, keys, heads):
     assert cost.peak_bytes == 4 * heads * queries * 4  # the scores are never in memory
 
 
+@given(channels=sizes, height=sizes, width=sizes)
+@few
+def test_sampling_a_grid_is_one_kernel_of_the_true_shape(channels, height, width):
+    image, grid = torch.rand(2, channels, 3, 5), torch.rand(2, height, width, 2) * 2 - 1
+    for mode in ("bilinear", "bicubic"):
+        true = F.grid_sample(image, grid, mode=mode, align_corners=False)
+        seen: list[torch.Tensor] = []
+
+        def run(mode: str = mode, seen: list[torch.Tensor] = seen) -> None:
+            inputs = image.to(META), grid.to(META)
+            seen.append(F.grid_sample(*inputs, mode=mode, align_corners=False))
+
+        with torch.inference_mode():
+            cost = count(run)
+        assert seen[0].shape == true.shape
+        assert cost.other_bytes == image.nbytes + grid.nbytes + true.nbytes
+        assert cost.transfer_bytes == image.nbytes + grid.nbytes
+
+
 def test_traffic_is_what_eager_execution_reads_and_writes():
     values, row = empty(64, 32), empty(32)
     num_bytes = values.nbytes

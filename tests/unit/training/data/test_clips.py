@@ -100,7 +100,7 @@ def test_so_many_pieces_are_taken_from_a_clip(folder, num_pieces):
 
 
 @pytest.fixture(scope="module")
-def four(folder) -> ManifestConfig:
+def four(folder: Path) -> ManifestConfig:
     rows = ({"video": f"{name}.mkv", "prompt": f"clip {name}"} for name in "abcd")
     return listed(folder, "four.jsonl", *rows)
 
@@ -203,7 +203,7 @@ def test_every_other_clip_of_the_bucket_can_stand_in(four):
 
 
 @pytest.fixture(scope="module")
-def one_damaged(folder) -> ManifestConfig:
+def one_damaged(folder: Path) -> ManifestConfig:
     save_damaged_clip(folder / "media" / "broken.mov")
     rows = ({"video": name} for name in ("a.mkv", "broken.mov"))
     return listed(folder, "damaged.jsonl", *rows)

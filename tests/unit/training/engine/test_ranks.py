@@ -37,6 +37,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharded", "replicated"])
 class TestTwoRanks:
     def test_validation_and_noise_levels_are_those_of_one(self, two_ranks, name, tmp_path):
@@ -89,6 +90,7 @@ class TestTwoRanks:
             assert samples in message
 
 
+@pytest.mark.slow
 def test_all_end_when_one_fails_alone(tmp_path):
     """It saves nothing: the others would not take part."""
     message = run_in_subprocess(*LAUNCHER, SCRIPT, "fail", tmp_path, code=1)
