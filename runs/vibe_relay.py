@@ -19,27 +19,25 @@ from PIL import Image
 
 from swifti2v import SwiftI2VPipeline
 from swifti2v.config import AttentionConfig
-from swifti2v.evaluation.metrics.fidelity import clip_psnr
+from swifti2v.evaluation.card.stages import clip_psnr, downscale
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
 from swifti2v.evaluation.metrics.noise import temporal_noise
 from swifti2v.evaluation.metrics.temporal import compensated_flicker
-from swifti2v.media import downscale, frames_to_video, resize_video, video_to_frames
+from swifti2v.media import frames_to_video, resize_video, video_to_frames
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.storage import write_whole
 from swifti2v.training.ablations.clips import cut_test_clips
 from swifti2v.training.ablations.comparison import compare, render_comparison
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
-from swifti2v.training.data.crops import cut_clip, draw_crop
 from swifti2v.training.data.readers import CLIP_SUFFIXES, PHOTO_SUFFIXES
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.ranks import Ranks
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.session import Session, train_task
-from swifti2v.training.nano.codec import measure_residual
 from swifti2v.training.nano.material import Material, read_material
 from swifti2v.training.nano.material_source import MaterialSource, MixConfig
-from swifti2v.training.nano.models import NanoSize
-from swifti2v.training.nano.stage2_start import fit_to_task, start_stage2
+from swifti2v.training.nano.models import TransformerSize, make_stage2_transformer
+from swifti2v.training.nano.stage2_start import start_stage2
 from swifti2v.training.relay.degradations import DegradationConfig
 from swifti2v.training.relay.image_sources import ImageBatch
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
@@ -52,7 +50,7 @@ HELD_OUT = (
     "sam2_cars", "snake",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
-SIZE = NanoSize(num_heads=4, num_layers=2)
+SIZE = TransformerSize(num_heads=4, num_layers=2)
 NUM_FRAMES, CROP, NUM_CROPS = 17, 128, 2
 VIDEO_STEPS, IMAGE_STEPS, BATCH = 100, 100, 4
 VIDEO_RATE, IMAGE_RATE = 3.0e-4, 1.0e-3
@@ -92,41 +90,6 @@ MARK = "<!-- relay table -->\n"
 
 
 @dataclass(frozen=True)
-class PictureCrops:
-    """Square crops of pictures in memory, half of them mirrored.
-
-    Args:
-        pictures: ``[H, W, 3]`` uint8 each, of any size.
-        crop: Side in pixels.
-
-    Raises:
-        ValueError: No picture is large enough.
-    """
-
-    def __init__(self, pictures, crop):
-        self.pictures = [picture for picture in pictures if min(picture.shape[:2]) >= crop]
-        self.crop = crop
-        if not self.pictures:
-            raise ValueError(
-                f"none of {len(pictures)} pictures is {crop} px large; add larger ones"
-            )
-
-    def load(self, draw):
-        """See ``FrameSource``."""
-        names, videos = [], []
-        for rng in draw.samples():
-            index = int(rng.integers(len(self.pictures)))
-            picture = self.pictures[index]
-            place = draw_crop((picture.shape[0], picture.shape[1]), self.crop, 1, rng)
-            video = cut_clip(picture[None], place)
-            videos.append(video.flip(-1) if rng.random() < 0.5 else video)
-            names.append(f"picture {index}")
-        prompts = ("",) * len(names)
-        return ImageBatch(
-            ids=tuple(names), num_replaced=0, video=torch.cat(videos), prompts=prompts
-        )
-
-
 class Arm:
     """A LoRA on high-resolution images: on the bare base or on one with LoRA1 fused."""
 
@@ -142,6 +105,41 @@ ARMS = {
     "relay, HFATO, GCLF": Arm(True, HFATO, GCLF),
     "relay, HFATO from the upscaled image": Arm(True, HFATO_PIXELS, FULL),
 }
+
+
+class PictureCrops:
+    """Square crops of pictures in memory, half of them mirrored.
+
+    Args:
+        pictures: ``[H, W, 3]`` uint8 each, of any size.
+        crop: Side in pixels.
+
+    Raises:
+        InputError: No picture is large enough.
+    """
+
+    def __init__(self, pictures: Sequence[Frames], crop: int) -> None:
+        self.pictures = [picture for picture in pictures if min(picture.shape[:2]) >= crop]
+        self.crop = crop
+        if not self.pictures:
+            raise InputError(
+                f"none of {len(pictures)} pictures is {crop} px large; add larger ones"
+            )
+
+    def load(self, draw: Draw) -> ImageBatch:
+        """See ``ImageSource`` of the relay's images."""
+        names, videos = [], []
+        for rng in draw.samples():
+            index = int(rng.integers(len(self.pictures)))
+            picture = self.pictures[index]
+            place = draw_crop((picture.shape[0], picture.shape[1]), self.crop, 1, rng)
+            video = cut_clip(picture[None], place)
+            videos.append(video.flip(-1) if rng.random() < 0.5 else video)
+            names.append(f"picture {index}")
+        prompts = ("",) * len(names)
+        return ImageBatch(
+            ids=tuple(names), num_replaced=0, video=torch.cat(videos), prompts=prompts
+        )
 
 
 def halve(frames):
@@ -211,8 +209,9 @@ class Proof:
 
     def video_model(self, name, material, crop, seed):
         """A Stage II from nothing, on clips."""
-        residual = measure_residual(material.clips, self.factor)
-        transformer = start_stage2(SIZE, self.text_dim, residual, 4, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer = make_stage2_transformer(SIZE, self.text_dim)
         task = Stage2Task(
             transformer,
             self.pipe.components.stage2_vae,
@@ -235,7 +234,7 @@ class Proof:
             self._encode_prompts,
         )
         if not (self.output_dir / f"{name}-{seed}" / "checkpoints" / "latest").is_file():
-            fit_to_task(task, RunConfig(seed=seed, batch_size=BATCH), 8)
+            start_stage2(task, RunConfig(seed=seed, batch_size=BATCH))
         self._train(task, name, seed, VIDEO_STEPS, VIDEO_RATE)
         return transformer.requires_grad_(False)
 

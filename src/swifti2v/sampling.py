@@ -24,9 +24,6 @@ SAMPLING_VERSION = 2
 """Raised when the same settings and the same seed make another clip than before. 1: both stages
 began with the same random numbers, and ``strength`` ran its part of the steps only."""
 
-FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
-"""Unshifted noise levels of the step-distilled LoRAs (LightX2V's 4-step schedule)."""
-
 
 def shift_sigma(sigma: float, shift: float) -> float:
     """Move a noise level towards 1: ``shift * s / (1 + (shift - 1) * s)``."""

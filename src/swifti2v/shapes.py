@@ -207,14 +207,6 @@ class LatentShape(NamedTuple):
             pixels.width // scale.space,
         )
 
-    def to_pixel_shape(self, scale: ScaleFactors) -> PixelShape:
-        """Size of the decoded clip."""
-        return PixelShape(
-            (self.num_frames - 1) * scale.time + 1,
-            self.height * scale.space,
-            self.width * scale.space,
-        )
-
 
 NUM_WAYS = 5
 """Output channels, before those of the latents, of a Stage I that generates displacement: the camera of a

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 from swifti2v.sampling import (
-    FEW_STEP_GRID,
     NoiseStage,
     add_noise,
     denoise,
@@ -18,6 +17,9 @@ from swifti2v.sampling import (
     shift_sigma,
     to_velocity,
 )
+
+FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
+"""Unshifted noise levels of LightX2V's 4-step schedule."""
 
 
 def test_four_steps_are_the_grid_of_the_distilled_loras():

@@ -26,7 +26,9 @@ def test_the_2k_clip_has_the_published_latent_shape():
 )  # fmt: skip
 def test_pixels_to_latents_and_back(groups, rows, columns, scale):
     pixels = PixelShape(groups * scale.time + 1, rows * scale.side, columns * scale.side)
-    assert LatentShape.from_pixel_shape(pixels, scale, 16).to_pixel_shape(scale) == pixels
+    latents = LatentShape.from_pixel_shape(pixels, scale, 16)
+    back = (latents.num_frames - 1) * scale.time + 1
+    assert (back, latents.height * scale.space, latents.width * scale.space) == pixels
 
 
 @given(st.integers(1, 500), st.integers(1, 3000), st.integers(1, 3000))

@@ -34,11 +34,6 @@ class Count:
         """All arithmetic that is counted: elementwise operations are not."""
         return self.linear + self.attention + self.convolution
 
-    @property
-    def eager_bytes(self) -> float:
-        """All memory traffic of eager execution."""
-        return self.kernel_bytes + self.other_bytes
-
     def __add__(self, other: "Count") -> "Count":
         """One computation after the other; what the first kept is not added to the second's peak."""
         return self._combine(other, lambda a, b: a + b, max)

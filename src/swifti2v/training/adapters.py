@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 BLOCK_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Queries, keys, values and output of self- and cross-attention, and both feed-forward layers."""
-IMAGE_TARGETS = ("add_k_proj", "add_v_proj")
-"""Keys and values of the image embeddings, which Wan2.1-I2V has beside those."""
 ADAPTER_NAME = "default"
 
 

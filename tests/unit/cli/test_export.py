@@ -13,9 +13,10 @@ from typer.testing import CliRunner, Result
 from swifti2v.cli.export import convert_lora, export, export_stage2
 from swifti2v.models.loading.components import load_components, load_model
 from swifti2v.models.loading.sources import INDEX_NAME, LoraSource
-from swifti2v.models.lora.export import read_lora_metadata, save_lora
+from swifti2v.models.lora.export import save_lora
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.models.weights.files import read_tensors
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from tests.helpers.command_line import error_line, succeed
 from tests.helpers.hub import SIZES, make
@@ -140,7 +141,7 @@ def test_a_stage2_file_read_on_top_of_a_base_gives_the_merged_model(
     again = preset(model, tmp_path / "again.yaml", weights="stage2.safetensors")
     added = [LoraSource(path=lora["path"], strength=0.25, stage="stage2")]
     assert_same(load(again).stage2_transformer, load(whole, loras=added).stage2_transformer)
-    metadata = read_lora_metadata(output)
+    metadata = read_tensors(output)[1]
     assert metadata["swifti2v_model"] == str(whole)
     config = json.loads(metadata["config"])
     assert config["_class_name"] == "SegmentTransformer3DModel"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -17,7 +17,6 @@ CameraLabel: TypeAlias = Literal[
     "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out", "roll left",
     "roll right", "static",
 ]  # fmt: skip
-CAMERA_LABELS: tuple[CameraLabel, ...] = get_args(CameraLabel)
 
 STATIC_SHIFT = 0.01
 """Pans below this part of the width, and tilts below this part of the height, are static."""

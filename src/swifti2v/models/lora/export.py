@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from swifti2v.errors import InputError, LoadingError, NumericalError
@@ -25,7 +24,7 @@ from swifti2v.models.lora.keys import (
 )
 from swifti2v.models.lora.merge import require_finite
 from swifti2v.models.lora.scale import ADAPTER_CONFIG, SPELLINGS, VERSION, find_scales, rank_of
-from swifti2v.models.weights.files import read_tensors, require_whole, write_tensors
+from swifti2v.models.weights.files import read_tensors, write_tensors
 from swifti2v.models.weights.names import shorten, wan_names
 from swifti2v.version import __version__
 
@@ -165,21 +164,6 @@ def convert_lora(source: Path | str, path: Path | str, style: LoraStyle) -> Lora
     return LoraConversion(
         source_style=source_style, num_layers=len(lora.pairs), num_full=len(lora.full)
     )
-
-
-def read_lora_metadata(path: Path | str) -> dict[str, str]:
-    """The texts in the header of a safetensors file; its tensors are not read.
-
-    Raises:
-        LoadingError: The file is missing, damaged or of another kind.
-    """
-    path = Path(path)
-    require_whole(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise LoadingError(f"{path} is damaged or no safetensors file ({error})") from None
 
 
 def _same_alpha(alpha: float, layers: Layers) -> tuple[dict[str, float], dict[str, str]]:

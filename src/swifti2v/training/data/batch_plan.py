@@ -15,7 +15,7 @@ _BLOCK = 1024  # steps whose buckets are drawn together
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PlannedBatch:
     """Samples of one step, or a rank's part of them."""
 
     bucket: PixelShape
@@ -25,15 +25,10 @@ class Batch:
     seeds: tuple[int, ...]
     """Of all that is drawn for each sample, 63 bits; another one each time a sample comes."""
 
-    @property
-    def num_repeated(self) -> int:
-        """Places taken by a sample that has one in this batch already."""
-        return len(self.ids) - len(set(self.ids))
-
-    def take(self, places: Sequence[int]) -> "Batch":
+    def take(self, places: Sequence[int]) -> "PlannedBatch":
         """The part of the batch at the given places."""
         ids = tuple(self.ids[place] for place in places)
-        return Batch(self.bucket, ids, tuple(self.seeds[place] for place in places))
+        return PlannedBatch(self.bucket, ids, tuple(self.seeds[place] for place in places))
 
 
 class BatchPlan:
@@ -87,7 +82,7 @@ class BatchPlan:
         self._counts: list[NDArray[np.int64]] = [np.zeros(len(totals), np.int64)]
         self._block: tuple[int, NDArray[np.int64]] = (0, self._draw_block(0))
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> PlannedBatch:
         """The samples of a step, on all ranks.
 
         Args:
@@ -107,36 +102,13 @@ class BatchPlan:
         words = np.random.SeedSequence((self.seed, _SEEDS, step)).generate_state(
             self.batch_size, np.uint64
         )
-        return Batch(bucket.shape, ids, tuple(int(word) >> 1 for word in words))
-
-    def for_rank(self, step: int, rank: int, world_size: int) -> Batch:
-        """A rank's part of a step; the parts of all ranks in order are the whole.
-
-        Raises:
-            ConfigError: There is no such rank, or the batch cannot be divided evenly.
-            InputError: ``step`` is below 0.
-        """
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank {rank} is not one of {world_size}, counted from 0")
-        if self.batch_size % world_size:
-            raise ConfigError(
-                f"batch_size {self.batch_size} cannot be divided evenly over {world_size} ranks; "
-                "make it a multiple"
-            )
-        size = self.batch_size // world_size
-        return self.batch(step).take(range(rank * size, (rank + 1) * size))
+        return PlannedBatch(bucket.shape, ids, tuple(int(word) >> 1 for word in words))
 
     @property
     def shares(self) -> dict[PixelShape, float]:
         """Part of the steps that each bucket gets; they add up to 1."""
         total = sum(bucket.total_weight for bucket in self._buckets)
         return {bucket.shape: bucket.total_weight / total for bucket in self._buckets}
-
-    @property
-    def small_buckets(self) -> dict[PixelShape, int]:
-        """Buckets with fewer samples than a batch, whose batches repeat some, and how many."""
-        sizes = {bucket.shape: len(bucket.ids) for bucket in self._buckets}
-        return {shape: size for shape, size in sizes.items() if size < self.batch_size}
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from swifti2v.errors import InputError
-from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.engine.optimizers import BLOCK_8BIT, OptimizerConfig
 
 
@@ -146,7 +145,7 @@ def predict_activations(
 
     Args:
         size: Of the model.
-        num_tokens: Of a micro-batch, all samples together, see ``count_tokens``.
+        num_tokens: Of a micro-batch, all samples together.
         num_text_tokens: Of a micro-batch.
         is_checkpointed: Whether every block is recomputed in the backward pass.
         compute: Dtype of the blocks.
@@ -165,19 +164,3 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     """Parameters of a model; a sharded one counts whole, a shared one once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return ParameterCount(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
-
-
-def count_tokens(num_frames: int, height: int, width: int, scale: ScaleFactors) -> int:
-    """Tokens of a clip, or of a window of as many frames.
-
-    Args:
-        num_frames: Pixel frames; a window of N latent frames has ``time * (N - 1) + 1``.
-        height: In pixels.
-        width: In pixels.
-        scale: Of the VAE and the transformer.
-
-    Raises:
-        ShapeError: The shape does not fit ``scale``.
-    """
-    latents = LatentShape.from_pixel_shape(PixelShape(num_frames, height, width), scale, channels=1)
-    return latents.num_frames * (latents.height // scale.patch) * (latents.width // scale.patch)

@@ -1,4 +1,4 @@
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from swifti2v.evaluation.baselines import (
     lanczos_baseline,
     warp_detail_baseline,
 )
-from swifti2v.evaluation.metrics.camera import CAMERA_LABELS, camera_direction
+from swifti2v.evaluation.metrics.camera import CameraLabel, camera_direction
 from swifti2v.evaluation.metrics.detail_coherence import (
     detail_coherence,
     detail_coherence_per_frame,
@@ -397,7 +397,7 @@ def test_residual_across_a_cut_is_large_or_unseen():
 def test_camera_direction_of_a_slow_move(label, motion):  # 10 px are 6 % of the width
     result = camera_direction(moving_clip(33, **motion))
     assert result.label == label
-    assert result.label in CAMERA_LABELS
+    assert result.label in get_args(CameraLabel)
     assert result.pan_px == pytest.approx(motion.get("pan", 0), abs=0.5)
     assert result.tilt_px == pytest.approx(motion.get("tilt", 0), abs=0.5)
     assert result.zoom == pytest.approx(motion.get("zoom", 0), abs=0.008)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from swifti2v.errors import LoadingError
-from swifti2v.models.lora.export import LORA_STYLES, LoraStyle, convert_lora, read_lora_metadata
+from swifti2v.models.lora.export import LORA_STYLES, LoraStyle, convert_lora
 from swifti2v.models.lora.merge import merge_lora
+from swifti2v.models.weights.files import read_tensors
 from tests.unit.models.lora.test_merge import (
     FAMILIES,
     RANK,
@@ -143,7 +144,7 @@ def test_conversion_leaves_nothing_in_the_header_that_counts_again(
         file = save(pairs_of("kohya"), tmp_path / "a.safetensors", header | {"title": "mine"})
         convert_lora(file, tmp_path / "b.safetensors", style)
         assert factors(tmp_path / "b.safetensors") == pytest.approx([4, 4], rel=1e-4)
-        found = read_lora_metadata(tmp_path / "b.safetensors")
+        found = read_tensors(tmp_path / "b.safetensors")[1]
         assert found["title"] == "mine"
         assert not {"alpha", "rank", "lora_alpha", "ss_network_alpha"} & found.keys()
 
