@@ -39,8 +39,8 @@ demo: install
 	@echo "Next: $(BIN)/swifti2v generate YOUR_PHOTO.jpg -p 'pan left' -o out/mine.mp4, then README.md for 2K on a GPU."
 
 check: install
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests runs
+	$(BIN)/ruff format --check src tests runs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -54,8 +54,8 @@ test-all: install
 	$(PYTEST) -m "not gpu and not network"
 
 fix: install
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests runs
+	$(BIN)/ruff format src tests runs
 
 # make nano DATA=FOLDER OUT=out/nano MINUTES=30: without DATA on procedural clips, without MINUTES
 # as long as src/swifti2v/configs/nano.yaml says

@@ -95,7 +95,7 @@ def load_ltx() -> Generate:
     upsampler = LTX2LatentUpsamplerModel.from_pretrained(
         LTX, subfolder="latent_upsampler", torch_dtype=torch.bfloat16
     )
-    upsample = LTX2LatentUpsamplePipeline(vae=pipe.vae, latent_upsampler=upsampler)
+    upsample: Any = LTX2LatentUpsamplePipeline(vae=pipe.vae, latent_upsampler=upsampler)
     upsample.enable_model_cpu_offload()
     first = pipe.scheduler
     second = FlowMatchEulerDiscreteScheduler.from_config(

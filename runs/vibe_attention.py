@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,14 @@ from swifti2v.config import AttentionConfig
 from swifti2v.evaluation.intervals import bootstrap_mean
 from swifti2v.evaluation.metrics.detail_coherence import hf_energy_ratio
 from swifti2v.evaluation.metrics.fidelity import psnr
-from swifti2v.media import fit_image, frames_to_video, read_clip, resize_video, video_to_frames
+from swifti2v.media import (
+    Frames,
+    fit_image,
+    frames_to_video,
+    read_clip,
+    resize_video,
+    video_to_frames,
+)
 
 CLIPS = ("swifti2v_page_14", "swifti2v_page_4090_4", "sam2_05_default_juggle")
 SEEDS = (0, 1, 2)
@@ -25,23 +33,26 @@ NUM_FRAMES = 13
 DOCUMENT = Path(__file__).parent.parent / "docs" / "vibe.md"
 MARK = "<!-- attention table -->\n"
 FULL = "full"
+Scores = tuple[float, ...]
+"""PSNR to the truth, PSNR to full attention, high-frequency energy."""
+COARSE_KEYS: dict[str, dict[str, Any]] = {
+    "pooled after RoPE": {},
+    "pooled before RoPE": {"pooled_keys": "before_rope"},
+    "no coarse keys": {"pool": None},
+}
 ARMS = {
     FULL: AttentionConfig(),
     **{
         f"{rows}x{columns}, {name}": AttentionConfig(kind="gclf", window=(rows, columns), **values)
         for (rows, columns), (name, values) in product(
             ((12, 20), (6, 10)),
-            {
-                "pooled after RoPE": {},
-                "pooled before RoPE": {"pooled_keys": "before_rope"},
-                "no coarse keys": {"pool": None},
-            }.items(),
+            COARSE_KEYS.items(),
         )
     },
 }
 
 
-def refine(pipe, truth, seed, attention):
+def refine(pipe: SwiftI2VPipeline, truth: Frames, seed: int, attention: AttentionConfig) -> Frames:
     """Stage II over a clip's small version, with its first frame as the photo."""
     height, width = truth.shape[1:3]
     low = resize_video(frames_to_video(truth), height // 4, width // 4, "area")
@@ -57,11 +68,11 @@ def main(clips: Path) -> None:
     """Measure every arm and put the table into the document."""
     pipe = SwiftI2VPipeline.from_pretrained("nano", stages=("stage2",))
     size = pipe.config.height, pipe.config.width
-    scores = {arm: [] for arm in ARMS}
+    scores: dict[str, list[Scores]] = {arm: [] for arm in ARMS}
     for name in CLIPS:
         frames = read_clip(clips / f"{name}.mp4", fps=pipe.config.fps, max_frames=NUM_FRAMES).frames
         truth = np.stack([np.asarray(fit_image(Image.fromarray(f), *size).image) for f in frames])
-        own = {arm: [] for arm in ARMS}
+        own: dict[str, list[Scores]] = {arm: [] for arm in ARMS}
         for seed in SEEDS:
             full = refine(pipe, truth, seed, ARMS[FULL])
             for arm, attention in ARMS.items():
@@ -74,7 +85,7 @@ def main(clips: Path) -> None:
                     )
                 )
         for arm, values in own.items():
-            scores[arm].append(np.mean(values, axis=0))
+            scores[arm].append(tuple(np.mean(values, axis=0)))
         sys.stderr.write(f"{name} done\n")
     head = (
         "| window, coarse keys | PSNR to the truth, dB | PSNR to full attention, dB | HF energy |"

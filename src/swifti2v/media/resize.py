@@ -114,7 +114,7 @@ def frames_to_video(frames: Frames) -> Tensor:
         raise ShapeError(
             f"frames must be uint8 [T, H, W, 3]; these are {frames.dtype} {frames.shape}"
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
+    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)
     return (pixels.float() / 127.5 - 1)[None].contiguous()
 
 

@@ -12,7 +12,6 @@ from swifti2v.models.lora.provenance import hash_base
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.adapters import (
     BLOCK_TARGETS,
-    IMAGE_TARGETS,
     AdapterConfig,
     adapter_state_dict,
     add_adapter,
@@ -87,7 +86,7 @@ def test_defaults_put_a_pair_on_attention_and_feed_forward_of_every_block(
 
 
 def test_image_layers_are_adapted_where_asked() -> None:
-    names = add_adapter(plain(), AdapterConfig(rank=4, target_modules=IMAGE_TARGETS))
+    names = add_adapter(plain(), AdapterConfig(rank=4, target_modules=("add_k_proj", "add_v_proj")))
     assert len(names) == 8
     assert all(re.search(r"attn2\.add_[kv]_proj\.lora_", name) for name in names)
 

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.helpers.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
-from tests.unit.evaluation.card.test_stages import texture
 from torch import Tensor
 
 from swifti2v.config import GenerationConfig, parse_config
@@ -25,6 +23,8 @@ from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo
 from swifti2v.pipelines.stage1 import Stage1Clip, Stage1Pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from tests.helpers.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
+from tests.unit.evaluation.card.test_stages import texture
 
 FRAME = (24, 40)
 """Height and width in pixels."""

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 from typer.testing import CliRunner, Result
 
 from swifti2v.cli import app
@@ -35,6 +34,7 @@ from swifti2v.evaluation.card.tables import END, START
 from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
 from swifti2v.evaluation.metrics.fidelity import clip_psnr
 from swifti2v.media import downscale, open_writer
+from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
 ROOT = Path(__file__).parents[4]
 numbers = st.floats(-1e3, 1e3, allow_nan=False)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tests.helpers.evaluation_clips import panning_clip
 
 from swifti2v.errors import ConfigError, InputError, MediaError, ShapeError
 from swifti2v.evaluation.clips.inputs import (
@@ -27,6 +26,7 @@ from swifti2v.evaluation.clips.pairing import find_files, parse_starts
 from swifti2v.evaluation.clips.summary import paired_differences, plain, summarize
 from swifti2v.evaluation.report.plots import bar_plot, line_plot, nice_ticks
 from swifti2v.media import open_writer
+from tests.helpers.evaluation_clips import panning_clip
 
 
 def save(path: Path, num_frames: int = 5, fps: float = 16, width: int = 64) -> Path:

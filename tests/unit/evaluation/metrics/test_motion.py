@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.helpers.evaluation_clips import blurred, panning_clip, texture
 
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.baselines import lanczos_baseline
@@ -17,6 +16,7 @@ from swifti2v.evaluation.metrics.cadence import cadence
 from swifti2v.evaluation.metrics.carried_coherence import carried_coherence
 from swifti2v.evaluation.metrics.temporal import flicker, frame_changes
 from swifti2v.media import Frames, downscale
+from tests.helpers.evaluation_clips import blurred, panning_clip, texture
 
 HEIGHT, WIDTH = 144, 240
 

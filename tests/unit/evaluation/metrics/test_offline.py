@@ -13,17 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers.evaluation_clips import (
-    Frames,
-    blurred,
-    colour_shifted,
-    flickering,
-    noisy,
-    panning_clip,
-    texture,
-    to_frames,
-    with_seam,
-)
 
 from swifti2v.errors import ShapeError
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence, hf_energy_ratio
@@ -43,6 +32,17 @@ from swifti2v.evaluation.metrics.temporal import (
 )
 from swifti2v.evaluation.metrics.time_fidelity import fidelity_over_time
 from swifti2v.media.flow import chain, optical_flow
+from tests.helpers.evaluation_clips import (
+    Frames,
+    blurred,
+    colour_shifted,
+    flickering,
+    noisy,
+    panning_clip,
+    texture,
+    to_frames,
+    with_seam,
+)
 
 STILL = np.repeat(texture(96, 160)[None], 9, axis=0)
 

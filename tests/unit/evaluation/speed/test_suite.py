@@ -7,7 +7,6 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers.tiny import TRANSFORMER
 
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.evaluation.speed.device_cap import OUTSIDE, capped, find_fraction
@@ -23,6 +22,7 @@ from swifti2v.evaluation.speed.timing import Protocol, Timing, measure, peak_mem
 from swifti2v.evaluation.speed.vaes import narrow_vae
 from swifti2v.models.loading.architectures import Architecture
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from tests.helpers.tiny import TRANSFORMER
 
 CPU = torch.device("cpu")
 ONCE = Protocol(warmups=0, repeats=1)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tests.helpers.evaluation_clips import panning_clip, texture
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from swifti2v.errors import ConfigError, LoadingError, MediaError, ShapeError
@@ -19,6 +18,7 @@ from swifti2v.evaluation.vbench.dimensions import LITE
 from swifti2v.evaluation.vbench.lite import LiteVideo, load_measure, measure_all
 from swifti2v.evaluation.vbench.suite import SuiteEntry, SuiteVideo
 from swifti2v.media import open_writer
+from tests.helpers.evaluation_clips import panning_clip, texture
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {

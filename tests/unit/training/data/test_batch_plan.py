@@ -149,14 +149,14 @@ def test_a_fingerprint_tells_plans_apart() -> None:
 
 def test_a_million_samples_are_cheap() -> None:
     plan = BatchPlan({SMALL: even(900_000), LARGE: even(100_000, "x")}, batch_size=64)
-    start = time.perf_counter()
+    start = time.process_time()
     plan.batch(1_000_000)  # what a resumed run asks for first
-    first = time.perf_counter() - start
-    start = time.perf_counter()
+    first = time.process_time() - start
+    start = time.process_time()
     for step in range(1_000_001, 1_000_101):
         plan.batch(step)
     assert first < 5
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
