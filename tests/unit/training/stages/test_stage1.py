@@ -319,7 +319,8 @@ def test_training_lowers_the_error(tmp_path):
     phases = (PhaseConfig(steps=30, optimizer=optimizer),)
     frozen = load_frames(task)
     before = float(task.loss(frozen, draw()).mean().detach())
-    task.sources = (Always(task.source, frozen),)
+    source: Any = task.source
+    task.sources = (Always(source, frozen),)
     make_trainer(tmp_path, task, phases, batch_size=7, ema_decay=None).run()
     assert float(task.loss(frozen, draw()).mean().detach()) < 0.7 * before
     assert losses(tmp_path)[-1] < 0.7 * losses(tmp_path)[0]
