@@ -172,7 +172,7 @@ def test_a_training_on_other_clips_is_not_continued(tmp_path, part):
     write_clips(tmp_path / "data", "one", "other")
     refused = error_line(train(part, tmp_path / "out", *run, "--resume"))
     changes = "1 sample gone (2.mkv); 1 sample with another caption (1.mkv)"
-    assert f"out has changed since it was begun: {changes}; restore it" in refused
+    assert f"out has changed since its start: {changes}; restore it" in refused
     assert len(read_metrics(tmp_path / "out")) == 1
     allowed = succeed(train(part, tmp_path / "out", *run, "--resume", "--allow-changed-data"))
     assert f"continuing on changed data: {changes}" in allowed.stderr

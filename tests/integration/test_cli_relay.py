@@ -161,7 +161,7 @@ def test_a_relay_on_other_images_is_not_continued(model, tmp_path):
     succeed(train(output, config, "--max-steps", 1))
     (images / "b.txt").write_text("another")
     refused = error_line(train(output, config, "--resume"))
-    assert "relay2 has changed since it was begun: 1 sample with another caption (b" in refused
+    assert "relay2 has changed since its start: 1 sample with another caption (b" in refused
     result = succeed(train(output, config, "--resume", "--allow-changed-data"))
     assert "continuing on changed data: 1 sample with another caption (b" in result.stderr
 
@@ -223,7 +223,7 @@ def test_images_with_captions_come_from_a_folder_by_their_aspect(model, tmp_path
         (images / f"{name}.png").unlink()
         (images / f"{name}.txt").unlink()
     refused = error_line(train(tmp_path / "other", config))
-    assert "none of 1 samples can be trained on: 1 x too small (small" in refused
+    assert "0 of 1 samples can be trained on: 1 x too small (small" in refused
     assert "it is 40x40 px" in refused
 
 

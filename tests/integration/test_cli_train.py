@@ -81,7 +81,7 @@ def test_it_trains_on_a_folder(config, tmp_path):
     again = ("--steps", 1, "--device", "cpu", "--data", data, *fps, "--resume")
     (data / "photo.png").rename(data / "other.png")
     changes = "1 sample gone (photo.png); 1 sample new (other.png)"
-    assert f"has changed since it was begun: {changes}" in error_line(train(config, output, *again))
+    assert f"has changed since its start: {changes}" in error_line(train(config, output, *again))
     allowed = succeed(train(config, output, *again, "--allow-changed-data"))
     assert f"continuing on changed data: {changes}" in allowed.stderr
     succeed(train(config, output, *again))

@@ -85,7 +85,7 @@ def test_options_reach_the_settings_and_the_video_repeats_them(model, clip, tmp_
     clip_again = save_clip(tmp_path / "other.mkv", 13)
     clip_again.write_bytes(clip_again.read_bytes() + b"\0")
     told = swifti2v("upscale", clip_again, "-o", tmp_path / "c.mkv", "--like", first, *LOSSLESS)
-    assert "the clip is not the one of" in succeed(told).output
+    assert "the clip differs from that of" in succeed(told).output
 
 
 def test_a_lora_goes_to_stage_two(model, clip, tmp_path):

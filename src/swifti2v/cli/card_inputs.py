@@ -66,7 +66,7 @@ def find_moving(names: Sequence[str], clips: Sequence[Path]) -> list[str]:
     by_name = {key: path.stem for path in clips for key in (path.name, path.stem)}
     if unknown := [name for name in names if name not in by_name]:
         raise InputError(
-            f"--moving {unknown[0]} is no held-out clip; give it with --held-out as well, "
+            f"--moving {unknown[0]} is not a held-out clip; give it with --held-out as well, "
             f"or one of {', '.join(path.stem for path in clips)}"
         )
     return [by_name[name] for name in names]

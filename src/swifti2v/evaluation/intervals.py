@@ -59,7 +59,7 @@ def wilson_share(num_successes: int, num_trials: int) -> Estimate:
         E. B. Wilson, "Probable inference", JASA 22(158), 1927.
     """
     if not 0 <= num_successes <= num_trials:
-        raise ValueError(f"{num_successes} successes in {num_trials} trials cannot be")
+        raise ValueError(f"{num_successes} successes in {num_trials} trials are not possible")
     if num_trials == 0:
         return Estimate(value=math.nan, low=None, high=None, num_items=0)
     share, square = num_successes / num_trials, NORMAL_975**2 / num_trials

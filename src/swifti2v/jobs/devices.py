@@ -29,7 +29,9 @@ def find_device(name: str | None) -> "torch.device | None":
         raise ConfigError(f"device {name!r} is unknown; use cpu, cuda or cuda:N") from None
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"device {name!r} is not there: {count} CUDA devices are; use cpu")
+        raise ConfigError(
+            f"device {name!r} does not exist: this machine has {count} CUDA devices; use cpu"
+        )
     return device
 
 

@@ -223,9 +223,11 @@ class _Before:
             notes.append(f"{name} is a preview; this clip is decoded with the model's VAE")
         if like.image.sha256 != settings.image.sha256:
             what = "clip" if settings.command == "upscale" else "photo"
-            notes.append(f"the {what} is not the one of {name}: the result will differ")
+            notes.append(f"the {what} differs from that of {name}: the result will differ")
         if like.sampling_version != settings.sampling_version:
-            notes.append(f"{name} is of a version that drew other noise: the result will differ")
+            notes.append(
+                f"{name} was made by a version that drew other noise: the result will differ"
+            )
         if like.device != settings.device:
             notes.append(f"{name} was made on {like.device}: the clip may differ in detail")
         return notes

@@ -142,7 +142,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
         alpha = [0]
     if alpha:
         raise InputError(
-            f"--background {text!r} is no colour that covers; give a CSS name or digits, as white, "
+            f"--background {text!r} is not an opaque colour; give a CSS name or digits: white, "
             "#fff or #ffffff"
         )
     return red, green, blue

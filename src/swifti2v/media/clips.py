@@ -108,7 +108,7 @@ def iter_frames(
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise MediaError(f"fps is {fps:g}; it must be above 0")
     if max_frames is not None and max_frames < 1:
-        raise MediaError(f"max_frames {max_frames} cannot be; it must be at least 1")
+        raise MediaError(f"max_frames is {max_frames}; it must be at least 1")
     track = find_track(path, background)
     shown = _to_pixels(path, track, fps, background)
     return _require_enough(

@@ -102,7 +102,9 @@ def fit_image(image: Image.Image, height: int, width: int, fit: Fit = "crop") ->
         MediaError: ``fit`` is neither ``crop`` nor ``pad``.
     """
     if height < 1 or width < 1:
-        raise ShapeError(f"size {width}x{height} cannot be; both sides must be at least 1 pixel")
+        raise ShapeError(
+            f"size {width}x{height} is not possible; both sides must be at least 1 pixel"
+        )
     if fit not in ("crop", "pad"):
         raise MediaError(f"fit {fit!r} is unknown; use 'crop' or 'pad'")
     scales = (width / image.width, height / image.height)

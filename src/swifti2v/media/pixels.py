@@ -84,7 +84,7 @@ def square_size(frame: VideoFrame, pixel_aspect: Fraction) -> tuple[int, int]:
     """
     if not Fraction(1, MAX_PIXEL_ASPECT) <= pixel_aspect <= MAX_PIXEL_ASPECT:
         raise UnusableClipError(
-            f"has pixels of {pixel_aspect.numerator}:{pixel_aspect.denominator}, which cannot be; "
+            f"has pixels of {pixel_aspect.numerator}:{pixel_aspect.denominator}, not possible; "
             "export it with square pixels"
         )
     if pixel_aspect >= 1:
@@ -128,7 +128,9 @@ def _to_quarters(a: int, b: int, c: int, d: int) -> tuple[int, int, int, int]:
         return 1, 0, 0, 1
     a, b, c, d = (round(value / size) for value in (a, b, c, d))
     if (abs(a), abs(b)) not in ((1, 0), (0, 1)) or (abs(c), abs(d)) != (abs(b), abs(a)):
-        raise UnusableClipError("is turned by an angle that is no quarter; export it upright")
+        raise UnusableClipError(
+            "is turned by an angle other than a quarter turn; export it upright"
+        )
     return a, b, c, d
 
 

@@ -46,7 +46,9 @@ def resize_video(video: Tensor, height: int, width: int, mode: ResizeMode = "lan
             f"{tuple(video.shape)} {video.dtype}"
         )
     if height < 1 or width < 1:
-        raise ShapeError(f"size {width}x{height} cannot be; both sides must be at least 1 pixel")
+        raise ShapeError(
+            f"size {width}x{height} is not possible; both sides must be at least 1 pixel"
+        )
     if mode != "area" and mode not in _SUPPORT:
         raise ShapeError(f"resize mode {mode!r} is unknown; use lanczos, bicubic, bilinear or area")
     batch_size, channels, num_frames, *size = video.shape

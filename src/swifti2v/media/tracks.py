@@ -287,8 +287,7 @@ def _require_possible(timing: Timing, num_shown: int) -> None:
     num_repeated = 0 if timing.is_even else timing.num_frames - num_shown
     if timing.rate < MIN_RATE or num_repeated > max(MAX_REPEATED, 10 * num_shown):
         raise UnusableClipError(
-            f"shows a frame for {timing.longest:.0f} s, which cannot be; export it at a constant "
-            "rate"
+            f"shows a frame for {timing.longest:.0f} s, not possible; export it at a constant rate"
         )
 
 

@@ -143,9 +143,11 @@ class FrameWriter(ABC):
 
     def __init__(self, path: Path, height: int, width: int, queue_size: int) -> None:
         if height < 1 or width < 1:
-            raise ShapeError(f"size {width}x{height} cannot be; both sides must be at least 1")
+            raise ShapeError(
+                f"size {width}x{height} is not possible; both sides must be at least 1"
+            )
         if queue_size < 1:
-            raise MediaError(f"queue_size {queue_size} cannot be; it must be at least 1")
+            raise MediaError(f"queue_size is {queue_size}; it must be at least 1")
         self.path = path
         self._frame_shape = (height, width, 3)
         self._queue: queue.Queue[NDArray[np.uint8] | None] = queue.Queue(queue_size)
@@ -289,7 +291,7 @@ class VideoWriter(FrameWriter):
         """
         super().__init__(Path(path), height, width, queue_size)
         if not (math.isfinite(fps) and 0 < fps <= 1000):
-            raise MediaError(f"fps {fps} cannot be; it must be above 0 and at most 1000")
+            raise MediaError(f"fps is {fps}; it must be above 0 and at most 1000")
         require_writable(self.path, encoding.get("codec", "h264"))
         self._encoder = PieceEncoder(
             suffix=self.path.suffix,
@@ -333,7 +335,7 @@ class VideoWriter(FrameWriter):
                 index_file(self.path, unfinished, self._encoder.metadata)
         except (OSError, av.FFmpegError) as error:
             logger.warning(
-                "%s is whole, but has no index for players to seek by: %s",
+                "%s is complete, but has no index for players to seek by: %s",
                 self.path,
                 error.strerror,
             )

@@ -188,7 +188,7 @@ class GclfAttention:
         frames, rest = divmod(hidden_states.shape[1], self.rows * self.columns)
         if rest:
             raise ShapeError(
-                f"{hidden_states.shape[1]} tokens are no whole frames of {self.rows}x{self.columns}"
+                f"{hidden_states.shape[1]} tokens do not fill frames of {self.rows}x{self.columns}"
             )
         grid = TokenGrid(frames, self.rows, self.columns)
         query, key, value = _project(attn, hidden_states)

@@ -32,7 +32,7 @@ class AdapterConfig:
     """
 
     rank: int = 32
-    """Of every pair."""
+    """Rank of every pair."""
     alpha: float | None = None
     """The change of a weight is ``alpha / rank * up @ down``; none means the rank."""
     target_modules: tuple[str, ...] = BLOCK_TARGETS
@@ -40,7 +40,7 @@ class AdapterConfig:
     use_dora: bool = False
     """Train a magnitude for every output feature too; such a file loads in diffusers only."""
     seed: int = 0
-    """Of the down matrices; the up matrices start at zero."""
+    """Seed of the down matrices; the up matrices start at zero."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

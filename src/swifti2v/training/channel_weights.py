@@ -1,4 +1,4 @@
-"""How much a channel of latents counts in a loss."""
+"""Weight of each latent channel in a loss."""
 
 import torch
 from torch import Tensor

@@ -21,7 +21,7 @@ at least of those whose error counts."""
 
 @dataclass(frozen=True, slots=True)
 class ErrorMeasure:
-    """How the errors of a window's latents become one number."""
+    """Weighting that makes one number of the errors of a window's latents."""
 
     channel_weight: Tensor | None = None
     """``[C]`` weight of each channel; None weighs all alike."""
@@ -63,8 +63,8 @@ def segment_flow_loss(
         segment: The window to train on.
         sigma: ``[B]`` noise level of the target frames, in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
-        parameterization: What the model predicts.
-        measure: How errors count; the mean of their squares if not given.
+        parameterization: Quantity that the model predicts.
+        measure: Weighting of errors; by default the mean of their squares.
 
     Returns:
         ``[B]``, error of the velocity.
@@ -88,7 +88,7 @@ def window_flow_loss(
     parameterization: Parameterization = "velocity",
     measure: ErrorMeasure | None = None,
 ) -> Tensor:
-    """The same on all frames of the window, to find out what leaving the given ones out is worth.
+    """Compute the loss on all frames of the window, given ones included, for comparison.
 
     The model is also asked for the velocity of the frames that it is given clean, as if they were
     noise alone. Arguments and result as in ``segment_flow_loss``.
@@ -146,7 +146,7 @@ def flow_loss(
         reference: ``[B, C, F, h, w]``, what ``reference_residual`` adds to.
         sigma: ``[B]`` noise levels in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
-        parameterization: What the model predicts.
+        parameterization: Quantity that the model predicts.
         error_of: The velocity, or the clean latents, which counts all noise levels alike.
         channel_weight: ``[C]`` weight of each channel; 1 if not given.
 
@@ -170,7 +170,8 @@ def flow_loss(
 FRAME_SIDE = 124.0
 """Pixels of a frame's side (the root of its area) in which a displacement's error is measured: 160x96."""
 SLOPE_WEIGHT = 2.0
-"""Of the displacement's slope: neighbours that err differently bend what is straight, and jerk."""
+"""Weight of the error of the displacement's slope: neighbours that err differently bend straight
+lines and jerk."""
 
 
 def displacement_loss(displacement: Tensor, truth: Tensor) -> Tensor:
@@ -240,10 +241,10 @@ def reconstruction_loss(
     Args:
         decoded: ``[B, 3, T, H, W]``.
         video: ``[B, 3, T, H, W]``, the truth.
-        posterior: Of the latents.
-        error: Of a pixel.
-        kl_weight: Of the divergence from a standard normal, per latent value.
-        gradient_weight: Of the error of differences between neighbouring pixels.
+        posterior: Posterior of the latents.
+        error: Error of a pixel.
+        kl_weight: Weight of the divergence from a standard normal, per latent value.
+        gradient_weight: Weight of the error of differences between neighbouring pixels.
 
     Returns:
         ``[B]``.
@@ -273,7 +274,7 @@ def hfato_loss(
 ) -> Tensor:
     """Loss that asks for the fine detail which noised, degraded latents have lost.
 
-    The model sees ``(1 - sigma) * degraded + sigma * noise`` and shall predict the velocity that
+    The model sees ``(1 - sigma) * degraded + sigma * noise`` and has to predict the velocity that
     leads to the latents before the degradation. The error is that of the clean latents, so it
     equals ``w * sigma**2`` times the squared error of the velocity, where the wanted velocity is
     ``noise - degraded + (degraded - latents) / sigma``.

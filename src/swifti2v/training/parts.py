@@ -1,4 +1,4 @@
-"""What ``swifti2v train`` can train on its own: settings, prediction and training of each part."""
+"""Parts that ``swifti2v train`` can train alone: settings, prediction and training of each."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class TrainingPart(NamedTuple):
     """Something to train."""
 
     settings: type[Any]
-    """Its configuration; has ``run``."""
+    """Class of its configuration, with the field ``run``."""
     plan: Callable[[Any], Sequence[TrainingPlan]]
     """Predicts what it takes, one training after the other."""
     train: Callable[[Any, Session], Path]

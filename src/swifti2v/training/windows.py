@@ -1,4 +1,4 @@
-"""Which window a training step sees: drawn as sampling will go through them."""
+"""Draw the window of a training step from those of sampling."""
 
 from dataclasses import replace
 
@@ -56,7 +56,7 @@ def draw_window(
 
 
 def localize(segment: Segment) -> Segment:
-    """The same segment counted from 0, for latents that hold its window alone."""
+    """Count the segment from 0, for latents that hold its window alone."""
     num_given = len(segment.window) - len(segment.target)
     return replace(
         segment,

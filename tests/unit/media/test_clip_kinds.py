@@ -182,7 +182,7 @@ def test_two_clips_in_a_row_are_refused(tmp_path: Path) -> None:
 
 def test_a_frame_that_stands_for_hours_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mkv", 6, times=[0, 40, 80, 120, 160, 8 * 3600_000], tick=MS)
-    with pytest.raises(MediaError, match=r"a\.mkv shows a frame for 28800 s, which cannot be"):
+    with pytest.raises(MediaError, match=r"a\.mkv shows a frame for 28800 s, not possible"):
         probe_clip(path)
 
 
@@ -201,7 +201,7 @@ def test_pixels_become_square(tmp_path: Path, aspect: Any, size: Any) -> None:
 
 def test_a_pixel_that_cannot_be_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mkv", 5, pixel_aspect=Fraction(20, 1))
-    with pytest.raises(MediaError, match=r"a\.mkv has pixels of 20:1, which cannot be"):
+    with pytest.raises(MediaError, match=r"a\.mkv has pixels of 20:1, not possible"):
         probe_clip(path)
 
 
@@ -227,7 +227,7 @@ def test_the_whole_display_matrix_counts(tmp_path: Path, matrix: Any, red: str, 
 
 def test_a_slanted_matrix_is_refused(tmp_path: Path) -> None:
     path = set_matrix(save(tmp_path / "a.mp4", 5), 1, 1, -1, 1)
-    with pytest.raises(MediaError, match=r"is turned by an angle that is no quarter"):
+    with pytest.raises(MediaError, match=r"is turned by an angle other than a quarter turn"):
         read_clip(path)
 
 

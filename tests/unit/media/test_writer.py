@@ -302,7 +302,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_was_written(interrupted: Interr
 
 def test_a_full_disk_costs_a_whole_clip_its_index_alone(interrupted: Interrupted) -> None:
     folder, done = interrupted
-    assert "unindexed.mp4 is whole, but has no index for players to seek by" in done.stderr
+    assert "unindexed.mp4 is complete, but has no index for players to seek by" in done.stderr
     assert len(read_clip(folder / "unindexed.mp4").frames) == 4
     assert not list(folder.glob("*.writing*"))
 

@@ -293,7 +293,7 @@ def test_sizes_that_do_not_divide_are_refused(rows, columns):
 def test_another_frame_size_than_announced_is_refused():
     model = segment_transformer()
     use_attention(model, GCLF, 4, 10)
-    with pytest.raises(ShapeError, match="96 tokens are no whole frames of 4x10"):
+    with pytest.raises(ShapeError, match="96 tokens do not fill frames of 4x10"):
         run(model)
 
 

@@ -82,7 +82,7 @@ def read_result(path: Path) -> ViewerResult:
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); export it from the page again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise InputError(f"{path} is no result of 'swifti2v compare' in format {FORMAT}")
+        raise InputError(f"{path} is not a result of 'swifti2v compare' in format {FORMAT}")
     result = parse_config(ViewerResult, values, str(path))
     voted = [vote.pair for vote in result.votes]
     if twice := next((pair for pair in voted if voted.count(pair) > 1), None):

@@ -105,7 +105,7 @@ def load_measure(dimension: str, weights: Path | None, device: torch.device) -> 
             return dynamic_measure(load_raft(weights, device), device)
         case "temporal_flickering":
             return measure_flickering
-    raise ValueError(f"{dimension} is no dimension of {KIND}")
+    raise ValueError(f"{dimension} is not a dimension of {KIND}")
 
 
 def photo_measure(

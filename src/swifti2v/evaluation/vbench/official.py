@@ -87,7 +87,7 @@ def find_installation(folder: Path) -> Installation:
     ):
         if not path.exists():
             raise InputError(
-                f"{path} is not there: run 'swifti2v vbench setup {folder}' and the script it writes"
+                f"{path} does not exist: run 'swifti2v vbench setup {folder}' and its script"
             )
     head = subprocess.run(
         ["git", "-C", install.repository, "rev-parse", "HEAD"],

@@ -109,7 +109,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"result {file} cannot be read ({error})") from None
     if isinstance(values, dict) and "kind" in values:
         raise InputError(
-            f"{file} holds {values['kind']} results: they are no part of an official score"
+            f"{file} holds {values['kind']} results: they do not belong in an official score"
         )
     if not isinstance(values, dict) or not values:
         raise InputError(f"{file} holds no results of VBench")

@@ -157,7 +157,7 @@ def _read_index(file: Path) -> ModelIndex:
         raise ConfigError(f"{file} cannot be read: {error}") from None
     if kind != PIPELINE_CLASS:
         raise ConfigError(
-            f"{file} is of a {kind}, not a {PIPELINE_CLASS}; a plain diffusers pipeline holds one "
+            f"{file} holds a {kind}, not a {PIPELINE_CLASS}; a plain diffusers pipeline holds one "
             "stage only: name its components in a YAML preset (see 'paper')"
         )
     values.pop("_swifti2v_version", None)

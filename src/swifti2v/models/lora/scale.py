@@ -117,7 +117,7 @@ class AdapterConfig:
             return any(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in names)
         except re.error as error:
             raise LoadingError(
-                f"{self.place}: {pattern!r} is no regular expression ({error})"
+                f"{self.place}: {pattern!r} is not a regular expression ({error})"
             ) from error
 
     def _parse(self, spelling: str, value: Any) -> float:

@@ -182,7 +182,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     try:
         return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LoadingError(f"{index} is no index of shards ({error}); download it again") from error
+        raise LoadingError(
+            f"{index} is not an index of shards ({error}); download it again"
+        ) from error
 
 
 def _read_index(index: Path) -> list[Path]:
@@ -190,9 +192,7 @@ def _read_index(index: Path) -> list[Path]:
     if any(Path(name).name != name for name in names):
         raise LoadingError(f"{index} points outside its folder: {shorten(names)}")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise LoadingError(
-            f"{index} lists shards that are not there: {shorten(missing)}; download them too"
-        )
+        raise LoadingError(f"{index} lists missing shards: {shorten(missing)}; download them too")
     return [index.parent / name for name in names]
 
 
@@ -227,7 +227,7 @@ def _read_pickle(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise LoadingError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
     if others := [key for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise LoadingError(f"{file} holds entries that are no tensors: {shorten(others)}")
+        raise LoadingError(f"{file} holds entries that are not tensors: {shorten(others)}")
     return dict(content)
 
 

@@ -1,4 +1,4 @@
-"""What ablations are tested on: crops of held-out clips, and cameras over held-out pictures."""
+"""Test clips of ablations: crops of held-out clips, and cameras over held-out pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class TestClip:
     group: str
     """Kind of clip."""
     name: str
-    """Of the clip and its crop."""
+    """Name of the clip and its crop."""
     truth: Frames
     """``[T, H, W, 3]``."""
     low: Frames
@@ -36,9 +36,9 @@ def cut_test_clips(
         held_out: Clips that were not trained on.
         num_frames: T of a crop.
         crop: Side in pixels, a multiple of ``factor``.
-        num_crops: Of each clip.
-        factor: Of the small version.
-        seed: Of the places.
+        num_crops: Number of crops of each clip.
+        factor: Factor of the small version.
+        seed: Seed of the places.
 
     Raises:
         InputError: A clip is too short.
@@ -66,8 +66,8 @@ def cut_test_motions(
     Args:
         redrawn: Camera motions over held-out pictures.
         crop: Side in pixels, a multiple of ``factor``.
-        factor: Of the small versions.
-        seed: Of the places.
+        factor: Factor of the small versions.
+        seed: Seed of the places.
     """
     tests = []
     for index, clip in enumerate(redrawn):

@@ -22,17 +22,17 @@ METRICS: Mapping[str, tuple[str, str]] = {
 
 
 def compare(rows: Rows, group: str, metric: str, base: str, arm: str) -> Estimate | None:
-    """How much more of a metric an arm has than the base, over the pairs that both have.
+    """Mean difference of a metric between an arm and the base, over the pairs that both have.
 
     Args:
-        rows: Of all runs.
+        rows: Rows of all runs.
         group: Kind of clip.
         metric: Name of it.
         base: Arm to compare with; equal to ``arm`` it gives the base's own values.
         arm: Arm.
 
     Returns:
-        Mean difference with a 95 % interval; None where there is no pair.
+        Mean difference with a 95 % interval; None without pairs.
     """
     other = _grid(rows, group, metric, arm)
     if base != arm:
@@ -57,7 +57,7 @@ def render_comparison(
     """A table for each kind of clip: the first arm's values, and the others' differences from it.
 
     Args:
-        rows: Of all runs; the first row's arm is the base.
+        rows: Rows of all runs; the first row's arm is the base.
         groups: Kinds of clips; all that there are if not given.
         metrics: Columns: title and format by name.
     """

@@ -1,4 +1,4 @@
-"""What the rows of a table cost: work that is counted, and processor seconds of this machine."""
+"""Costs of the rows of a table: counted work, and processor seconds of this machine."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,20 +26,20 @@ NATIVE_MODEL = "paper"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowCost:
-    """Of one clip, Stage I included."""
+    """Cost of one clip, Stage I included."""
 
     arm: str
     """Row of the table."""
     seconds: Mapping[str, float]
     """Processor seconds of one thread by stage, for the table's model and size."""
     first_frames_seconds: float
-    """Of them, until the first segment is there."""
+    """Seconds until the first segment is finished."""
     flops: float
     """Counted for the same; two a multiply-add."""
     native_flops: float
-    """The same way of making a clip, with the models and at the size of the paper."""
+    """FLOP of the same way of making a clip, with the models and at the size of the paper."""
     native_peak_bytes: float
-    """Most that Stage II's transformer holds there beside its weights."""
+    """Most bytes that Stage II's transformer holds at that size beside its weights."""
 
 
 class CostMeter:
@@ -48,7 +48,7 @@ class CostMeter:
     Args:
         config: The table.
         pipe: Its model.
-        transformer: Of the table's size, in the place of the model's own.
+        transformer: Transformer of the table's size, in place of the model's own.
         truth: ``[T, H, W, 3]``, a clip of the model's size to make.
     """
 
@@ -130,7 +130,7 @@ def count_row(models: Models, config: GenerationConfig, *, has_stage2: bool) -> 
     """FLOP of a clip, and the most bytes that Stage II's transformer holds beside its weights.
 
     Args:
-        models: What makes the clip.
+        models: Models that make the clip.
         config: Its settings; attention counts as full, and no row keeps anything of a context.
         has_stage2: Without, Stage I's work is all there is.
     """

@@ -56,8 +56,9 @@ class Arm:
     name: str
     """Row of the table."""
     made_by: Literal["stage2", "lanczos", "flow_warp", "carried"] = "stage2"
-    """A trained Stage II; or without a model: the small clip enlarged, the photo moved along the
-    small clip's motion, or its detail carried along that. Those take none of the settings below."""
+    """Maker of the row's clips. ``stage2`` is a trained Stage II. The others need no model and
+    ignore the settings below: the small clip enlarged, the photo moved along the small clip's
+    motion, or the photo's detail carried along that motion."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Changes of the objective."""
     stage2: dict[str, Any] = field(default_factory=dict)
@@ -83,9 +84,9 @@ class AblationConfig:
     arms: tuple[Arm, ...]
     """Rows."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights and draws; every arm has a run for each."""
+    """Seeds of weights and draws; every arm has a run for each."""
     latent_frames: int = 7800
-    """In all windows of a run together, given ones included: its cost."""
+    """Latent frames in all windows of a run, given ones included: its cost."""
     size: NanoSize = field(default_factory=NanoSize)
     crop: int = 128
     """Side of a crop in pixels, in training and in the test, a multiple of 16."""
@@ -93,7 +94,7 @@ class AblationConfig:
     stage2: Stage2Config = field(default_factory=Stage2Config)
     mix: MixConfig = field(default_factory=MixConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(batch_size=6, ema_decay=0.99))
-    """Its seed is replaced."""
+    """Settings of each run; the seed is replaced."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     model: str = "nano"
     """Gives codecs, lengths and sizes, and the Stage I that redraws clips."""
@@ -128,18 +129,18 @@ class AblationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AblationRow:
-    """What one run made of one clip."""
+    """Measurements of one run on one clip."""
 
     arm: str
     """Row of the table."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     group: str
     """Kind of clip."""
     clip: str
-    """Its name."""
+    """Name of the clip."""
     psnr_db: float
-    """Of frames 1 to T-1 against the truth."""
+    """PSNR of frames 1 to T-1 against the truth."""
     coherence: float
     """Detail coherence with the truth."""
     hf_ratio: float
@@ -171,9 +172,9 @@ class Ablations:
     Args:
         config: Settings.
         output_dir: Gets ``rows/`` with a file for each run, and ``runs/`` while they train.
-        material: To train on.
+        material: Material to train on.
         transition: Stage-transition samples, for arms that mix them in.
-        tests: What every run is measured on.
+        tests: Clips on which every run is measured.
         pipe: The model whose Stage II is replaced.
     """
 
@@ -289,10 +290,10 @@ def compare_with_truth(
 
     Args:
         output: ``[T, H, W, 3]`` uint8.
-        settings: Of the clip's size; says where segments start.
-        clip: What it was made from, and the truth.
+        settings: Settings with the clip's size and the starts of segments.
+        clip: Inputs of the clip, and the truth.
         arm: Row of the table.
-        seed: Of the run.
+        seed: Seed of the run.
     """
     stage2, num_latent_frames = settings.stage2, (settings.num_frames - 1) // TIME_FACTOR + 1
     plan = plan_segments(num_latent_frames, stage2.segment_size, stage2.context_size)

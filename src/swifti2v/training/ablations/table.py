@@ -41,7 +41,7 @@ def make_ablation_table(
         output_dir: Gets ``rows/`` with a file for each run, and ``table.md``. Several processes
             may work in it at the same time, each on its own shard.
         data_dir: Folder of clips and photos.
-        shard: Which of how many parts of the runs, from 1.
+        shard: Index of the part of the runs, from 1, and number of parts.
         on_run: Called with arm and seed of each finished run.
 
     Returns:

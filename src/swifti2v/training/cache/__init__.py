@@ -1,1 +1,1 @@
-"""What frozen encoders gave, kept in files."""
+"""Output of frozen encoders, kept in files."""

@@ -1,4 +1,4 @@
-"""What tells files and entries apart, so that a cache never gives what is of another one."""
+"""Keys of files and entries, so that a cache never returns an entry of another file."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import BinaryIO
 from swifti2v.units import MB
 
 ENDS_BYTES = MB
-"""Of the head and of the tail of a file that ``hash_source`` reads."""
+"""Bytes of the head and of the tail of a file that ``hash_source`` reads."""
 
 
 def hash_source(source: Path | BinaryIO) -> str:

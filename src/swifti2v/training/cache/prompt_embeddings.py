@@ -18,7 +18,7 @@ from swifti2v.training.cache.tensor_cache import TensorCache
 CODE = 1
 """Raised when the same prompt and encoder give something else than before."""
 REMEDY = "run `swifti2v data cache` with this configuration and this directory"
-"""For messages about what a cache lacks."""
+"""Advice in messages about missing entries."""
 NAME_LENGTH = 40
 """Characters of a prompt in messages."""
 
@@ -42,7 +42,7 @@ class CachedPrompts:
     It can take the place of a ``PromptCache``.
 
     Args:
-        directory: Of all caches of a training; the embeddings lie in ``prompts/``.
+        directory: Directory of all caches of a training; the embeddings lie in ``prompts/``.
         parts: Text encoder, with its weights, and tokenizer.
 
     Raises:
@@ -75,7 +75,7 @@ class CachedPrompts:
         """Refuse prompts that are not there.
 
         Raises:
-            InputError: With their number.
+            InputError: Prompts are missing; the message has their number.
         """
         missing = sorted({prompt for prompt in prompts if make_key(prompt) not in self.cache})
         if missing:
@@ -106,6 +106,6 @@ class CachedPrompts:
         max_length: int,
         truncate: bool = False,
     ) -> Tensor:
-        """As ``PromptCache`` has it; only ``prompts`` counts."""
+        """Return the embeddings of ``prompts``; the other arguments are ignored."""
         del text_encoder, tokenizer, max_length, truncate
         return self(prompts)

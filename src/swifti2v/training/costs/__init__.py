@@ -1,1 +1,1 @@
-"""What a training takes: memory, time and packages."""
+"""Costs of a training: memory, time and packages."""

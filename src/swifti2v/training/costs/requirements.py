@@ -1,4 +1,4 @@
-"""What a training needs besides its settings: packages of extras, and data."""
+"""Needs of a training besides its settings: packages of extras, and data."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a training step costs: samples a second and peak memory, each setting in its own process."""
+"""Costs of a training step: samples a second and peak memory, each setting in its own process."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class Throughput:
     """Cost of one setting."""
 
     settings: Mapping[str, Any]
-    """What differs from the configuration, by dotted path."""
+    """Changes to the configuration by dotted path."""
     samples_per_second: float
     """Median over the steps after the first two."""
     peak_rss_bytes: int
@@ -33,7 +33,7 @@ class Throughput:
 
 
 def combine(choices: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    """Every combination of the values given for each setting."""
+    """Yield every combination of the values given for each setting."""
     for values in product(*choices.values()):
         yield dict(zip(choices, values, strict=True))
 
@@ -74,7 +74,7 @@ def measure_throughput(
         config: YAML file.
         choices: Values by dotted path.
         directory: Gets a run directory for each combination.
-        num_steps: Of each run; at least 3.
+        num_steps: Number of steps of each run; at least 3.
         on_result: Called after each.
 
     Raises:

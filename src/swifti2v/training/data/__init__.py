@@ -1,1 +1,1 @@
-"""From a manifest to the frames of a sample."""
+"""Turn a manifest into the frames of samples."""

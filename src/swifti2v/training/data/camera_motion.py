@@ -36,12 +36,12 @@ class Scene:
 
 
 def split_scene(picture: Frames) -> Scene:
-    """Tell what stands in front by its colours: the middle of the picture against its edges.
+    """Find the thing in front by its colours: the middle of the picture against its edges.
 
-    What reaches the edges of the middle is a part of the background, not a thing.
+    A region that reaches the edges of the middle counts as background.
 
     Source:
-        GrabCut (Rother et al., SIGGRAPH 2004) as OpenCV has it.
+        GrabCut (Rother et al., SIGGRAPH 2004), in OpenCV.
     """
     height, width = picture.shape[:2]
     side = _SPLIT_SIDE / max(height, width)
@@ -97,15 +97,15 @@ def draw_thing(picture: Frames, other: Frames, rng: np.random.Generator) -> Scen
 
 
 def place_in_front(picture: Frames, behind: Frames, front: NDArray[np.uint8]) -> Scene:
-    """A scene of a picture, its mask and what is behind; hidden there is what the edges continue.
+    """A scene of a picture, its mask and the background, whose hidden part continues the edges.
 
     Args:
         picture: ``[H, W, 3]`` as seen.
-        behind: The same, or the picture without the thing.
+        behind: The same picture, or the picture without the thing.
         front: ``[H, W]``, 1 where the thing is.
 
     Source:
-        Telea's inpainting (2004) as OpenCV has it.
+        Telea's inpainting (2004), in OpenCV.
     """
     height, width = front.shape
     if behind is picture:
@@ -125,7 +125,7 @@ _SPLIT_SIDE = 320  # things are told apart at this longer side
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """What the first frame shows of a picture."""
+    """Part of a picture that the first frame shows."""
 
     center: tuple[float, float]
     """Column and row of the picture at the frame's centre, in picture pixels."""
@@ -142,7 +142,7 @@ def draw_view(
 
     Args:
         picture_size: Height and width in pixels.
-        frame_size: Of the whole frame.
+        frame_size: Size of the whole frame.
         rng: Source of randomness.
     """
     fit = min(whole / shown for whole, shown in zip(picture_size, frame_size, strict=True))
@@ -167,9 +167,9 @@ def render_move(
 
     Args:
         scene: Beyond the picture's edges it is mirrored.
-        view: Of the first frame.
-        move: What the camera does.
-        course: Of the T frames to show.
+        view: View of the first frame.
+        move: Motion of the camera.
+        course: Course of the T frames to show.
         size: Height and width of the whole frame in pixels.
         crop: Top, left, height and width of the part that is shown; None shows all.
 

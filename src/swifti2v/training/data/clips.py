@@ -43,11 +43,11 @@ class ManifestConfig:
     path: str
     """See ``read_manifest``."""
     root: str | None = None
-    """What its paths start from; the manifest's folder if not given."""
+    """Folder from which its paths start; by default the manifest's."""
     split: str | None = None
     """Read only this part of it."""
     weight: float = 1.0
-    """How often its clips are drawn, beside those of other manifests."""
+    """Weight of its clips in the draw, beside those of other manifests."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
@@ -59,7 +59,8 @@ class DataConfig:
     """All clips of a phase."""
 
     manifests: tuple[ManifestConfig, ...] = ()
-    """Of real clips and of stage-transition samples; none trains on procedural clips."""
+    """Manifests of real clips and of stage-transition samples; an empty list trains on procedural
+    clips."""
     rules: BucketRules = field(default_factory=BucketRules)
     """Sizes, lengths and the frame rate."""
     num_pieces: int | None = None
@@ -72,14 +73,14 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What of a clip a step trains on, before anything is read."""
+    """Part of a clip that a step trains on, before anything is read."""
 
     name: str
-    """Of the placement."""
+    """Name of the placement."""
     seed: int
-    """Of the first frame."""
+    """Seed of the first frame."""
     crop: Crop
-    """Within the frames of the bucket."""
+    """Crop within the frames of the bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,13 @@ class LoadedClip:
     """A piece of a clip of its bucket's size and length."""
 
     id: str
-    """Of its sample."""
+    """Id of its sample."""
     frames: Frames
     """``[T, H, W, 3]``."""
     reference: Frames | None
     """``[T, h, w, 3]`` that Stage I made of it; None for a real clip alone."""
     prompt: str
-    """What it shows."""
+    """Prompt that describes it."""
 
 
 class ManifestClips:
@@ -102,8 +103,8 @@ class ManifestClips:
     Args:
         config: Manifests and buckets.
         batch_size: Samples of a step, on all ranks.
-        seed: Of order and pieces.
-        bad_samples: What to do about a clip that cannot be read.
+        seed: Seed of order and pieces.
+        bad_samples: Treatment of a clip that cannot be read.
         look: Tells size, length and rate of a sample.
 
     Raises:
@@ -143,12 +144,12 @@ class ManifestClips:
         return self.plan.batch(step).bucket
 
     def pieces(self, draw: Draw, side: int | None = None, step: int = 1) -> list[Piece]:
-        """What a micro-batch trains on.
+        """Choose the pieces of a micro-batch.
 
         Args:
             draw: The micro-batch.
-            side: Of a random square of each clip; None takes whole frames.
-            step: Its corner lies on multiples of this.
+            side: Side of a random square of each clip; None takes whole frames.
+            step: Number of which the square's corner lies on multiples.
 
         Raises:
             ConfigError: The square is larger than the frames.
@@ -167,7 +168,7 @@ class ManifestClips:
         """Read pieces, and tell how many are stood in for as they cannot be read.
 
         Args:
-            pieces: Of a micro-batch.
+            pieces: Pieces of a micro-batch.
             read: Reads one of them, or raises ``MediaError``.
 
         Raises:
@@ -218,7 +219,7 @@ class ManifestClips:
 
     @property
     def prompts(self) -> set[str]:
-        """Of all clips."""
+        """Prompts of all clips."""
         return {placement.sample.prompt for placement in self.placements.values()}
 
 
@@ -236,7 +237,7 @@ def _report(
     lines = _by_cause(rejects)
     if not placements:
         raise InputError(
-            f"none of {len(rejects)} samples can be trained on: {'; '.join(lines) or 'none listed'}"
+            f"0 of {len(rejects)} samples can be trained on: {'; '.join(lines) or 'none listed'}"
         )
     for shape, names in members.items():
         logger.info("bucket %s: %d samples", format_bucket(shape), len(names))

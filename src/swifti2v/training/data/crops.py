@@ -23,7 +23,7 @@ def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random
 
     Args:
         size: Height and width of the frames.
-        side: Of the square; None takes the whole frames, and draws nothing.
+        side: Side of the square; None takes the whole frames, and draws nothing.
         step: Its corner lies on multiples of this.
         rng: Source of randomness.
 
@@ -58,14 +58,14 @@ def cut_pair(
     """A part of a clip and what Stage II is given for it.
 
     Args:
-        name: For messages.
+        name: Words for error messages.
         frames: ``[T, H, W, 3]``, the truth.
         small: ``[T, H / downscale, W / downscale, 3]`` that Stage I made of it; without one the
             small version is computed.
         places: Frames to take, the photo's first.
         crop: Corner and sides are multiples of ``downscale``.
         downscale: Stage I's.
-        stage2: Says how the reference is made, see ``ReferenceFrames``.
+        stage2: Settings of the reference, see ``ReferenceFrames``.
 
     Returns:
         Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].
@@ -87,12 +87,12 @@ def cut_pair(
 
 
 def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:
-    """What Stage II is given for a clip, made of the clip's own small version.
+    """Stage II's reference for a clip, made from the clip's own small version.
 
     Args:
         video: ``[B, 3, T, H, W]`` in [-1, 1]; frame 0 is the photo.
-        downscale: Stage I's; the small clip is rounded to 8 bits as a motion reference is.
-        stage2: Says how the reference is made, see ``ReferenceFrames``.
+        downscale: Divisor of Stage I; the small clip is rounded to 8 bits like a motion reference.
+        stage2: Settings of the reference, see ``ReferenceFrames``.
 
     Returns:
         ``[B, 3, T, H, W]``; not clamped, as in the pipeline.

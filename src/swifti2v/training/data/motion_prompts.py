@@ -8,7 +8,7 @@ from swifti2v.pipelines.camera_moves import FAST, MOVES, SLOW, CameraMove
 from swifti2v.training.engine.draws import choose
 
 AXES = ("pan", "tilt", "zoom", "roll", "dolly", "orbit")
-"""What a sentence names at most once."""
+"""Axes that a sentence names at most once."""
 
 _SIDES = {"pan": ("left", "right"), "roll": ("left", "right"), "orbit": ("left", "right")}
 _COMMANDS: dict[str, tuple[str, ...]] = {
@@ -64,7 +64,7 @@ class MotionPrompt:
     """A sentence and what it asks for."""
 
     text: str
-    """As a user might type it."""
+    """Text as a user might type it."""
     move: CameraMove
     """``CameraMove()`` where the camera rests."""
     asks: bool = True
@@ -154,7 +154,7 @@ def _draw_plain(axis: str, rng: np.random.Generator) -> str:
 
 
 def known_phrases() -> dict[str, list[str]]:
-    """What asks for each of ``MOVES``, as ``swifti2v.models.text.doubt_prompt`` reads it."""
+    """Phrases for each of ``MOVES``, as ``swifti2v.models.text.doubt_prompt`` reads them."""
     known: dict[str, list[str]] = {}
     for name in MOVES:
         axis, _, way = name.partition(" ")

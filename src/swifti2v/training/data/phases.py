@@ -30,11 +30,11 @@ def find_clips(
     """The clips of each phase; where it names no manifest, procedural ones are made.
 
     Args:
-        phases: Of the curriculum.
-        num_procedural_clips: Of each bucket.
+        phases: Phases of the curriculum.
+        num_procedural_clips: Number of clips of each bucket.
         run: Batch size, seed, and what to do about bad samples.
         directory: Gets ``procedural/`` and ``probes/``, what was found out about the clips.
-        ranks: Who takes part; the first one makes and looks into them.
+        ranks: Processes that take part; the first one makes and inspects the clips.
     """
     if not ranks.is_first:
         ranks.wait()

@@ -23,7 +23,7 @@ from swifti2v.training.data.motion_prompts import ask_for
 
 MANIFEST_NAME = "manifest.jsonl"
 CAPTION = "coloured shapes, drawn"
-"""Of the images."""
+"""Caption of the images."""
 
 
 def write_procedural_clips(
@@ -36,8 +36,8 @@ def write_procedural_clips(
     Args:
         directory: Made if it is not there; what is in it already is kept.
         buckets: Size and length of the clips, ``num_clips`` for each.
-        num_clips: Of each bucket.
-        seed: Of pictures, views and prompts.
+        num_clips: Number of clips of each bucket.
+        seed: Seed of pictures, views and prompts.
         fps: Frames a second.
 
     Returns:

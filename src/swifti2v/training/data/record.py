@@ -1,4 +1,4 @@
-"""What a training run was begun on: its samples in ``data.json``, compared when it is continued."""
+"""Record of a training run's data: its samples in ``data.json``, compared when it continues."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ class SampleRecord(NamedTuple):
     """A sample of a run; hashes, so that a record of many is small."""
 
     caption: str
-    """Hash of the prompt; empty where there is none."""
+    """Hash of the prompt; empty without one."""
     row: str
-    """Hash of times, size and weight in the manifest; empty where there is none."""
+    """Hash of times, size and weight in the manifest; empty without them."""
     media: str
     """Hash of what is in the files, see ``Media.fingerprint``."""
     stamp: str
@@ -44,7 +44,7 @@ def require_same_clips(clips: Sequence[ManifestClips], session: Session) -> None
     """Refuse to continue a training whose clips changed, and keep what it is begun on.
 
     Args:
-        clips: Of each phase.
+        clips: Clips of each phase.
         session: The run; all ranks take part, the first one looks.
 
     Raises:
@@ -74,11 +74,11 @@ def require_same_data(
     """Compare a run's data with what it was begun on, and keep it.
 
     Args:
-        directory: Of the run; gets ``data.json``.
+        directory: Directory of the run; gets ``data.json``.
         now: Samples as they are.
         is_begun: Whether something was trained already.
         allows_changes: Say what changed and go on, instead of refusing.
-        remedy: For the message of a refusal.
+        remedy: Advice for the message of a refusal.
 
     Raises:
         InputError: The data changed; the message tells what.
@@ -86,12 +86,12 @@ def require_same_data(
     before = read_record(directory)
     if is_begun and before is None:
         logger.warning(
-            "%s does not tell what data it was begun on; it is taken as unchanged", directory
+            "%s does not name the data of its start; the data counts as unchanged", directory
         )
     if is_begun and before is not None and (changes := _compare(before, now)):
         if not allows_changes:
             raise InputError(
-                f"the data of {directory} has changed since it was begun: {changes}; {remedy}"
+                f"the data of {directory} has changed since its start: {changes}; {remedy}"
             )
         logger.warning("continuing on changed data: %s", changes)
     directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def require_same_data(
 
 
 def read_record(directory: Path) -> dict[str, SampleRecord] | None:
-    """What a run was begun on; None where it does not tell.
+    """Read the data that a run began with; None without a record.
 
     Raises:
         InputError: The file is damaged.
@@ -123,7 +123,7 @@ def describe_clips(
     """The samples of a curriculum.
 
     Args:
-        clips: Of each phase.
+        clips: Clips of each phase.
         known: An earlier record: files with the stamp that they have there are not opened.
     """
     contents = _contents(known)
@@ -171,7 +171,7 @@ def _describe(
 
 
 def _compare(before: Record, now: Record) -> str:
-    """What changed, or an empty text."""
+    """Describe the changes; empty without any."""
     both = [name for name in before if name in now]
     kinds = {
         "gone": [name for name in before if name not in now],

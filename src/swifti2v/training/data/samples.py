@@ -15,17 +15,18 @@ from typing import Any, BinaryIO, Literal, Protocol
 from swifti2v.errors import InputError, MediaError
 
 NUM_PIECES, PIECE_BYTES = 8, 4096
-"""Of a clip that its fingerprint reads: a few milliseconds, where a whole clip takes a second."""
+"""Pieces of a clip that its fingerprint reads: a few milliseconds, where a whole clip takes a
+second."""
 MediaKind = Literal["video", "image"]
-"""What a sample's media is."""
+"""Kind of a sample's media."""
 
 
 class Media(Protocol):
-    """Where a sample's media lies; picklable, and holds nothing open."""
+    """Place of a sample's media; picklable, and holds nothing open."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         ...
 
     def open(self) -> Path | BinaryIO:
@@ -59,7 +60,7 @@ class MediaFile:
     """A file of its own."""
 
     path: Path
-    """Where it is."""
+    """Path of the file."""
 
     @property
     def name(self) -> str:
@@ -71,11 +72,11 @@ class MediaFile:
         return self.path
 
     def stamp(self) -> tuple[str | int, ...]:
-        """Of the file."""
+        """Path, size and time of change of the file."""
         return _stamp_file(self.path)
 
     def fingerprint(self) -> str:
-        """Of the file."""
+        """Fingerprint of the file."""
         with self.path.open("rb") as file:
             return _fingerprint(file, 0, file.seek(0, io.SEEK_END))
 
@@ -91,7 +92,7 @@ class TarMember:
     offset: int
     """Bytes before the content."""
     num_bytes: int
-    """Of the content."""
+    """Size of the content."""
 
     @property
     def name(self) -> str:
@@ -115,11 +116,11 @@ class TarMember:
         return io.BytesIO(data)
 
     def stamp(self) -> tuple[str | int, ...]:
-        """Of the archive, with the place in it."""
+        """Stamp of the archive, with the place in it."""
         return *_stamp_file(self.archive), self.offset, self.num_bytes
 
     def fingerprint(self) -> str:
-        """Of the member; the archive's other members are not read."""
+        """Fingerprint of the member; the archive's other members are not read."""
         with self.archive.open("rb") as file:
             return _fingerprint(file, self.offset, self.num_bytes)
 
@@ -129,13 +130,13 @@ class DatasetRow:
     """A cell of a dataset that Hugging Face ``datasets`` saved to disk."""
 
     directory: Path
-    """What ``save_to_disk`` wrote."""
+    """Directory that ``save_to_disk`` wrote."""
     split: str | None
-    """Within a ``DatasetDict``; None for a plain ``Dataset``."""
+    """Split of a ``DatasetDict``; None for a plain ``Dataset``."""
     index: int
     """Row, from 0."""
     column: str
-    """Holds bytes, or a record with ``bytes`` (features ``Video`` and ``Image``)."""
+    """Column of bytes, or of records with ``bytes`` (features ``Video`` and ``Image``)."""
 
     @property
     def name(self) -> str:
@@ -160,12 +161,12 @@ class DatasetRow:
         return io.BytesIO(data)
 
     def stamp(self) -> tuple[str | int, ...]:
-        """Of the dataset's files, with the row."""
+        """Stamp of the dataset's files, with the row."""
         folder = self.directory / (self.split or "")
         return *_stamp_file(folder / "state.json"), self.index, self.column
 
     def fingerprint(self) -> str:
-        """Of the cell."""
+        """Fingerprint of the cell."""
         with self.open() as file:
             return _fingerprint(file, 0, file.seek(0, io.SEEK_END))
 
@@ -177,9 +178,9 @@ class Sample:
     id: str
     """Unique within the manifest, and the same each time it is read."""
     media: Media
-    """Where the clip or picture lies."""
+    """Place of the clip or picture."""
     kind: MediaKind
-    """Which of the two it is."""
+    """Kind of the media."""
     prompt: str
     """Never empty."""
     fps: float | None = None
@@ -195,7 +196,7 @@ class Sample:
     split: str | None = None
     """Such as ``train``."""
     weight: float = 1.0
-    """How often it is drawn beside others, above 0."""
+    """Weight in the draw beside other samples, above 0."""
     source: str | None = None
     """The collection it is from."""
     reference: Path | None = None
@@ -211,14 +212,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What the user should know about a sample."""
+    """Note on a sample for the user."""
 
     id: str
-    """Of the sample; the row where it has none."""
+    """Id of the sample; the row if it has no id."""
     reason: str
     """``cause: detail``; the cause reads the same for all samples of its kind."""
     uncaptioned: Sample | None = None
-    """What it would be with a caption, if that alone is missing; its prompt is empty."""
+    """Sample that it would be with a caption, if that alone is missing; its prompt is empty."""
 
     @property
     def cause(self) -> str:
@@ -227,7 +228,7 @@ class Remark:
 
 
 class Reject(Remark):
-    """What cannot be trained on."""
+    """A sample that cannot be trained on."""
 
     __slots__ = ()
 
@@ -237,7 +238,7 @@ class Manifest:
     """All that was listed: what can be used, and what cannot."""
 
     samples: tuple[Sample, ...]
-    """In the order of the manifest."""
+    """Samples in the order of the manifest."""
     rejects: tuple[Reject, ...]
     """Refused while reading; media were not opened yet."""
 
@@ -268,7 +269,7 @@ def local_media(sample: Sample) -> Iterator[Path]:
 
 
 def _fingerprint(file: BinaryIO, start: int, size: int) -> str:
-    """Of a part of a file: its size, and evenly spaced pieces from its head to its tail."""
+    """Fingerprint of a part of a file: its size, and evenly spaced pieces from head to tail."""
     digest = hashlib.sha256(f"{size} ".encode())
     last = max(0, size - PIECE_BYTES)
     for place in sorted({last * number // (NUM_PIECES - 1) for number in range(NUM_PIECES)}):

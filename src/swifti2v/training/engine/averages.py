@@ -23,13 +23,13 @@ class MovingAverage:
 
     Args:
         model: Divided over the ranks already, where it is.
-        limit: Of the decay; None keeps no average.
+        limit: Limit of the decay; None keeps no average.
     """
 
     def __init__(self, model: nn.Module, limit: float | None) -> None:
         self._model, self._limit = model, limit
         self.weights = {} if limit is None else _copy(model, torch.float32)
-        """By name, float32; empty without an average. A checkpoint holds them."""
+        """Averaged weights by name, float32; empty without an average. A checkpoint holds them."""
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -43,7 +43,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model has the averaged weights, where there is an average."""
+        """Give the model the averaged weights within the block, if there is an average."""
         own = _copy(self._model, None) if self.weights else {}
         self.take()
         try:

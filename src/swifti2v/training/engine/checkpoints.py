@@ -42,11 +42,11 @@ def save_checkpoint(
     """Write a checkpoint; all ranks take part.
 
     Args:
-        directory: Of all checkpoints of the run.
+        directory: Directory of all checkpoints of the run.
         step: Finished steps.
         tensors: Nested state dicts.
         state: JSON values that are the same on all ranks.
-        ranks: Of this training.
+        ranks: Ranks of this training.
         num_kept: Older checkpoints beyond so many in all are removed.
 
     Returns:
@@ -83,10 +83,10 @@ def save_checkpoint(
 
 
 def find_latest(directory: Path) -> Path | None:
-    """The newest whole checkpoint, or None where there is none yet.
+    """Find the newest complete checkpoint, or None.
 
     Raises:
-        LoadingError: ``latest`` names a checkpoint that is not there.
+        LoadingError: ``latest`` names a missing checkpoint.
     """
     pointer = directory / LATEST_NAME
     if not pointer.is_file():
@@ -117,9 +117,9 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     """Fill nested state dicts from a checkpoint, whatever number of ranks wrote it.
 
     Args:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         tensors: State dicts of the current model and optimizer; their tensors are overwritten.
-        ranks: Of this training.
+        ranks: Ranks of this training.
 
     Raises:
         LoadingError: The checkpoint is damaged or of another model.

@@ -22,16 +22,16 @@ class Draw:
     """A micro-batch of one step on one rank."""
 
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     step: int
-    """From 0."""
+    """Index of the step, from 0."""
     batch_size: int
     """Samples of the whole step, on all ranks."""
     indices: tuple[int, ...]
-    """Which of them this micro-batch holds."""
+    """Indices of the step's samples in this micro-batch."""
 
     def shared(self) -> np.random.Generator:
-        """For what all samples of a step have in common, such as its segment."""
+        """Generator for draws that all samples of a step share, such as its segment."""
         return self._generator(_SHARED)
 
     def samples(self) -> list[np.random.Generator]:
@@ -39,7 +39,7 @@ class Draw:
         return [self._generator(_SAMPLE, index) for index in self.indices]
 
     def group(self, index: int) -> np.random.Generator:
-        """For what some samples of a step have in common, by the number of their group."""
+        """Generator for draws that a group of a step's samples shares, by the group's number."""
         return self._generator(_GROUP, index)
 
     def uniforms(self) -> Tensor:
@@ -101,8 +101,8 @@ def draws_of_step(
     """The micro-batches of one step on one rank.
 
     Args:
-        seed: Of the run.
-        step: From 0.
+        seed: Seed of the run.
+        step: Index, from 0.
         parts: From ``split_batch``.
         rank: This one.
     """

@@ -14,7 +14,7 @@ from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError
 
 FINAL_SHARE = 0.03
-"""Where the cosines end, as part of the peak."""
+"""End of the cosines, as a part of the peak."""
 BLOCK_8BIT = 256
 """Values that share a float32 scale in 8-bit moments, as in torchao."""
 MIN_8BIT = 4096
@@ -23,21 +23,21 @@ MIN_8BIT = 4096
 
 @settings
 class OptimizerConfig:
-    """How weights are updated."""
+    """Settings of the update of weights."""
 
     learning_rate: float = 1e-5
     """Peak, reached after ``warmup_steps``."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Of AdamW."""
+    """Betas of AdamW."""
     eps: float = 1e-8
-    """Of AdamW."""
+    """Epsilon of AdamW."""
     weight_decay: float = 0.01
-    """On matrices and kernels; none on biases, norms and modulation tables."""
+    """Weight decay of matrices and kernels; biases, norms and modulation tables have none."""
     warmup_steps: int = 100
     """Steps of linear rise; 1 means none."""
     decay: Literal["constant", "cosine", "cosine_tail", "linear"] = "constant"
-    """After the warm-up: none; a cosine down to 3% over the whole budget; constant for its first
-    half, then that cosine; or linear to 0."""
+    """Decay after the warm-up: none; a cosine down to 3% over the whole budget; constant for its
+    first half, then that cosine; or linear to 0."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to it."""
     kind: Literal["adamw", "adamw_8bit"] = "adamw"
@@ -67,7 +67,7 @@ def scale_learning_rate(config: OptimizerConfig, step: int, progress: float) -> 
 
     Args:
         config: Settings.
-        step: From 0.
+        step: Index, from 0.
         progress: Part of the budget that is used, in [0, 1].
     """
     peak = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
@@ -96,10 +96,10 @@ def build_optimizer(
     ``seed``, the step and the shard. Weights may be whole tensors or shards of FSDP2.
 
     Args:
-        named_parameters: Of the model, in the dtype of ``config.weights``; frozen ones may have
-            any and are left out.
+        named_parameters: Parameters of the model, in the dtype of ``config.weights``; frozen ones
+            may have any and are left out.
         config: Settings.
-        seed: Of stochastic rounding; give all ranks the same.
+        seed: Seed of stochastic rounding; give all ranks the same.
 
     Raises:
         InputError: No parameter requires a gradient, or torchao is not installed.
@@ -145,9 +145,9 @@ class CompactAdamW(Optimizer):
     Args:
         params: Parameters or groups; a group may have its own ``weight_decay``.
         lr: Learning rate.
-        betas: Of AdamW.
-        eps: Of AdamW.
-        seed: Of the rounding; the same on all ranks.
+        betas: Betas of AdamW.
+        eps: Epsilon of AdamW.
+        seed: Seed of the rounding; the same on all ranks.
         has_8bit_moments: Keep the moments in 8 bits; else in the dtype of the weights.
 
     Raises:
@@ -291,7 +291,7 @@ def _write(target: Tensor, exact: Tensor, generator: torch.Generator) -> None:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard, sharing its memory."""
+    """Return this rank's shard, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

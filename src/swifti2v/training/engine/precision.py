@@ -1,4 +1,4 @@
-"""What a training computes in."""
+"""Number types in which a training computes."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def compute_in(precision: str, device: torch.device) -> Iterator[None]:
 
     Args:
         precision: A key of ``DTYPES``.
-        device: Where the block computes.
+        device: Device on which the block computes.
     """
     dtype = DTYPES[precision]
     with (

@@ -27,14 +27,14 @@ from swifti2v.errors import ConfigError, StorageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """This process among those of a training."""
+    """Place of this process among those of a training."""
 
     rank: int
-    """From 0."""
+    """Index of this process, from 0."""
     world_size: int
-    """How many there are."""
+    """Number of processes."""
     device: torch.device
-    """Of this one."""
+    """Device of this process."""
     mesh: DeviceMesh | None
     """``[replicate, shard]``; None for a single process without a launcher."""
 
@@ -115,7 +115,7 @@ def divide_model(model: nn.Module, ranks: Ranks) -> None:
 
     Args:
         model: On the ranks' device; its transformer blocks are divided one by one.
-        ranks: Of this training.
+        ranks: Ranks of this training.
     """
     if ranks.mesh is None:
         return
@@ -143,9 +143,9 @@ def save_model(kind: type[nn.Module], model: Any, directory: Path, ranks: Ranks)
 
     Args:
         kind: The model's own class; dividing it gave it another.
-        model: Of diffusers or transformers, with a configuration.
+        model: Model of diffusers or transformers, with a configuration.
         directory: Made by the first rank; all ranks take part.
-        ranks: Of this training.
+        ranks: Ranks of this training.
 
     Raises:
         StorageError: The files cannot be written.

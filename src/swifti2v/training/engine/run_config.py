@@ -10,16 +10,17 @@ from swifti2v.training.engine.optimizers import OptimizerConfig
 
 @settings
 class RunConfig:
-    """How a training runs."""
+    """Settings of a training run."""
 
     seed: int = 0
-    """Of weights and of all draws."""
+    """Seed of weights and of all draws."""
     batch_size: int = 8
     """Samples of a step, on all ranks together."""
     num_micro_batches: int = 1
     """Pieces that a rank's samples of a step are computed in, one after the other."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """What is computed in; weights that are trained stay float32 unless the optimizer says so."""
+    """Number type of the computation; trained weights stay float32 unless the optimizer says
+    otherwise."""
     gradient_checkpointing: bool = False
     """Compute each block's activations twice instead of keeping them."""
     compiles: bool = False
@@ -29,7 +30,7 @@ class RunConfig:
     checkpoint_steps: int | None = None
     """Steps between two checkpoints."""
     checkpoint_minutes: float | None = 5.0
-    """Or minutes of training between two; one is always written at the end of a phase."""
+    """Minutes of training between two checkpoints; one is always written at the end of a phase."""
     num_checkpoints: int = 2
     """Newest ones kept."""
     validation_steps: int | None = None
@@ -41,7 +42,7 @@ class RunConfig:
     bad_samples: Literal["stop", "skip"] = "stop"
     """A sample that cannot be read stops the training, or is replaced by another and counted."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    """Besides ``metrics.jsonl``, which is always written."""
+    """Trackers besides ``metrics.jsonl``, which is always written."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_micro_batches", "num_checkpoints", "num_replicas"):

@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a line a step, validations, the noise levels it has seen."""
+"""Log of a running training: a line a step, validations, the noise levels so far."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,27 +17,27 @@ class StepMetrics:
     """One line of ``metrics.jsonl``."""
 
     step: int
-    """From 1, over all phases."""
+    """Number of the step, from 1, over all phases."""
     phase: str
-    """Its name."""
+    """Name of the phase."""
     loss: float
     """Mean over the step's samples."""
     lr: float
     """Learning rate of the step."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     seconds: float
-    """Of training so far, over all resumed runs."""
+    """Seconds of training so far, over all resumed runs."""
     step_seconds: float
-    """Of this step."""
+    """Seconds of this step."""
     seconds_left: float
     """Until the run ends, at the pace of this phase."""
     samples_per_second: float
-    """Of this step, over all ranks."""
+    """Samples a second in this step, over all ranks."""
     tokens_per_second: float
-    """Of this step, over all ranks; 0 where the model is no video transformer."""
+    """Tokens a second in this step, over all ranks; 0 if the model is not a video transformer."""
     flops: float
-    """Of this step, over all ranks, see ``count_flops``; 0 where the model is no video
+    """FLOP of this step, over all ranks, see ``count_flops``; 0 if the model is not a video
     transformer."""
     mfu: float
     """Part of the devices' peak arithmetic that ``flops`` used; 0 where either is not known."""
@@ -55,7 +55,8 @@ class RunLog:
     """The files and trackers of a run; they are the first rank's, others write nothing.
 
     Args:
-        directory: Of the run: ``metrics.jsonl``, ``validation.jsonl`` and ``noise_levels.json``.
+        directory: Directory of the run: ``metrics.jsonl``, ``validation.jsonl`` and
+            ``noise_levels.json``.
         step: Last finished one; what a killed run wrote of later ones is dropped.
         is_first: Whether this is the first rank.
         trackers: Besides the files.

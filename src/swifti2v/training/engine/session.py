@@ -17,20 +17,20 @@ from swifti2v.training.engine.trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """Where a training runs, with whom and how far."""
+    """Directory, processes and length of a training."""
 
     directory: Path
-    """Of the run."""
+    """Directory of the run."""
     ranks: Ranks
-    """Who takes part."""
+    """Processes that take part."""
     resume: bool = False
-    """Continue the directory's latest checkpoint; begin where there is none."""
+    """Whether to continue the directory's latest checkpoint; without one the training begins."""
     allows_changed_data: bool = False
-    """Continue although the data is not what the run was begun on."""
+    """Whether to continue although the data differs from that of the start."""
     max_steps: int | None = None
-    """Stop earlier, after so many steps in all."""
+    """Number of steps in all after which to stop; None runs all phases."""
     trackers: Sequence[Tracker] = ()
-    """Besides ``metrics.jsonl``."""
+    """Trackers besides ``metrics.jsonl``."""
     on_step: OnStep | None = None
     """See ``OnStep``."""
 
@@ -41,10 +41,10 @@ def train_task(
     """Train, and leave the averaged weights in the model, in eval mode.
 
     Args:
-        task: What to train.
-        run: How.
+        task: Task to train.
+        run: Settings of the training.
         phases: One after the other.
-        session: Where, with whom and how far.
+        session: Directory, processes and number of steps of the training.
 
     Returns:
         The trainer: its ``step`` and ``phase`` tell how far the training is.
@@ -64,8 +64,8 @@ def save_trained(kind: type[nn.Module], model: nn.Module, name: str, session: Se
     Args:
         kind: See ``save_model``.
         model: After ``train_task``.
-        name: Of its directory below the run's.
-        session: Where and with whom it was trained.
+        name: Name of its directory below the run's.
+        session: Directory and processes of its training.
 
     Returns:
         The model's directory.

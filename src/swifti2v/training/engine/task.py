@@ -1,4 +1,4 @@
-"""What the trainer asks of the thing that is trained, and its samples read ahead."""
+"""Interface between the trainer and a task, and reading samples ahead."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Parts = list[list[list[int]]]
 
 
 class Batch(Protocol):
-    """What a task loads for a micro-batch; it may cross processes."""
+    """Samples that a task loads for a micro-batch; they may cross processes."""
 
     ids: Sequence[str]
     """Names of the samples, for messages."""
@@ -26,7 +26,7 @@ BatchT = TypeVar("BatchT", bound=Batch)
 
 
 class Task(Protocol[BatchT]):
-    """What is trained."""
+    """A model to train, with its samples and loss."""
 
     @property
     def model(self) -> nn.Module:
@@ -71,10 +71,10 @@ def read_ahead(
 
     Args:
         task: Loads them.
-        seed: Of the run.
-        parts: How a step is divided.
+        seed: Seed of the run.
+        parts: Division of a step into micro-batches.
         rank: This one.
-        steps: Which steps, from 0.
+        steps: Indices of the steps, from 0.
         num_workers: Processes that read; 0 reads when asked.
     """
     loader: Any = DataLoader(

@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: a metrics file, TensorBoard, Weights & Biases."""
+"""Destinations of a training's numbers: a metrics file, TensorBoard, Weights & Biases."""
 
 import importlib
 import json
@@ -16,13 +16,13 @@ from swifti2v.storage import write_whole
 
 
 class Tracker(Protocol):
-    """Takes the numbers and pictures of a training."""
+    """Destination of the numbers and pictures of a training."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Note the metrics of a step; a step may be logged more than once (training, validation).
 
         Args:
-            step: From 1; 0 is what was measured before the first.
+            step: Number of the step, from 1; 0 is the state before the first.
             metrics: Numbers by name.
         """
         ...
@@ -31,8 +31,8 @@ class Tracker(Protocol):
         """Note a picture of a step.
 
         Args:
-            step: As in ``log``.
-            name: Of the series it belongs to.
+            step: See ``log``.
+            name: Name of the series it belongs to.
             path: An image file that stays where it is.
         """
         ...
@@ -84,7 +84,7 @@ class MetricsFile:
             How many lines were dropped.
 
         Raises:
-            LoadingError: A line that is not the last is no JSON object with a step.
+            LoadingError: A line that is not the last is not a JSON object with a step.
         """
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = []
@@ -92,7 +92,7 @@ class MetricsFile:
             step = _read_step(line)
             if step is None and number < len(lines):
                 raise LoadingError(
-                    f"{self.path}, line {number} is no JSON object with a step; repair or remove it"
+                    f"{self.path}, line {number} is not a JSON object with a step; remove it"
                 )
             if step is not None and step <= num_steps:
                 kept.append(line)
@@ -118,7 +118,7 @@ class TensorBoardTracker:
     training that continues from a checkpoint replaces the steps after it.
 
     Args:
-        directory: Of the event files.
+        directory: Directory of the event files.
 
     Raises:
         InputError: tensorboard is not installed.
@@ -160,8 +160,8 @@ class WandbTracker:
 
     Args:
         project: Name of the project.
-        directory: Of wandb's local files; must exist.
-        run_id: Of this training; a run of this id is continued, so that a resumed training stays
+        directory: Directory of wandb's local files; must exist.
+        run_id: Id of this training; a run of this id is continued, so that a resumed training stays
             one run. It takes no step before its last one again.
         config: Settings to keep with the run.
 
@@ -201,8 +201,8 @@ def open_trackers(
 
     Args:
         names: ``tensorboard``, ``wandb``.
-        directory: Of the run.
-        settings: Of the run, for ``wandb``.
+        directory: Directory of the run.
+        settings: Settings of the run, for ``wandb``.
 
     Raises:
         InputError: One is not installed.

@@ -58,11 +58,11 @@ class Trainer:
     """Trains a task.
 
     Args:
-        task: What to train.
-        config: How.
+        task: Task to train.
+        config: Settings of the training.
         phases: One after the other.
-        directory: Of the run.
-        ranks: Who takes part.
+        directory: Directory of the run.
+        ranks: Processes that take part.
         trackers: Besides ``metrics.jsonl``.
     """
 
@@ -114,15 +114,15 @@ class Trainer:
         """Train until the phases, or ``max_steps`` steps in all, are done.
 
         Args:
-            resume: Continue the directory's latest checkpoint; begin where there is none.
+            resume: Continue the directory's latest checkpoint; without one the training begins.
             max_steps: Stop earlier, with a checkpoint.
             on_step: See ``OnStep``.
 
         Raises:
             NumericalError: The loss or its gradient is NaN or infinite; the last checkpoint is good.
-            LoadingError: The checkpoint is damaged or of other settings.
+            LoadingError: The checkpoint is damaged or belongs to other settings.
             StorageError: A checkpoint cannot be written.
-            OutOfMemoryError: With what to change.
+            OutOfMemoryError: The step does not fit; the message says what to change.
         """
         if resume and (latest := find_latest(self.directory / "checkpoints")) is not None:
             self._load(latest)
@@ -238,7 +238,7 @@ class Trainer:
                 )
 
     def _count_noise_levels(self) -> None:
-        """Those of all ranks: they follow from the step."""
+        """Count the noise levels of all ranks, which follow from the step."""
         if isinstance(self.task, NoiseTask):
             size = self.config.batch_size
             whole = Draw(
@@ -258,7 +258,7 @@ class Trainer:
     def _build_optimizer(self) -> torch.optim.Optimizer:
         trained = trained_weights(self.model)
         if not trained:
-            raise ConfigError("no weight of the model is to be trained; check what is frozen")
+            raise ConfigError("no weight of the model can be trained; check the frozen parts")
         return build_optimizer(trained, self.phases[self.phase].optimizer, seed=self.config.seed)
 
     def _read_batches(self) -> Iterator[list[tuple[Draw, Any]]]:
@@ -336,7 +336,7 @@ class Trainer:
         # What is frozen comes from where the model was loaded, not from checkpoints.
         options = StateDictOptions(ignore_frozen_params=True)
         is_new = not self.optimizer.state
-        self.optimizer.zero_grad()  # a new optimizer's state is made only where there is none
+        self.optimizer.zero_grad()  # a new optimizer makes its state only if it has none
         model, optimizer = get_state_dict(self.model, self.optimizer, options=options)
         if is_new:  # it was made by a step of size 0, which must not count
             for state in self.optimizer.state.values():
@@ -367,7 +367,7 @@ class Trainer:
             raise LoadingError(
                 f"{path} is of a run with batch_size {state['batch_size']} in phase "
                 f"{state['phase'] + 1}; this one has {self.config.batch_size} and "
-                f"{len(self.phases)} phases: continue with the settings it was begun with"
+                f"{len(self.phases)} phases: continue with the settings of its start"
             )
         self.phase = state["phase"]
         if self.phase < len(self.phases):

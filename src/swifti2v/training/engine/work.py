@@ -29,7 +29,7 @@ MEASURED_SIZE = 4096
 
 @dataclass(slots=True)
 class Work:
-    """What a step computed on this rank."""
+    """Work of a step on this rank."""
 
     tokens: int = 0
     """Tokens that went into the transformer."""
@@ -55,13 +55,15 @@ def count_flops(
     and photo and all that is done value by value.
 
     Args:
-        config: Of ``WanTransformer3DModel``.
+        config: Configuration of ``WanTransformer3DModel``.
         num_tokens: L of one sample.
-        num_samples: How many.
-        parameters: Of the model; the trained ones say how much of the weights' gradient is needed.
-        num_text_tokens: Of one sample.
-        num_image_tokens: Of the photo's embedding.
-        num_given_tokens: Of the L, those that the last block attends to and does not compute.
+        num_samples: Number of samples.
+        parameters: Parameters of the model; the trained ones say how much of the weights' gradient
+            is needed.
+        num_text_tokens: Number of text tokens of one sample.
+        num_image_tokens: Number of tokens of the photo's embedding.
+        num_given_tokens: Number of those L tokens to which the last block attends without
+            computing them.
     """
     width: int = config["num_attention_heads"] * config["attention_head_dim"]
     keys = num_text_tokens + num_image_tokens  # of the second attention
@@ -149,7 +151,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype, size: int = MEASURED_
 
     Args:
         device: That computes it.
-        dtype: Of the matrices.
+        dtype: Number type of the matrices.
         size: Their side.
     """
     matrix = torch.ones(size, size, device=device, dtype=dtype)

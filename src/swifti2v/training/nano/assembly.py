@@ -34,9 +34,9 @@ def assemble(
 
     Args:
         config: Settings; they give the model's defaults.
-        codecs: Of Stage I and Stage II, with statistics.
+        codecs: Codecs of Stage I and Stage II, with statistics.
         text_encoder: Not changed.
-        transformers: Of Stage I and Stage II; not changed.
+        transformers: Transformers of Stage I and Stage II; not changed.
         directory: To write; it appears, or is replaced, only once it is whole.
     """
     components = Components(

@@ -1,4 +1,4 @@
-"""How long the parts of nano are trained: one budget for all of them."""
+"""Training times of nano's parts: one budget for all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,9 +9,9 @@ from swifti2v.training.nano.config import NanoConfig
 
 AnyPhase = TypeVar("AnyPhase", bound=PhaseConfig)
 NanoPart = Literal["text", "stage1", "stage2"]
-"""What is trained one after the other."""
+"""Parts that are trained one after the other."""
 MINUTES_SHARE: dict[NanoPart, float] = {"text": 0.06, "stage1": 0.44, "stage2": 0.5}
-"""How ``limit_minutes`` divides a budget."""
+"""Shares by which ``limit_minutes`` divides a budget."""
 REDRAWN_PER_MINUTE = 0.56
 """Stage-transition clips for a minute of a budget, where a phase asks for any."""
 

@@ -19,7 +19,7 @@ class CameraMoveSource:
 
     Args:
         scenes: Pictures of at least the clips' size, with what stands in front in them.
-        sizes: Of the clips in pixels, with the share of the steps that take each.
+        sizes: Sizes of the clips in pixels, with the share of the steps that take each.
         lengths: Latent frames of a whole clip, with the share of the steps that take each.
         num_drawn: Latent frames that a step draws besides the photo's, with the share of the steps.
             The chart tells their time.

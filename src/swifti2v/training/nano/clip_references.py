@@ -1,4 +1,4 @@
-"""What Stage II is given for clips in memory, made once for whole frames and read in crops."""
+"""References of Stage II for clips in memory, made once for whole frames and read in crops."""
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -31,8 +31,8 @@ class ClipReferences:
 
     Args:
         clips: ``[T, H, W, 3]`` uint8 each.
-        downscale: Stage I's.
-        stage2: Says how the reference is made.
+        downscale: Divisor of Stage I.
+        stage2: Settings of the reference.
     """
 
     def __init__(self, clips: Sequence[Frames], downscale: int, stage2: Stage2Config) -> None:
@@ -40,7 +40,7 @@ class ClipReferences:
         self._find_motion = lru_cache(maxsize=NUM_KEPT)(self._search)
 
     def read(self, clip: int, start: int, places: Sequence[int], crop: Crop) -> Tensor:
-        """What a crop of a clip's frames becomes, ``[1, 3, N, h, w]``, not clamped.
+        """Read the reference of a crop of a clip's frames, ``[1, 3, N, h, w]``, not clamped.
 
         Args:
             clip: Index.
@@ -74,13 +74,13 @@ def carry_known(
     downscale: int,
     stage2: Stage2Config,
 ) -> Tensor:
-    """What Stage II is given for a part of a clip whose motion is known.
+    """Make the reference of Stage II for a part of a clip whose motion is known.
 
     Args:
         video: ``[3, N, h, w]`` in [-1, 1], the crop; frame 0 is the photo's.
         photo: ``[3, 1, H, W]``, the whole first frame.
         displacement: ``[2, N, h, w]``, where each point was in the photo, in pixels.
-        crop: Where the part lies.
+        crop: Place of the part.
         downscale: Stage I's.
         stage2: Says how the reference is made.
 

@@ -32,8 +32,8 @@ def fit_codec(
     Args:
         clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
         space_factor: Side of a cell in pixels, 8 or 4.
-        downscale: How much smaller than the clips the videos are that it is for.
-        seed: Of the pieces.
+        downscale: Divisor from the clips' size to that of the codec's videos.
+        seed: Seed of the pieces.
 
     Raises:
         InputError: A clip is too short.

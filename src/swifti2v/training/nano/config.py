@@ -40,7 +40,7 @@ class TextEncoderConfig:
             ),
         ),
     )
-    """How long, and how fast."""
+    """Length and learning rate of the training."""
 
     def __post_init__(self) -> None:
         if self.width < 32 or self.width % 32:
@@ -104,7 +104,7 @@ class Stage1TrainingConfig:
             ),
         ),
     )
-    """How long, and how fast."""
+    """Length and learning rate of the training."""
 
     def __post_init__(self) -> None:
         if not self.num_drawn_frames or min(self.num_drawn_frames) < 1:
@@ -128,7 +128,7 @@ class Stage2Phase(PhaseConfig):
     """A part of Stage II's curriculum."""
 
     mix: MixConfig = field(default_factory=MixConfig)
-    """Of what the samples are made."""
+    """Shares of the kinds of samples."""
     num_frames: dict[int, float] = field(default_factory=lambda: {33: 0.85, 81: 0.15})
     """Frames of the clips whose segments are trained, 4k + 1, with the part of the steps."""
 
@@ -146,7 +146,7 @@ class RedrawConfig:
     sigma: tuple[float, float] = (0.6, 1.0)
     """Least and greatest noise level that Stage I starts from."""
     seed: int = 2
-    """Of pictures, views and noise."""
+    """Seed of pictures, views and noise."""
 
 
 @settings
@@ -174,7 +174,7 @@ class Stage2TrainingConfig:
             ),
         ),
     )
-    """How long, how fast, and on what."""
+    """Length, learning rate and data of the phases."""
 
     def __post_init__(self) -> None:
         if self.crop < 16 or self.crop % 16:
@@ -198,11 +198,11 @@ class NanoConfig:
     max_text_length: int = 128
     """Tokens the transformers see."""
     num_inference_steps: int = 1
-    """Of the trained model."""
+    """Denoising steps of the trained model."""
     held_out: tuple[str, ...] = ()
     """File names without suffix that are not trained on."""
     max_clip_frames: int | None = None
-    """Most frames read of a clip; none reads all."""
+    """Most frames read of a clip; None reads all."""
     num_procedural_clips: int = 7
     """Clips made where there is no data folder."""
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)

@@ -61,7 +61,7 @@ def initialize_stage2(transformer: WanTransformer3DModel, references: Iterable[T
 def principal_components(
     references: Iterable[Tensor], patch: int, number: int
 ) -> tuple[Tensor, Tensor]:
-    """What tokens of references vary in most.
+    """Principal components of the tokens of references.
 
     Args:
         references: ``[B, C, F, h, w]`` each.

@@ -19,11 +19,11 @@ from swifti2v.training.data.readers import CLIP_SUFFIXES, PHOTO_SUFFIXES
 logger = logging.getLogger(__name__)
 
 GREY = (128, 128, 128)
-"""Behind what is see-through."""
+"""Colour behind see-through pictures."""
 STILL_INTERVAL = 20
-"""Every so many frames of a clip serve as stills too."""
+"""Distance in frames between those of a clip that also serve as stills."""
 PICTURE_INTERVAL = 30
-"""Every so many frames of a clip serve as pictures too."""
+"""Distance in frames between those of a clip that also serve as pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def read_material(
         width: Pixels.
         fps: Frames a second.
         held_out: File names without suffix to leave out, for testing later.
-        max_frames: Of each clip; None reads all.
+        max_frames: Most frames of each clip; None reads all.
 
     Raises:
         InputError: The folder is missing, holds no clip, or a held-out name is not in it.
@@ -129,9 +129,9 @@ def make_procedural_material(
     Args:
         height: Pixels.
         width: Pixels.
-        num_frames: Of each clip.
+        num_frames: Number of frames of each clip.
         num_clips: Clips; there are as many photos beside them.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
     """
     rng = np.random.default_rng(seed)
     clips = []

@@ -27,7 +27,7 @@ from swifti2v.training.windows import WindowConfig, draw_window
 
 @settings
 class MixConfig:
-    """What part of the samples is which."""
+    """Shares of the kinds of samples."""
 
     clips: float = 1.0
     """Clips and their own small versions."""
@@ -59,13 +59,13 @@ class TransitionClip:
     """A clip and what Stage I made of its small version."""
 
     name: str
-    """For messages."""
+    """Name for messages."""
     frames: Frames
     """``[T, H, W, 3]``, the truth."""
     low: Frames
     """``[T, h, w, 3]``."""
     prompt: str
-    """What the clip shows."""
+    """Text that describes the clip."""
 
 
 class MaterialSource:
@@ -77,7 +77,7 @@ class MaterialSource:
     Args:
         material: Clips and pictures.
         transition: Stage-transition samples.
-        mix: Of the three.
+        mix: Shares of the three kinds.
         crop: Side in pixels, a multiple of 16.
         downscale: Stage I's.
         lengths: Frames of the clips, with the part of the steps that take each.
@@ -156,7 +156,7 @@ class MaterialSource:
         return name, video, reference, ""
 
     def _shares(self, num_frames: int) -> NDArray[np.float64]:
-        """Of clips, pictures and transition samples among those that are long enough."""
+        """Shares of clips, pictures and transition samples among those that are long enough."""
         long_enough = (
             max(map(len, self.material.clips), default=0) >= num_frames,
             True,

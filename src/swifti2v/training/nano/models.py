@@ -14,9 +14,9 @@ from swifti2v.models.vae.block_codec import count_channels
 from swifti2v.shapes import NUM_WAYS, ScaleFactors
 
 STAGE1_SCALE = ScaleFactors(time=4, space=4, patch=2)
-"""Of Stage I's codec and patches."""
+"""Scale factors of Stage I's codec and patches."""
 STAGE2_SCALE = ScaleFactors(time=4, space=8, patch=2)
-"""Of Stage II's codec and patches."""
+"""Scale factors of Stage II's codec and patches."""
 
 
 @settings
@@ -90,7 +90,7 @@ def make_stage2_transformer(
     Its output layer is 0: it begins with the reference.
 
     Args:
-        size: Of the transformer.
+        size: Size of the transformer.
         text_dim: Features of a prompt's token.
         reads_noise: False for a model of one step, to which the noise says nothing.
     """
@@ -109,7 +109,7 @@ def make_stage2_transformer(
 
 
 def transformer_config(size: NanoSize, text_dim: int) -> dict[str, Any]:
-    """What both stages' transformers have in common."""
+    """Configuration that both stages' transformers share."""
     return {
         "num_attention_heads": size.num_heads,
         "attention_head_dim": 64,

@@ -1,4 +1,4 @@
-"""What the parts of nano's training take."""
+"""Costs of the parts of nano's training."""
 
 import torch
 

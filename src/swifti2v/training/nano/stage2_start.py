@@ -38,7 +38,7 @@ def make_stage2_task(
     """Nano's Stage II, which no prompt reaches: most of its clips have no captions.
 
     Args:
-        transformer: To train.
+        transformer: Model to train.
         codec: Encodes the samples.
         objective: Settings of the loss.
         stage2: Settings that sampling will have.
@@ -84,7 +84,7 @@ def redraw_motions(
         pictures: ``[H, W, 3]`` each, drawn from at random.
         size: Height and width of the clips.
         settings: Length of the clips, and how Stage I samples.
-        config: How many, and at which noise levels.
+        config: Number of samples and their noise levels.
     """
     transition = TransitionConfig(
         generation=settings, sigma_low=config.sigma[0], sigma_high=config.sigma[1], seed=config.seed

@@ -23,7 +23,7 @@ from swifti2v.training.engine.session import Session, save_trained, train_task
 from swifti2v.training.nano.config import TextEncoderConfig
 
 VOCABULARY = 384
-"""256 bytes, three special tokens, and room as ByT5 has it."""
+"""256 bytes, three special tokens, and spare ones as in ByT5."""
 
 
 SPEEDS = (SLOW, 1.0, FAST)
@@ -98,7 +98,7 @@ class TextTask:
 
     Args:
         config: Size of the encoder.
-        device: Where to train.
+        device: Device to train on.
     """
 
     def __init__(self, config: TextEncoderConfig, device: torch.device) -> None:
@@ -144,7 +144,7 @@ def train_text_encoder(config: TextEncoderConfig, session: Session) -> Path:
 
     Args:
         config: Settings.
-        session: Where, with whom and how far.
+        session: Directory, processes and number of steps of the training.
 
     Returns:
         The encoder's directory, in the layout of ``transformers``.

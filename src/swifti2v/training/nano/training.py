@@ -57,11 +57,11 @@ class NanoTraining:
 
     Args:
         config: Settings.
-        output_dir: In the end it holds ``model/``, which ``SwiftI2VPipeline.from_pretrained``
-            loads, ``config.yaml``, and for each part ``training/PART/`` with its checkpoints and
-            metrics.
+        output_dir: Directory of the training; at the end it holds ``model/``, which
+            ``SwiftI2VPipeline.from_pretrained`` loads, ``config.yaml``, and for each part
+            ``training/PART/`` with its checkpoints and metrics.
         material: Clips and pictures.
-        device: Where to train.
+        device: Device to train on.
         on_step: Called after each step; raising in it stops, and another call continues.
     """
 
@@ -246,7 +246,7 @@ def train_nano(
         config: Settings.
         output_dir: Made if it is not there; see ``NanoTraining``.
         data_dir: Folder of clips and photos; None trains on procedural material.
-        device: Where to train.
+        device: Device to train on.
         resume: Continue what is in ``output_dir``.
         allows_changed_data: Continue although ``data_dir`` has changed.
         on_step: Called after each step; raising in it stops, and ``resume`` continues.

@@ -1,4 +1,4 @@
-"""What takes the fine detail out of latents, so that a model can learn to bring it back."""
+"""Degradations that take the fine detail out of latents, so that a model learns to restore it."""
 
 import math
 from typing import Literal
@@ -13,12 +13,12 @@ from swifti2v.errors import ConfigError, ShapeError
 
 @settings
 class DegradationConfig:
-    """How latents lose their detail."""
+    """Settings of a degradation of latents."""
 
     kind: Literal["down_up", "blur", "noise"] = "down_up"
     """Resized down and back up; blurred; or with noise added."""
     factor: float = 2.0
-    """Of ``down_up``, along height and width."""
+    """Factor of ``down_up`` along height and width."""
     blur: float = 1.0
     """Standard deviation of the Gaussian of ``blur``, in latent cells."""
     noise: float = 0.1
@@ -42,8 +42,8 @@ def degrade_latents(
     Args:
         latents: ``[B, C, F, h, w]``; not changed.
         config: Settings.
-        generator: Of ``noise``, on the CPU; the global one if not given. The other kinds draw
-            nothing.
+        generator: Generator of ``noise``, on the CPU; the global one if not given. The other kinds
+            draw nothing.
 
     Returns:
         ``[B, C, F, h, w]``.

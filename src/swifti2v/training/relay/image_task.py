@@ -1,4 +1,4 @@
-"""What a relay trains on an image: to make one frame, whole or with the detail it has lost."""
+"""Task of a relay on images: make one frame, or restore its lost detail."""
 
 from dataclasses import field
 from typing import Literal
@@ -28,17 +28,18 @@ ONE_FRAME = Segment(index=0, context=(), target=(0,))
 
 @settings
 class ImageObjective:
-    """What a step asks of the transformer."""
+    """Settings of the loss of a step."""
 
     loss: Literal["flow", "hfato"] = "flow"
     """Flow matching; or bring back detail, see ``swifti2v.training.objectives.hfato_loss``."""
     noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
-    """At which noise levels."""
+    """Noise levels of the samples."""
     error_of: Literal["velocity", "clean"] = "velocity"
-    """Of ``flow``: the velocity, or the clean latents, which counts all noise levels alike."""
+    """Quantity whose error ``flow`` measures: the velocity, or the clean latents, which weighs all
+    noise levels equally."""
     degradation: DegradationConfig | None = field(default_factory=DegradationConfig)
-    """How ``hfato`` takes the detail out of the latents. None takes those of the image made
-    ``stage1.downscale`` times smaller and larger again: what sampling starts from."""
+    """Degradation of the latents for ``hfato``. None takes the latents of the image made
+    ``stage1.downscale`` times smaller and larger again, from which sampling starts."""
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
 
@@ -50,9 +51,9 @@ class ImageTask(LatentTask[FrameSource[ImageBatch]]):
     smaller and larger again beside the latents, as in sampling.
 
     Args:
-        transformer: To train, whole or through an adapter.
+        transformer: Model to train, whole or through an adapter.
         vae: Frozen.
-        sources: Of each phase.
+        sources: Sources of each phase.
         objective: Settings of the loss.
         settings: The open points of Stage II, as sampling will have them, with the attention to
             train with.
@@ -128,7 +129,7 @@ class ImageTask(LatentTask[FrameSource[ImageBatch]]):
 
 
 def _degrade(latents: Tensor, config: DegradationConfig, draw: Draw) -> Tensor:
-    """Every sample with a source of noise of its own."""
+    """Degrade every sample with its own source of noise."""
     degraded = [
         degrade_latents(one, config, torch.Generator().manual_seed(int(rng.integers(2**63 - 1))))
         for one, rng in zip(torch.split(latents, 1), draw.samples(), strict=True)

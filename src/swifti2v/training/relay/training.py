@@ -66,7 +66,7 @@ class RelayConfig:
     objective: ImageObjective = field(default_factory=ImageObjective)
     """Loss and noise levels."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """As sampling will have it at this size."""
+    """Attention of sampling at this size."""
     crop: int | None = None
     """Side of a random square to train on instead of whole images."""
 
@@ -76,7 +76,7 @@ class RelayConfig:
 
     @property
     def buckets(self) -> list[PixelShape]:
-        """Of all phases."""
+        """Buckets of all phases."""
         return [shape for phase in self.phases for shape in phase.data.rules.shapes]
 
 
@@ -85,11 +85,12 @@ class RelayTraining:
     """Settings of ``swifti2v train relay``."""
 
     model: str = "nano"
-    """Its Stage II without its own LoRAs is W0: see ``SwiftI2VPipeline.from_pretrained``."""
+    """Model whose Stage II without its own LoRAs is W0, see
+    ``SwiftI2VPipeline.from_pretrained``."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Changes to the model's settings."""
     num_procedural_images: int = 8
-    """Of each bucket, where no manifest is given."""
+    """Images of each bucket, where no manifest is given."""
     first: RelayConfig | None = None
     """Low-resolution images; none leaves it out."""
     first_lora: str | None = None
@@ -119,7 +120,7 @@ class RelayTraining:
 
     @property
     def relays(self) -> dict[str, RelayConfig]:
-        """Those to train, in order, by their recipe."""
+        """Relays to train, in order, by their recipe."""
         both = {RELAY1: self.first, RELAY2: self.second}
         return {recipe: relay for recipe, relay in both.items() if relay is not None}
 
@@ -133,7 +134,8 @@ def train_relay(config: RelayTraining, session: Session) -> Path:
 
     Args:
         config: Settings.
-        session: Where, with whom and how far; ``max_steps`` counts those of both.
+        session: Directory, processes and number of steps of the training; ``max_steps`` counts the
+            steps of both.
 
     Returns:
         ``relay2.safetensors``, or ``relay1.safetensors`` where that is all; where it was stopped
@@ -215,7 +217,7 @@ def require_sizes(relay: RelayConfig, parts: Components) -> None:
         parts: The model.
 
     Raises:
-        ShapeError: As said.
+        ShapeError: The images are refused.
     """
     patch = int(parts.stage2_transformer.config["patch_size"][1])
     scale = scale_factors(parts.stage2_vae, patch)

@@ -1,4 +1,4 @@
-"""What a step of Stage I and Stage II is trained on: clips and windows, as frames or as latents."""
+"""Batches of Stage I and Stage II: clips and windows, as frames or as latents."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class PromptedBatch:
     num_replaced: int
     """Samples that could not be read and were replaced."""
     prompts: tuple[str, ...]
-    """What the samples show."""
+    """Prompts of the samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Stage1Batch(PromptedBatch):
     course: Course
     """Clock and sway of the T frames of each clip."""
     displacement: Tensor | None = None
-    """``[b, 2, T, h, w]``, where each point was in the photo, in pixels; None where nobody knows."""
+    """``[b, 2, T, h, w]``, places of each point in the photo, in pixels; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,7 @@ class Stage2Batch(PromptedBatch):
     """Windows of clips, all of the same segment."""
 
     segment: Segment
-    """Within the whole clip."""
+    """Segment within the whole clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a training's frozen encoders would compute, computed before it and kept."""
+"""Output of a training's frozen encoders, computed before the training and kept."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,23 +32,23 @@ class PieceJob:
     """A piece of a clip that steps ask for."""
 
     phase: int
-    """In which."""
+    """Index of the phase."""
     piece: Piece
-    """Which."""
+    """Piece of a clip."""
     windows: tuple[Window, ...]
     """Latent frames to keep of it, each as an entry; the empty one keeps all."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """What a shard makes."""
+    """Entries that a shard makes."""
 
     prompts: tuple[str, ...]
     """All different ones, of whole manifests."""
     jobs: tuple[PieceJob, ...]
     """Each piece once; none where only prompts are asked for."""
     num_bytes: int
-    """Of all latents."""
+    """Bytes of all latents."""
 
     @property
     def num_entries(self) -> int:
@@ -58,7 +58,7 @@ class CachePlan:
 
 @dataclass(kw_only=True, slots=True)
 class CacheReport:
-    """What a run made of a plan."""
+    """Result of a run for a plan."""
 
     prompts_made: int = 0
     prompts_kept: int = 0
@@ -72,9 +72,10 @@ class CacheMaking:
     """Fills the cache of a training with what its steps will ask for, and nothing else.
 
     Args:
-        config: Of the training. Where its ``cache`` asks for prompts only, only they are made.
-        directory: Of the cache.
-        device: Where to encode.
+        config: Settings of the training. If its ``cache`` asks for prompts only, only they are
+            made.
+        directory: Directory of the cache.
+        device: Device that encodes.
         shard: ``(i, n)``: the i-th of n parts, from 1.
 
     Raises:
@@ -146,7 +147,7 @@ class CacheMaking:
         return report
 
     def _draws(self, max_steps: int | None) -> Iterator[tuple[int, Draw]]:
-        """Every step with its phase, all samples together."""
+        """Yield every step with its phase, all samples together."""
         run, step = self.config.run, 0
         for number, phase in enumerate(self.config.phases):
             if phase.steps is None:

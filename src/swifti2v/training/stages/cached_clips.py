@@ -1,4 +1,4 @@
-"""A manifest's clips as Stage I and Stage II take them, encoded before the training."""
+"""Clips of a manifest for Stage I and Stage II, encoded before the training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,18 +26,18 @@ from swifti2v.training.stages.encoded_clips import EncodedStage1, EncodedStage2
 from swifti2v.training.stages.latents import encode_clips
 
 CODE = 2
-"""Raised when the same clip and VAE give something else than before."""
+"""Version of the code; raised when the same clip and VAE give other latents than before."""
 Window = tuple[int, ...]
-"""Latent frames of an entry; none means all."""
+"""Latent frames of an entry; an empty tuple means all."""
 
 
 def open_latents(directory: Path, stage: str, vae: VideoVAE, **others: Any) -> TensorCache:
     """The cache of a stage's latents, below the directory of all caches of a training.
 
     Args:
-        directory: Of all caches.
+        directory: Directory of all caches.
         stage: ``stage1`` or ``stage2``.
-        vae: What encodes.
+        vae: VAE that encodes.
         others: Settings and models that decide the latents as well, as plain values.
 
     Raises:
@@ -51,11 +51,11 @@ def open_latents(directory: Path, stage: str, vae: VideoVAE, **others: Any) -> T
 class ClipCache:
     """Latents of pieces of clips. An entry knows the files it was made from.
 
-    A piece that could not be read has an entry too, so that training skips what was skipped.
+    A piece that could not be read has an entry too, so that training skips it as well.
 
     Args:
-        clips: Of a manifest.
-        cache: From ``open_latents``.
+        clips: Clips of a manifest.
+        cache: Cache from ``open_latents``.
     """
 
     def __init__(self, clips: ManifestClips, cache: TensorCache) -> None:
@@ -63,7 +63,7 @@ class ClipCache:
         self._hashes: dict[str, dict[str, Any]] = {}
 
     def key(self, piece: Piece, window: Window = ()) -> str:
-        """Name of an entry: which clip, which part of it, which latent frames."""
+        """Name of an entry, from its clip, the part of it and its latent frames."""
         placement = self.clips.placements[piece.name]
         sample, fps = placement.sample, self.clips.fps
         reference = "" if sample.reference is None else sample.reference.name
@@ -71,7 +71,7 @@ class ClipCache:
         return make_key(sample.id, reference, fps, self._first(piece), *parts)
 
     def has(self, piece: Piece, window: Window = ()) -> bool:
-        """Whether tensors are there, made from the files as they are now."""
+        """Whether the cache holds tensors of the present files."""
         return self.cache.record(self.key(piece, window)) == self._origin(piece)
 
     def read(self, piece: Piece, window: Window = ()) -> Entry:
@@ -79,7 +79,7 @@ class ClipCache:
 
         Raises:
             MediaError: The piece could not be read when the cache was made.
-            InputError: It is not there, or the files have changed since.
+            InputError: The entry is missing, or the files have changed since.
         """
         name = f"{self._describe(piece)}, latent frames {', '.join(map(str, window)) or 'all'}"
         entry = self.cache.require(self.key(piece, window), name, self._origin(piece), REMEDY)
@@ -115,7 +115,7 @@ class ClipCache:
         return draw_first(sample, bucket, self.clips.fps, rng, placement.facts)
 
     def _origin(self, piece: Piece) -> dict[str, Any]:
-        """Hashes of the files that a piece is from, as they were when first asked for."""
+        """Hashes of the files of a piece at their first use."""
         if piece.name not in self._hashes:
             placement = self.clips.placements[piece.name]
             reference = placement.sample.reference
@@ -134,7 +134,7 @@ class ClipCache:
 
 
 def _hash(open_: Any) -> str | None:
-    """Of a file that a function gives the path or the content of; None where it is gone."""
+    """Hash of a file whose path or content a function gives; None if it is gone."""
     try:
         source = open_()
         if isinstance(source, Path):
@@ -149,7 +149,7 @@ class CachedStage1:
     """Clips of Stage I that are encoded before the training: a ``Stage1Source``.
 
     Args:
-        clips: What each step asks for.
+        clips: Clips of each step.
         encoder: Encodes it, before.
         cache: Keeps it.
     """
@@ -194,7 +194,7 @@ class CachedStage2:
     """Windows of clips that are encoded before the training: a ``Stage2Source``.
 
     Args:
-        clips: What each step asks for.
+        clips: Clips of each step.
         encoder: Encodes it, before.
         cache: Keeps it, window by window.
     """

@@ -24,7 +24,7 @@ class Stage1Clips:
     """Clips at Stage I's size, which is that of their buckets.
 
     Args:
-        clips: Of a manifest.
+        clips: Clips of a manifest.
     """
 
     def __init__(self, clips: ManifestClips) -> None:
@@ -50,7 +50,7 @@ class Stage2Clips:
     """Windows of clips at the output size, with their small versions or Stage I's.
 
     Args:
-        clips: Of a manifest; their buckets have the output size.
+        clips: Clips of a manifest; their buckets have the output size.
         windows: Segments to draw from.
         vae: A causal one is given all frames up to the window's end.
         downscale: Stage I's.
@@ -78,7 +78,7 @@ class Stage2Clips:
                 )
 
     def ask(self, draw: Draw) -> tuple[list[Piece], Segment]:
-        """What a micro-batch trains on: pieces of clips, and the segment of the whole step."""
+        """Choose pieces of clips for a micro-batch, and the segment of the whole step."""
         num_latent_frames = latent_frames(self.clips.bucket(draw.step).num_frames, self.time_factor)
         segment = draw_window(self.windows, self.stage2, num_latent_frames, draw.shared())
         return self.clips.pieces(draw, self.crop, self.downscale), segment

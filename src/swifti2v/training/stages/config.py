@@ -15,10 +15,10 @@ from swifti2v.training.windows import WindowConfig
 
 @settings
 class CacheConfig:
-    """What is read instead of computed; ``swifti2v data cache`` makes it."""
+    """Cache that is read instead of computing; ``swifti2v data cache`` makes it."""
 
     directory: str
-    """Of embeddings, latents, facts about the clips, and procedural clips where there are some."""
+    """Directory of embeddings, latents, facts about the clips, and procedural clips if used."""
     latents: bool = True
     """Read latents instead of frames; otherwise only the prompts' embeddings."""
 
@@ -28,15 +28,15 @@ class FineTuningConfig:
     """Settings that the trainings of both stages have."""
 
     model: str = "nano"
-    """Where everything starts: see ``SwiftI2VPipeline.from_pretrained``."""
+    """Model from which training starts, see ``SwiftI2VPipeline.from_pretrained``."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Changes to the model's settings: sizes, and the open points of Stage II."""
     num_procedural_clips: int = 7
-    """Of each bucket, where no manifest is given."""
+    """Clips of each bucket, where no manifest is given."""
     cache: CacheConfig | None = None
     """None runs the frozen encoders in each step."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    """What is measured every ``run.validation_steps``."""
+    """Measurements to make every ``run.validation_steps``."""
     run: RunConfig = field(default_factory=RunConfig)
     """Batch, precision, checkpoints."""
     phases: tuple[ClipsPhase, ...] = (ClipsPhase(steps=1000),)

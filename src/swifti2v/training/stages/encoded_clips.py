@@ -1,4 +1,4 @@
-"""Frames of clips as Stage I and Stage II take them: encoded in each step by the frozen models."""
+"""Frames of clips for Stage I and Stage II, encoded in each step by the frozen models."""
 
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +29,7 @@ class EncodedStage1:
     Args:
         frames: Loads the clips.
         pipeline: Its VAE encodes.
-        stage1: Says what follows the photo in the condition.
+        stage1: Settings of the frames after the photo in the condition.
         encode_photos: Frozen image encoder, for models that take its embeddings.
     """
 
@@ -93,7 +93,7 @@ class EncodedStage2:
 
 
 def photo_encoder(parts: Components) -> EncodePhotos | None:
-    """What encodes photos for a model; None where it has no image encoder."""
+    """Return the encoder of photos for a model; None without an image encoder."""
     return None if parts.image_encoder is None else partial(_embed_photos, parts)
 
 

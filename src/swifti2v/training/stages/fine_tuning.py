@@ -37,7 +37,7 @@ class FineTuning:
 
     Args:
         config: Settings.
-        session: Where, with whom and how far.
+        session: Directory, processes and number of steps of the training.
 
     Raises:
         InputError: The cache is not there, or lacks prompts.

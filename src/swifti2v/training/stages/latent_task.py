@@ -1,4 +1,4 @@
-"""What all trainings of a transformer on latents do alike."""
+"""Parts that all trainings of a transformer on latents share."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +18,11 @@ SourceT = TypeVar("SourceT", bound=FrameSource[Any])
 
 
 class LatentObjective(Protocol):
-    """Settings that all losses on latents have."""
+    """Settings that all losses on latents share."""
 
     @property
     def noise(self) -> NoiseLevelConfig:
-        """At which noise levels."""
+        """Noise levels of the samples."""
 
     @property
     def channel_weight_limit(self) -> float | None:
@@ -30,10 +30,10 @@ class LatentObjective(Protocol):
 
 
 class LatentTask(Generic[SourceT]):
-    """A ``Task`` but for its model and its loss.
+    """A ``Task`` without its model and its loss.
 
     Args:
-        vae: Says what a channel counts.
+        vae: VAE whose statistics weigh the channels.
         sources: Samples of each phase.
         objective: Settings of the loss.
         encode_prompts: Frozen text encoder.

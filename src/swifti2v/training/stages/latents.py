@@ -28,7 +28,7 @@ def encode_clips(vae: VideoVAE, video: Tensor) -> Tensor:
 
 
 def each_clip(vae: VideoVAE, encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
-    """What ``encode`` makes of a batch with ``vae``, as if each clip came alone; no autocast."""
+    """Encode each clip of a batch alone with ``encode`` and ``vae``; without autocast."""
     with torch.autocast(video.device.type, enabled=False):
         if isinstance(vae, BlockCodec):  # computes every cell on its own
             return encode(video)
@@ -45,7 +45,7 @@ def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
     """Scaled latents of a window: one frame that stands alone, then whole latent frames.
 
     Args:
-        codec: With statistics.
+        codec: Codec with statistics.
         video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
 
     Returns:

@@ -24,18 +24,18 @@ def load_for_training(
     Args:
         model: See ``SwiftI2VPipeline.from_pretrained``.
         generation: Changes to the model's settings.
-        stage: What the training needs; the other stage gets no memory.
+        stage: Stage to load; the other one gets no memory.
         roles: Components that are run, on the device. The stage's others stay in host memory, and
             its transformer is not loaded.
-        device: Of this rank.
-        merges_own_loras: A LoRA belongs on the many-step base, so that the few-step one of the
-            model is left out.
+        device: Device of this rank.
+        merges_own_loras: Whether to merge the model's own LoRAs; a LoRA is trained on the many-step
+            base without the few-step one.
 
     Raises:
-        ConfigError: A setting cannot be.
+        ConfigError: A setting is not possible.
         LoadingError: A file is missing or damaged.
     """
-    # Frozen parts need no more than 16 bits on a GPU; what is trained becomes float32 again.
+    # Frozen parts need no more than 16 bits on a GPU; trained parts become float32 again.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     parts, defaults = load_components(
         model,

@@ -15,22 +15,22 @@ from swifti2v.training.engine.draws import Draw
 
 @settings
 class NoiseLevelConfig:
-    """At which noise levels a model is trained."""
+    """Noise levels at which a model is trained."""
 
     distribution: Literal["uniform", "logit_normal", "inference"] = "uniform"
     """Even over (0, 1]; the logistic function of a normal number; or only the levels that a run of
     ``num_inference_steps`` visits, each as often."""
     mean: float = 0.0
-    """Of the normal number of ``logit_normal``; above 0 prefers high noise."""
+    """Mean of the normal number of ``logit_normal``; above 0 prefers high noise."""
     std: float = 1.0
-    """Of the normal number of ``logit_normal``."""
+    """Standard deviation of the normal number of ``logit_normal``."""
     shift: float = 5.0
     """Flow shift of every draw and of the inference levels, as in sampling; 1 means none."""
     inference_share: float = 0.0
     """Part of the draws that are inference levels instead, in [0, 1]: a few-step sampler asks the
     model at these levels and no others."""
     num_inference_steps: int = 4
-    """Of the runs whose levels are the inference levels."""
+    """Steps of the runs whose levels are the inference levels."""
     stratified: bool = True
     """Spread a global batch evenly over the distribution, see ``stratify``."""
 
@@ -109,7 +109,7 @@ def stratify(uniforms: Tensor, indices: Tensor, num_strata: int, seed: int) -> T
         uniforms: ``[b]`` in [0, 1), this rank's numbers; float32 or float64.
         indices: ``[b]`` integers, their places in the global batch.
         num_strata: B, size of the global batch.
-        seed: Of the permutation; the same on all ranks, another one each step.
+        seed: Seed of the permutation; the same on all ranks, another one each step.
 
     Returns:
         ``[b]`` float64 in [0, 1), on the CPU.

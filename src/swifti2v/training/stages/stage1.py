@@ -19,21 +19,21 @@ from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 
 @settings
 class Stage1Objective:
-    """What a step asks of the transformer."""
+    """Settings of the loss of a step."""
 
     noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
-    """At which noise levels."""
+    """Noise levels of the samples."""
     error_of: Literal["velocity", "clean"] = "velocity"
     """The velocity, or the clean latents, which counts all noise levels alike."""
     channel_weight_limit: float | None = None
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
     displacement_weight: float = 1.0
-    """Of the displacement's error in pixels, or of the moved photo's where it is not known; beside
-    that of the latents."""
+    """Weight of the displacement's error in pixels, or of the moved photo's error where the
+    displacement is unknown, beside the error of the latents."""
 
 
 class Stage1Task(LatentTask[Stage1Source[Any]]):
-    """Stage I as the trainer sees it.
+    """Task of training Stage I.
 
     Args:
         pipeline: Its transformer is trained, whole or through adapters; its VAE is frozen.

@@ -20,12 +20,12 @@ from swifti2v.training.windows import WindowConfig, localize
 
 @settings
 class Stage2Objective:
-    """What a step asks of the transformer."""
+    """Settings of the loss of a step."""
 
     windows: WindowConfig = field(default_factory=WindowConfig)
-    """Which segments."""
+    """Segments of the windows."""
     noise: NoiseLevelConfig = field(default_factory=NoiseLevelConfig)
-    """At which noise levels."""
+    """Noise levels of the samples."""
     loss_on: Literal["target", "window"] = "target"
     """The target frames, or all frames of a window."""
     channel_weight_limit: float | None = None
@@ -39,7 +39,7 @@ class Stage2Task(LatentTask[Stage2Source[Any]]):
     """Stage II as the trainer sees it.
 
     Args:
-        transformer: To train.
+        transformer: Model to train.
         vae: Frozen; says what a channel counts.
         sources: Windows of each phase.
         objective: Settings of the loss.

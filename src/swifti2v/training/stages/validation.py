@@ -25,12 +25,12 @@ NUM_SHOWN = 4
 
 @settings
 class ValidationConfig:
-    """What is validated on."""
+    """Settings of a validation."""
 
     num_clips: int = 1
     """Clips, the first of the manifest."""
     seed: int = 0
-    """Of the sampling noise."""
+    """Seed of the sampling noise."""
 
 
 def validate_stage2(
@@ -39,10 +39,10 @@ def validate_stage2(
     """Refine small versions of clips and compare with the truth.
 
     Args:
-        pipe: With the transformer that is trained.
+        pipe: Pipeline with the transformer that is trained.
         clips: Real ones, or with the small version that Stage I made.
         directory: Gets ``clip-N.mp4`` and ``grid.png``: truth above, refined below.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         Means over the clips: ``psnr`` (dB, frames 1 to T-1), ``detail_coherence``, ``seam_score``
@@ -71,10 +71,10 @@ def validate_stage1(
     """Make motion references of clips' first frames and compare with the clips.
 
     Args:
-        pipe: With the transformer that is trained.
-        clips: Of Stage I's size.
+        pipe: Pipeline with the transformer that is trained.
+        clips: Clips of Stage I's size.
         directory: Gets ``clip-N.mp4`` and ``grid.png``: truth above, generated below.
-        seed: Of the noise.
+        seed: Seed of the noise.
 
     Returns:
         Means over the clips: ``psnr`` (dB, frames 1 to T-1) and ``flicker``.
@@ -109,7 +109,7 @@ def measure_round_trip(
     Args:
         vae: That is trained.
         clips: Real ones.
-        side: Of the square at the centre that is taken; None takes whole frames.
+        side: Side of the square at the centre that is taken; None takes whole frames.
         directory: Gets ``grid.png``: truth above, decoded below.
 
     Returns:

@@ -24,7 +24,7 @@ from swifti2v.training.transition.samples import (
 from swifti2v.training.transition.store import TransitionStore
 
 OnProgress = Callable[[int, int], None]
-"""Told how many clips are done, and how many of them were refused."""
+"""Callback with the numbers of finished and of refused clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

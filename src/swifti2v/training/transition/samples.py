@@ -34,7 +34,7 @@ from swifti2v.training.data.decoding import decode_clip
 from swifti2v.training.data.samples import Manifest, MediaFile, Reject, Sample
 
 MAX_PSNR = 99.0
-"""In dB; written where frames are equal."""
+"""Decibels written where frames are equal."""
 
 
 @settings
@@ -48,7 +48,7 @@ class TransitionConfig:
     sigma_high: float = 0.6
     """Highest noise level; at 1 nothing but the first frame is left."""
     seed: int = 0
-    """Of noise levels and noise; each sample mixes its id in."""
+    """Seed of noise levels and noise; each sample mixes its id in."""
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_low <= self.sigma_high <= 1:
@@ -59,14 +59,14 @@ class TransitionConfig:
 
 
 class TransitionDraw(NamedTuple):
-    """What is random about a sample."""
+    """Random values of a sample."""
 
     sigma: float
     """Noise level."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     place: float
-    """Where its window begins among all frames at which it may, in [0, 1)."""
+    """Start of its window among all possible frames, in [0, 1)."""
 
 
 class ClipWindow(NamedTuple):
@@ -79,7 +79,7 @@ class ClipWindow(NamedTuple):
     end: float
     """Seconds after the clip's first frame; the last frame begins before it."""
     notes: tuple[str, ...] = ()
-    """What reading does to the clip."""
+    """Changes made to the clip while it is read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,19 +89,19 @@ class TransitionSample:
     frames: Frames
     """``[T, h, w, 3]`` uint8, at Stage I's size."""
     draw: TransitionDraw
-    """What was drawn for it."""
+    """Random values of the sample."""
     sigmas: tuple[float, ...]
     """Noise levels from the first to 0."""
     psnr: float
     """Likeness to the true clip at this size, in dB; the first frame does not count."""
     still_psnr: float
-    """The same for a clip that repeats the true first frame: what no motion at all would get."""
+    """PSNR of a clip that repeats the true first frame: the value without any motion."""
 
 
 def draw_for(config: TransitionConfig, sample_id: str) -> TransitionDraw:
-    """What is random about a sample, from the seed of the settings and its id alone.
+    """Draw a sample's random values from the seed of the settings and its id alone.
 
-    Neither the order of samples nor sharding or a stop changes it.
+    Neither the order of samples nor sharding or a stop changes them.
     """
     digest = hashlib.sha256(f"{config.seed} {sample_id}".encode(errors="surrogateescape")).digest()
     level, seed, place = (int.from_bytes(digest[i : i + 6], "big") for i in (0, 8, 16))
@@ -124,7 +124,7 @@ def read_window(sample: Sample, config: TransitionConfig) -> ClipWindow | Reject
     resampled, scaled down and cropped exactly as training does it (``decode_clip``).
 
     Returns:
-        The window, or why there is none: the clip cannot be read, is too small, too short or of
+        The window, or the reason against it: the clip cannot be read, is too small, too short or of
         another aspect, lies in an archive, is a picture, or has a reference already.
     """
     if sample.kind != "video":
@@ -160,10 +160,10 @@ def make_row(sample: Sample, clip: Path, start: float, end: float, folder: Path)
 
     Args:
         sample: A clip in a file of its own.
-        clip: What ``TransitionStore`` wrote for it.
-        start: Of the window, in seconds.
-        end: Likewise.
-        folder: What the row's paths start from.
+        clip: File that ``TransitionStore`` wrote for it.
+        start: Start of the window, in seconds.
+        end: End of the window, in seconds.
+        folder: Folder from which the row's paths start.
     """
     assert isinstance(sample.media, MediaFile)  # read_window refuses others
     base = folder.resolve()
@@ -196,7 +196,7 @@ def make_transition_sample(
     Args:
         pipe: The model; Stage II is not used.
         frames: ``[T, H, W, 3]`` uint8 of the length and size that the settings say.
-        prompt: What the clip shows.
+        prompt: Text that describes the clip.
         sample_id: Decides noise level and noise, together with the seed of the settings.
         config: Settings.
         on_progress: Called after each step.
@@ -238,7 +238,7 @@ def _mean_psnr(frames: Frames, true: Frames) -> float:
 
 
 def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, Any]:
-    """What decides all samples of a run, as plain values: settings and hashes of the weights.
+    """Describe what decides all samples of a run, in plain values: settings and hashes of weights.
 
     LoRAs count as part of the weights they are merged into.
     """
@@ -256,7 +256,7 @@ def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, 
 
 
 def describe_sample(sample: Sample) -> dict[str, Any]:
-    """What decides one sample besides its run and its id, as plain values."""
+    """Describe what decides one sample besides its run and its id, in plain values."""
     return {
         "prompt": sample.prompt,
         "source_sha256": sample.media.fingerprint(),

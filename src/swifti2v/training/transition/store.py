@@ -20,7 +20,7 @@ from swifti2v.training.transition.samples import TransitionSample
 logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.jsonl"
-"""Of the samples of all parts."""
+"""Manifest of the samples of all parts."""
 CLIPS_DIR = "clips"
 """Folder of the samples, below the output directory."""
 MAX_STEM = 120
@@ -43,14 +43,14 @@ class TransitionStore:
         self.directory = directory
 
     def clip_path(self, sample_id: str) -> Path:
-        """Where a sample's clip is or will be; the record lies beside it as ``.json``."""
+        """Path of a sample's clip, present or future; the record lies beside it as ``.json``."""
         return self.directory / CLIPS_DIR / f"{file_stem(sample_id)}.mkv"
 
     def find(self, sample_id: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Record of a finished sample, or None; a damaged one counts as none, with a warning.
 
         Args:
-            sample_id: Of the sample.
+            sample_id: Id of the sample.
             parameters: All that decides it, as plain values.
 
         Raises:
@@ -88,8 +88,8 @@ class TransitionStore:
             sample_id: Names the files.
             sample: Frames and what was drawn.
             fps: Frames a second.
-            parameters: All that decides it, see ``find``.
-            origin: What else shall be known, such as the source's path and versions.
+            parameters: All values that decide it, see ``find``.
+            origin: Further facts to record, such as the source's path and versions.
 
         Raises:
             MediaError: Nothing can be written.
@@ -127,15 +127,15 @@ class TransitionStore:
     def write_rows(
         self, rows: Sequence[Mapping[str, Any]], index: int, num_shards: int
     ) -> Path | None:
-        """Write the rows of a part, and the training manifest once the rows of all parts are there.
+        """Write the rows of a part, and the training manifest once the rows of all parts exist.
 
         Args:
-            rows: Of the part's samples; there may be none.
-            index: Of the part, from 1.
+            rows: Rows of the part's samples; may be empty.
+            index: Index of the part, from 1.
             num_shards: Parts; the manifest of one part is written at once.
 
         Returns:
-            The manifest, or None if rows of other parts are missing or no part has any.
+            The manifest, or None if rows of other parts are missing or all parts are empty.
 
         Raises:
             MediaError: Nothing can be written.

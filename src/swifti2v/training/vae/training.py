@@ -49,7 +49,7 @@ class VaeTrainingConfig:
     crop: int | None = 128
     """Side of a random square to train on."""
     num_procedural_clips: int = 7
-    """Of each bucket, where no manifest is given."""
+    """Clips of each bucket, where no manifest is given."""
     objective: VaeObjective = field(default_factory=VaeObjective)
     """The loss."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -63,13 +63,13 @@ def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
 
     Args:
         config: Settings.
-        session: Where, with whom and how far.
+        session: Directory, processes and number of steps of the training.
 
     Returns:
         The VAE's directory, in diffusers' layout.
 
     Raises:
-        ConfigError: The VAE's configuration is none.
+        ConfigError: The VAE's configuration is invalid.
     """
     torch.manual_seed(config.run.seed)
     vae = make_vae(config).requires_grad_(True)
@@ -84,10 +84,10 @@ def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
 
 
 def make_vae(config: VaeTrainingConfig) -> AutoencoderKLWan:
-    """The VAE that training starts from.
+    """Make the VAE from which training starts.
 
     Raises:
-        ConfigError: The configuration is none, or there is no such model.
+        ConfigError: The configuration is invalid, or there is no such model.
     """
     kind: Any = AutoencoderKLWan
     try:

@@ -259,7 +259,7 @@ def test_a_moving_clip_has_to_be_held_out(files, tmp_path):
     output.write_text(START + END, encoding="utf-8")
     result = measure(files, output, "walk", "hill", more=("--moving", "hill"))
     assert result.exit_code == 1
-    assert "--moving hill is no held-out clip" in result.stderr
+    assert "--moving hill is not a held-out clip" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_official_result_files_are_read(tmp_path):
         ({"i2v_subject": official_result(57.3, "a-0.mp4")}, r"57.3 is outside 0 .. 1"),
         ({"i2v_subject": 0.5}, r"not \[mean, videos\]"),
         ({"i2v_subject": [0.5, [0.5]]}, "no video_path"),
-        ({"kind": "vbench-lite"}, "holds vbench-lite results: they are no part"),
+        ({"kind": "vbench-lite"}, "holds vbench-lite results: they do not belong"),
         ({}, "holds no results"),
     ],
 )

@@ -197,7 +197,7 @@ def test_an_alpha_that_is_not_above_zero_is_refused(tmp_path: Path, key: str, al
         ),
         ({"lora_adapter_metadata": "[1"}, "cannot be read"),
         ({"alpha_pattern": "{", "lora_alpha": "1"}, "alpha_pattern cannot be read"),
-        ({"alpha_pattern": '{"*q": 1}'}, "'*q' is no regular expression"),
+        ({"alpha_pattern": '{"*q": 1}'}, "'*q' is not a regular expression"),
     ],
 )
 def test_a_header_that_cannot_be_believed_is_refused(

@@ -146,7 +146,7 @@ def test_a_run_of_before_there_were_records_says_so(folder, tmp_path, caplog):
     session = begin(folder, tmp_path / "run")
     (session.directory / DATA_NAME).unlink()
     require_same_clips(read(folder), session)
-    assert "does not tell what data it was begun on" in caplog.text
+    assert "does not name the data of its start" in caplog.text
     assert (session.directory / DATA_NAME).is_file()
 
 

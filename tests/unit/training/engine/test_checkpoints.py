@@ -254,7 +254,7 @@ def test_frozen_weights_are_neither_averaged_nor_saved(tmp_path):
         assert torch.equal(value, start[name]) == (name != "out.weight")
     nothing = NumbersTask()
     nothing.model.requires_grad_(False)
-    with pytest.raises(ConfigError, match="no weight of the model is to be trained"):
+    with pytest.raises(ConfigError, match="no weight of the model can be trained"):
         make_trainer(tmp_path / "nothing", nothing)
 
 
