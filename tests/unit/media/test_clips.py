@@ -112,7 +112,7 @@ def test_max_frames_stops_early(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mp4", numbered(9))
     assert numbers(read_clip(path, max_frames=4).frames) == [0, 1, 2, 3]
     assert len(read_clip(path, max_frames=1).frames) == 1
-    with pytest.raises(MediaError, match="max_frames 0"):
+    with pytest.raises(MediaError, match="max_frames is 0"):
         read_clip(path, max_frames=0)
 
 
