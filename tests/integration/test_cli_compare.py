@@ -198,7 +198,7 @@ def test_bad_results_are_refused(tmp_path):
     assert "one comparison at a time" in message(
         good, save_result(tmp_path / "b.json", "ff", names=["ours", "others"])
     )
-    assert "no result of 'swifti2v compare'" in message(
+    assert "not a result of 'swifti2v compare'" in message(
         save_result(tmp_path / "c.json", "ff", format=2)
     )
     assert "has no votes" in message(save_result(tmp_path / "d.json", ""))

@@ -119,7 +119,7 @@ def test_lite_measures_the_made_videos(tmp_path, suite, model):
     assert values["kind"] == "vbench-lite"
     assert values["generation"]["seed"] == 0
     assert set(values["dimensions"]["temporal_flickering"]["videos"]) == set(names(output))
-    assert "no part of an official score" in error_line(
+    assert "do not belong in an official score" in error_line(
         swifti2v("vbench", "score", tmp_path / "lite.json", "--partial")
     )
     (tmp_path / "images/8-5").symlink_to(tmp_path / "images/1-1")

@@ -351,7 +351,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         ({"crf": 52}, "crf 52"),
         ({"crf": -1}, "crf -1"),
         ({"fps": 0}, "fps is 0"),
-        ({"fps": float("nan")}, "fps nan"),
+        ({"fps": float("nan")}, "fps is nan"),
         ({"queue_size": 0}, "queue_size is 0"),
         ({"height": 63}, "96x63 does not fit; both sides must be even"),
     ],
