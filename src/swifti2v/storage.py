@@ -125,6 +125,8 @@ def require_same_settings(
 
 
 def _differences(stored: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        stored, now = dict(enumerate(stored)), dict(enumerate(now))
     if isinstance(stored, Mapping) and isinstance(now, Mapping):
         keys = [*now, *(key for key in stored if key not in now)]
         found = (_differences(stored.get(k), now.get(k), f"{name}.{k}".lstrip(".")) for k in keys)

@@ -118,7 +118,7 @@ def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert "not empty" in error_line(train("stage2", parts, *SMALL))
     other = train("stage2", parts, *SMALL, "--resume", "--set", "run.seed=3")
-    assert "other settings of run" in error_line(other)
+    assert "other settings: run.seed is 0 there and 3 now" in error_line(other)
 
 
 def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):

@@ -38,6 +38,8 @@ SETTINGS: dict[str, Any] = {
     },
 }
 
+PARTS = ("text", "stage1", "stage2")
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -54,7 +56,7 @@ def test_it_trains_a_model_that_generates_and_continues(config, tmp_path):
     output = tmp_path / "out"
     result = succeed(train(config, output, "--steps", 1, "--device", "cpu"))
     assert result.stdout.strip() == str(output / "model")
-    for part in ("text", "stage1", "stage2"):
+    for part in PARTS:
         assert f"{part}: step 1, " in result.stderr
         assert "learning rate" in result.stderr
         assert (output / "training" / part / "metrics.jsonl").exists()
@@ -63,7 +65,8 @@ def test_it_trains_a_model_that_generates_and_continues(config, tmp_path):
 
     assert "not empty" in error_line(train(config, output, "--steps", 1))
     other = error_line(train(config, output, "--steps", 2, "--resume"))
-    assert "begun with other settings of stage1, stage2, text" in other
+    assert "made with other settings" in other
+    assert all(f"{part}.phases.0.steps is 1 there and 2 now" in other for part in PARTS)
     again = succeed(train(config, output, "--steps", 1, "--resume"))
     assert again.stdout == result.stdout
     assert "step" not in again.stderr

@@ -100,14 +100,14 @@ def test_json_with_any_file_name_is_written_and_read_back(tmp_path):
 
 
 def test_settings_that_differ_are_named_with_both_values():
-    stored = {"seed": 1, "stage2": {"size": 3, "tile": None}, "old": True}
+    stored = {"seed": 1, "stage2": {"size": 3, "tile": None}, "phases": [1, {"a": 2}], "old": True}
     require_same_settings(stored, stored | {"seed": 1}, "run x", "another one")
-    now = {"seed": 2, "stage2": {"size": 3, "tile": (4, 5)}}
+    now = {"seed": 2, "stage2": {"size": 3, "tile": (4, 5)}, "phases": [1, {"a": 3}]}
     with pytest.raises(InputError) as caught:
         require_same_settings(stored, now, "run x", "another one")
     assert str(caught.value) == (
         "run x was made with other settings: seed is 1 there and 2 now; stage2.tile is None there "
-        "and [4, 5] now; old is True there and None now; use the same settings, or another one"
+        "and [4, 5] now; phases.1.a is 2 there and 3 now; old is True there and None now; use the same settings, or another one"
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from swifti2v.training.data.buckets import Assignment, BucketRules, Placement
+    from swifti2v.training.data.buckets import Assignment, BucketedSample, BucketRules
     from swifti2v.training.data.samples import Reject, Remark, Sample
 
 FIRST_IDS = 5
@@ -233,7 +233,7 @@ def _make_report(
     )
 
 
-def _seconds(placement: "Placement", fps: float) -> float:
+def _seconds(placement: "BucketedSample", fps: float) -> float:
     return placement.num_frames / fps if placement.sample.kind == "video" else 0.0
 
 
@@ -331,7 +331,7 @@ def _save_sheet(assigned: "Assignment", path: Path) -> "tuple[Assignment, list[s
     return dataclasses.replace(assigned, placements=kept), shown, list(damaged.values())
 
 
-def _make_row(placement: "Placement", fps: float) -> "list[npt.NDArray[np.uint8]]":
+def _make_row(placement: "BucketedSample", fps: float) -> "list[npt.NDArray[np.uint8]]":
     """Evenly spaced frames of a piece as it would be trained on, the first one named."""
     import numpy as np
     from PIL import Image, ImageDraw

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from statistics import fmean
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import typer
@@ -42,12 +41,7 @@ class TrainingDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._task is not None:
             self._bars.stop()
 

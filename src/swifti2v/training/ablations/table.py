@@ -49,7 +49,7 @@ def make_ablation_table(
 
     Raises:
         InputError: The data cannot be used, or has changed since the table was begun.
-        ConfigError: ``output_dir`` was begun with other settings.
+        InputError: ``output_dir`` was begun with other settings.
     """
     require_run_directory(output_dir, to_dict(config), resume=True)
     begin_run_directory(output_dir, to_dict(config))

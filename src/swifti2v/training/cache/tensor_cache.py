@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swifti2v.errors import InputError, LoadingError, MediaError
-from swifti2v.storage import UNFINISHED, whole_file
+from swifti2v.storage import UNFINISHED, require_same_settings, whole_file
 from swifti2v.units import MB
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ SHARD_BYTES = 256 * MB
 _KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-")
 
 
-class Entry(NamedTuple):
+class CachedTensors(NamedTuple):
     """What is kept under a key."""
 
     record: dict[str, Any]
@@ -93,12 +92,12 @@ class TensorCache:
         self.damaged: tuple[str, ...] = ()
         """Names of shards that could not be used."""
         self._places: dict[str, _Place] = {}
-        self._waiting: dict[str, Entry] = {}
+        self._waiting: dict[str, CachedTensors] = {}
         self._start_writer()
         _require_same(directory, self.fingerprint)
         self.refresh()
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> CachedTensors | None:
         """An entry, its tensors on the CPU and in memory of their own; None if it is not there.
 
         Raises:
@@ -107,11 +106,11 @@ class TensorCache:
         self._own_writer()
         if (waiting := self._waiting.get(key)) is not None:
             tensors = {name: tensor.clone() for name, tensor in waiting.tensors.items()}
-            return Entry(dict(waiting.record), tensors)
+            return CachedTensors(dict(waiting.record), tensors)
         if (place := self._places.get(key)) is None:
             return None
         if not place.names:
-            return Entry(dict(place.record), {})
+            return CachedTensors(dict(place.record), {})
         path = self.directory / place.shard
         try:
             with safe_open(path, framework="pt") as file:
@@ -122,7 +121,7 @@ class TensorCache:
                 f"cache shard {path} cannot be read ({error}); delete it and run again, its "
                 "entries are then made anew"
             ) from None
-        return Entry(dict(place.record), tensors)
+        return CachedTensors(dict(place.record), tensors)
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The record of an entry, without reading its tensors; None if it is not there."""
@@ -130,7 +129,7 @@ class TensorCache:
         found = self._waiting.get(key) or self._places.get(key)
         return None if found is None else dict(found.record)
 
-    def require(self, key: str, name: str, origin: Mapping[str, Any], remedy: str) -> Entry:
+    def require(self, key: str, name: str, origin: Mapping[str, Any], remedy: str) -> CachedTensors:
         """An entry that must be there, made from what is there now.
 
         Args:
@@ -181,7 +180,7 @@ class TensorCache:
             name: tensor.detach().to("cpu", copy=True).contiguous()
             for name, tensor in tensors.items()
         }
-        self._waiting[key] = Entry(kept, own)
+        self._waiting[key] = CachedTensors(kept, own)
         self._waiting_bytes += sum(tensor.nbytes for tensor in own.values())
         if self._waiting_bytes >= self.shard_bytes:
             self.flush()
@@ -244,12 +243,7 @@ class TensorCache:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()  # after an error too: an entry is whole or not there
 
     def __getstate__(self) -> dict[str, Any]:
@@ -278,18 +272,9 @@ def _to_plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_same(directory: Path, fingerprint: Mapping[str, Any]) -> None:
-    stored = _read_fingerprint(directory)
-    if stored is None or stored == fingerprint:
-        return
-    fields = [
-        f"{name} is {stored.get(name)!r} there and {fingerprint.get(name)!r} now"
-        for name in sorted(stored.keys() | fingerprint.keys())
-        if stored.get(name) != fingerprint.get(name)
-    ]
-    raise InputError(
-        f"cache {directory} was made with other settings: {'; '.join(fields)}; use those settings "
-        "again, name another directory, or delete this one to fill it anew"
-    )
+    if (stored := _read_fingerprint(directory)) is not None:
+        remedy = "name another directory, or delete this one to fill it anew"
+        require_same_settings(stored, fingerprint, f"cache {directory}", remedy)
 
 
 def _read_fingerprint(directory: Path) -> dict[str, Any] | None:

@@ -15,9 +15,9 @@ from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.adapters import AdapterConfig, find_targets
 from swifti2v.training.data.buckets import format_bucket
 from swifti2v.training.engine.memory import (
+    ActivationSizes,
     MemoryPrediction,
     ParameterCount,
-    TransformerSize,
     count_parameters,
     predict_activations,
     predict_memory,
@@ -61,7 +61,7 @@ class TrainingPlan:
     """Of the phases."""
     samples: Sequence[SamplePlan]
     """Of the phases."""
-    size: TransformerSize | None = None
+    size: ActivationSizes | None = None
     """Decides the activations; None where they are not predicted."""
     num_text_tokens: int = 0
     """Of one sample."""
@@ -204,7 +204,7 @@ def plan_transformer(
         run=run,
         optimizers=[phase.optimizer for phase in phases],
         samples=plans,
-        size=TransformerSize.from_config(transformer.config),
+        size=ActivationSizes.from_config(transformer.config),
         num_text_tokens=num_text_tokens,
         frozen_bytes=frozen_bytes or {},
     )

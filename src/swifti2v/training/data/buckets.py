@@ -70,7 +70,7 @@ class MediaFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class BucketedSample:
     """A sample in its bucket."""
 
     sample: Sample
@@ -94,14 +94,14 @@ class Assignment:
 
     rules: BucketRules
     """By which they were."""
-    placements: tuple[Placement, ...]
+    placements: tuple[BucketedSample, ...]
     """In the order of the samples."""
     rejects: tuple[Reject, ...]
     """In the order of the samples."""
 
-    def by_bucket(self) -> dict[PixelShape, tuple[Placement, ...]]:
+    def by_bucket(self) -> dict[PixelShape, tuple[BucketedSample, ...]]:
         """The placements of each bucket, in the order of the rules; some may be empty."""
-        groups: dict[PixelShape, list[Placement]] = {shape: [] for shape in self.rules.shapes}
+        groups: dict[PixelShape, list[BucketedSample]] = {shape: [] for shape in self.rules.shapes}
         for placement in self.placements:
             groups[placement.bucket].append(placement)
         return {shape: tuple(group) for shape, group in groups.items()}
@@ -192,7 +192,7 @@ def _first_frame_at(seconds: float, fps: float) -> int:
     return math.ceil(Fraction(seconds).limit_denominator(10**6) * exact_rate(fps))
 
 
-def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> Placement | Reject:
+def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> BucketedSample | Reject:
     """Choose the bucket that a sample is trained in.
 
     Of the buckets that it fills without being enlarged and with enough frames, it is the one of
@@ -224,7 +224,7 @@ def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> Placem
             return Reject(sample.id, explain(fitting, facts, num_frames, rules))
         fitting = met
     best = min(fitting, key=lambda b: (_crop_share(b, facts), -b.height * b.width, -b.num_frames))
-    return Placement(sample, best, num_frames, facts)
+    return BucketedSample(sample, best, num_frames, facts)
 
 
 def assign_buckets(
@@ -244,7 +244,7 @@ def assign_buckets(
         num_threads: Files read at a time.
         on_progress: Told how many samples are done.
     """
-    results: list[Placement | Reject] = []
+    results: list[BucketedSample | Reject] = []
     with ThreadPoolExecutor(num_threads) as executor:
         for chunk in _in_chunks(samples):
             results += executor.map(lambda sample: _place(sample, rules, look), chunk)
@@ -252,7 +252,7 @@ def assign_buckets(
                 on_progress(len(results))
     return Assignment(
         rules,
-        tuple(result for result in results if isinstance(result, Placement)),
+        tuple(result for result in results if isinstance(result, BucketedSample)),
         tuple(result for result in results if isinstance(result, Reject)),
     )
 
@@ -265,7 +265,7 @@ def _in_chunks(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
 
 def _place(
     sample: Sample, rules: BucketRules, look: Callable[[Sample], MediaFacts]
-) -> Placement | Reject:
+) -> BucketedSample | Reject:
     try:
         return plan_bucket(sample, look(sample), rules)
     except MediaError as error:

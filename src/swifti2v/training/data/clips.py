@@ -16,9 +16,9 @@ from swifti2v.media import Frames
 from swifti2v.shapes import Crop, PixelShape
 from swifti2v.training.data.batch_plan import BatchPlan
 from swifti2v.training.data.buckets import (
+    BucketedSample,
     BucketRules,
     MediaFacts,
-    Placement,
     assign_buckets,
     format_bucket,
     probe,
@@ -121,7 +121,7 @@ class ManifestClips:
     ) -> None:
         self.fps, self.bad_samples = config.rules.fps, bad_samples
         self.num_pieces = config.num_pieces
-        self.placements: dict[str, Placement] = {}
+        self.placements: dict[str, BucketedSample] = {}
         members: dict[PixelShape, dict[str, float]] = {}
         rejects: list[Reject] = []
         for number, source in enumerate(config.manifests):
@@ -230,7 +230,7 @@ def _hash_seed(name: str, number: int) -> int:
 
 
 def _report(
-    placements: dict[str, Placement],
+    placements: dict[str, BucketedSample],
     members: dict[PixelShape, dict[str, float]],
     rejects: Sequence[Reject],
 ) -> None:

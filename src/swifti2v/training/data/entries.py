@@ -67,7 +67,7 @@ PLAIN = Layout(media={"video": "video", "image": "image"}, prompt="prompt")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class ListedMedia:
     """What was listed, before it is checked."""
 
     id: str
@@ -128,7 +128,7 @@ def require_known(path: Path, columns: Collection[str], layout: Layout) -> None:
 
 def to_entry(
     row: Mapping[str, Any], layout: Layout, number: int, locate: Locate, id_: str | None = None
-) -> Entry:
+) -> ListedMedia:
     """Find out what a row of a table lists.
 
     Args:
@@ -144,7 +144,7 @@ def to_entry(
     if len(given) != 1:
         names = " and ".join(layout.media)
         problem = f"no media: {names} are both given" if given else f"no media: no {names}"
-        return Entry(id=id_ or f"row {number}", values=values, problem=problem)
+        return ListedMedia(id=id_ or f"row {number}", values=values, problem=problem)
     (column,) = given
     if id_ is None:
         start, end = text_of(row.get("start")), text_of(row.get("end"))
@@ -152,8 +152,8 @@ def to_entry(
         id_ = f"{path}#{start}-{end}" if start or end else path
     found = locate(column, row[column])
     if isinstance(found, str):
-        return Entry(id=id_, values=values, problem=found)
-    return Entry(
+        return ListedMedia(id=id_, values=values, problem=found)
+    return ListedMedia(
         id=id_,
         values=values,
         media=found,
@@ -162,7 +162,7 @@ def to_entry(
     )
 
 
-def to_sample(entry: Entry, root: Path) -> Sample:
+def to_sample(entry: ListedMedia, root: Path) -> Sample:
     """Check what was listed; files are looked for, not opened.
 
     Args:
@@ -211,7 +211,7 @@ def _find_caption_problem(prompt: Any) -> str | None:
     return None
 
 
-def _find_reference(entry: Entry, root: Path) -> Path | None:
+def _find_reference(entry: ListedMedia, root: Path) -> Path | None:
     text = text_of(entry.values.get("reference"))
     if not text:
         return None

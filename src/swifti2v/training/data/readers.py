@@ -12,7 +12,7 @@ from typing import Any, cast
 from swifti2v.errors import InputError
 from swifti2v.training.data.entries import (
     OPTIONAL_COLUMNS,
-    Entry,
+    ListedMedia,
     Locate,
     UnusableError,
     find_layout,
@@ -104,7 +104,7 @@ def read_manifest(
     return Manifest(tuple(samples), tuple(rejects))
 
 
-def _find_entries(path: Path, root: Path) -> Iterator[Entry]:
+def _find_entries(path: Path, root: Path) -> Iterator[ListedMedia]:
     if path.is_dir():
         if any((path / name).is_file() for name in DATASET_FILES):
             return _dataset_entries(path, root)
@@ -162,7 +162,9 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise InputError(f"{path} is not a Parquet file that can be read: {error}") from error
 
 
-def _table_entries(path: Path, rows: Iterator[Mapping[str, Any]], root: Path) -> Iterator[Entry]:
+def _table_entries(
+    path: Path, rows: Iterator[Mapping[str, Any]], root: Path
+) -> Iterator[ListedMedia]:
     first = next(rows, None)
     if first is None:
         return
@@ -218,7 +220,7 @@ def _kind_of(name: str) -> MediaKind | None:
     return "image" if suffix in PHOTO_SUFFIXES else None
 
 
-def _folder_entries(folder: Path) -> Iterator[Entry]:
+def _folder_entries(folder: Path) -> Iterator[ListedMedia]:
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
         kind = _kind_of(name)
@@ -227,7 +229,7 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
         elif kind is not None:
             caption = path.with_suffix(".txt")
             has_caption = caption.is_file()
-            yield Entry(
+            yield ListedMedia(
                 id=name,
                 values={"prompt": _decode(caption.read_bytes())} if has_caption else {},
                 media=MediaFile(path),
@@ -236,7 +238,7 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
             )
 
 
-def _tar_entries(archive: Path, name: str) -> Iterator[Entry]:
+def _tar_entries(archive: Path, name: str) -> Iterator[ListedMedia]:
     groups: dict[str, dict[str, Any]] = {}
     end = 0
     try:
@@ -269,7 +271,7 @@ def _read_member(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo) 
     )
 
 
-def _to_tar_entry(id_: str, group: Mapping[str, Any]) -> Entry:
+def _to_tar_entry(id_: str, group: Mapping[str, Any]) -> ListedMedia:
     media = [m for m in group.values() if isinstance(m, TarMember) and _kind_of(m.member)]
     values: dict[str, Any] = {}
     if "json" in group:
@@ -278,14 +280,14 @@ def _to_tar_entry(id_: str, group: Mapping[str, Any]) -> Entry:
             values = {name: record.get(name) for name in OPTIONAL_COLUMNS}
             values["prompt"] = record.get("prompt") or record.get("caption")
         except (ValueError, AttributeError):
-            return Entry(id=id_, values={}, problem="bad json: it is not an object of JSON")
+            return ListedMedia(id=id_, values={}, problem="bad json: it is not an object of JSON")
     if "txt" in group:
         values["prompt"] = _decode(group["txt"])
     if len(media) != 1:
         problem = f"no media: the key has {len(media)} clips and pictures; it must have one"
-        return Entry(id=id_, values=values, problem=problem)
+        return ListedMedia(id=id_, values=values, problem=problem)
     kind = _kind_of(media[0].member) or "video"
-    return Entry(id=id_, values=values, media=media[0], kind=kind)
+    return ListedMedia(id=id_, values=values, media=media[0], kind=kind)
 
 
 def _decode(data: bytes) -> str:
@@ -293,7 +295,7 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8-sig", errors="replace")
 
 
-def _dataset_entries(directory: Path, root: Path) -> Iterator[Entry]:
+def _dataset_entries(directory: Path, root: Path) -> Iterator[ListedMedia]:
     datasets = import_extra("datasets")
     try:
         loaded = datasets.load_from_disk(str(directory))

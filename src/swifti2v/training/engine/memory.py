@@ -21,7 +21,7 @@ class ParameterCount(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransformerSize:
+class ActivationSizes:
     """The sizes of a Wan transformer that decide what its activations take."""
 
     width: int
@@ -34,7 +34,7 @@ class TransformerSize:
     """Heads of an attention."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "TransformerSize":
+    def from_config(cls, config: Mapping[str, Any]) -> "ActivationSizes":
         """Sizes of a diffusers configuration of ``WanTransformer3DModel``."""
         heads = config["num_attention_heads"]
         return cls(
@@ -128,7 +128,7 @@ def predict_memory(
 
 
 def predict_activations(
-    size: TransformerSize,
+    size: ActivationSizes,
     num_tokens: int,
     *,
     num_text_tokens: int = 512,

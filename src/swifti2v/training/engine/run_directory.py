@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from swifti2v.errors import ConfigError, InputError
+from swifti2v.errors import InputError
+from swifti2v.storage import require_same_settings
 
 CONFIG_NAME = "config.yaml"
 FREE_SETTINGS = frozenset(
@@ -33,8 +34,8 @@ def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: 
         resume: The run may have begun.
 
     Raises:
-        InputError: It holds something and ``resume`` is not set, or no run of training.
-        ConfigError: It was begun with other settings, apart from ``FREE_SETTINGS``.
+        InputError: It holds something and ``resume`` is not set, no run of training, or a run of
+            other settings, apart from ``FREE_SETTINGS``.
     """
     if directory.is_file():
         raise InputError(f"output directory {directory} is a file; choose another name")
@@ -49,12 +50,9 @@ def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: 
     if not path.is_file():
         raise InputError(f"{directory} holds no training of this kind; choose another directory")
     before = _without_free(yaml.safe_load(path.read_text(encoding="utf-8")))
-    now = _without_free(to_plain(settings))
-    if different := sorted(key for key in now if before.get(key) != now[key]):
-        raise ConfigError(
-            f"{directory} was begun with other settings of {', '.join(different)}; repeat them, or "
-            "choose another directory"
-        )
+    now = _without_free(settings)
+    before = {key: before.get(key) for key in now}
+    require_same_settings(before, now, f"{directory}", "choose another directory")
 
 
 def begin_run_directory(directory: Path, settings: dict[str, Any]) -> None:

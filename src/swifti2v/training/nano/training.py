@@ -257,7 +257,7 @@ def train_nano(
     Raises:
         InputError: The data cannot be used, or ``output_dir`` holds something and ``resume`` is
             not set.
-        ConfigError: ``output_dir`` was begun with other settings.
+        InputError: ``output_dir`` was begun with other settings.
         NumericalError: A loss is NaN or infinite.
     """
     settings = to_dict(config)

@@ -14,7 +14,7 @@ from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import even_course
 from swifti2v.training.cache.fingerprints import hash_source, make_key
 from swifti2v.training.cache.prompt_embeddings import REMEDY
-from swifti2v.training.cache.tensor_cache import Entry, TensorCache
+from swifti2v.training.cache.tensor_cache import CachedTensors, TensorCache
 from swifti2v.training.data.buckets import format_bucket
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.data.decoding import draw_first
@@ -74,7 +74,7 @@ class ClipCache:
         """Whether the cache holds tensors of the present files."""
         return self.cache.record(self.key(piece, window)) == self._origin(piece)
 
-    def read(self, piece: Piece, window: Window = ()) -> Entry:
+    def read(self, piece: Piece, window: Window = ()) -> CachedTensors:
         """An entry, with tensors in float32.
 
         Raises:
@@ -85,7 +85,9 @@ class ClipCache:
         entry = self.cache.require(self.key(piece, window), name, self._origin(piece), REMEDY)
         if (reason := entry.record.get("unreadable")) is not None:
             raise MediaError(str(reason))
-        return Entry(entry.record, {k: tensor.float() for k, tensor in entry.tensors.items()})
+        return CachedTensors(
+            entry.record, {k: tensor.float() for k, tensor in entry.tensors.items()}
+        )
 
     def take(
         self, pieces: Sequence[Piece], window: Window

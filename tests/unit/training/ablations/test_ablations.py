@@ -300,5 +300,5 @@ def test_shards_make_the_table_of_one_process(
     (data / "photo.png").unlink()
     with pytest.raises(InputError, match=r"1 sample gone \(photo.png\); restore it, or choose"):
         make_ablation_table(table, tmp_path / "parts", data)
-    with pytest.raises(ConfigError, match="other settings of latent_frames"):
+    with pytest.raises(InputError, match="other settings: latent_frames is"):
         make_ablation_table(replace(table, latent_frames=60), tmp_path / "parts", data)

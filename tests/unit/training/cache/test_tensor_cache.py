@@ -239,7 +239,7 @@ def test_another_fingerprint_is_refused_and_the_fields_named(tmp_path, with_file
     with pytest.raises(InputError) as caught:
         TensorCache(tmp_path, other)
     message = str(caught.value)
-    assert "size is [16, 32] there and [32, 32] now; vae is 'abc' there and 'abd' now" in message
+    assert "size.0 is 16 there and 32 now; vae is 'abc' there and 'abd' now" in message
     assert "dtype" not in message
     assert "delete this one" in message
     with pytest.raises(InputError, match="code is '1' there and None now"):

@@ -11,7 +11,7 @@ from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import LoadingError, ShapeError
 from swifti2v.models.loading.components import load_components
 from swifti2v.training.adapters import add_adapter
-from swifti2v.training.engine.memory import TransformerSize, count_parameters, predict_activations
+from swifti2v.training.engine.memory import ActivationSizes, count_parameters, predict_activations
 from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
 from swifti2v.training.nano.plan import plan_nano, plan_text_encoder
 from swifti2v.training.nano.text_encoder import TextTask
@@ -41,7 +41,7 @@ def test_stage2_at_2k() -> None:
     assert eight.weights == pytest.approx(alone.weights / 8)
     # 64 samples in 8 micro-batches: 8 windows at a time on one rank, one on each of eight.
     assert alone.activations == pytest.approx(8 * eight.activations)
-    size = TransformerSize(width=3072, ffn_dim=14336, num_layers=30, num_attention_heads=24)
+    size = ActivationSizes(width=3072, ffn_dim=14336, num_layers=30, num_attention_heads=24)
     window = predict_activations(size, 17_600)
     assert eight.activations == window.kept + window.recomputed
     assert plan.frozen_bytes["text_encoder"] / GB == pytest.approx(11.36, abs=0.01)

@@ -14,9 +14,9 @@ from swifti2v.media import iter_frames
 from swifti2v.shapes import PixelShape
 from swifti2v.training.data.buckets import (
     Assignment,
+    BucketedSample,
     BucketRules,
     MediaFacts,
-    Placement,
     assign_buckets,
     format_bucket,
     parse_bucket,
@@ -66,7 +66,7 @@ def test_a_clip_goes_to_the_nearest_bucket_that_it_fills(
         causes = ("no bucket for videos", "aspect", "too small", "too short")
         assert result.cause in causes
         return
-    assert isinstance(result, Placement)
+    assert isinstance(result, BucketedSample)
     assert (result.num_frames, result.bucket in fitting) == (num_frames, True)
     assert crop_share(result.bucket, facts) == min(crop_share(b, facts) for b in fitting)
 
@@ -82,7 +82,7 @@ def test_the_order_of_buckets_does_not_matter(facts, rules, order):
 @given(facts=st.builds(MediaFacts, height=sides, width=sides), rules=rule_sets)
 def test_a_picture_goes_only_to_buckets_of_one_frame(facts: MediaFacts, rules: BucketRules) -> None:
     result = plan_bucket(PICTURE, facts, rules)
-    if isinstance(result, Placement):
+    if isinstance(result, BucketedSample):
         assert result.bucket.num_frames == 1
     elif all(bucket.num_frames > 1 for bucket in rules.shapes):
         assert result.reason.startswith("no bucket for images: add one of 1 frame")
@@ -156,7 +156,7 @@ def test_the_largest_bucket_of_an_aspect_wins_then_the_longest() -> None:
     facts = MediaFacts(height=704, width=1280, num_frames=81, fps=16)
     rules = BucketRules(buckets=((81, 352, 640), (49, 704, 1280), (81, 704, 1280)))
     result = plan_bucket(CLIP, facts, rules)
-    assert isinstance(result, Placement)
+    assert isinstance(result, BucketedSample)
     assert result.bucket == (81, 704, 1280)
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_not_as_stated_is_refused(stated, detail):
     result = plan_bucket(sample_of(Path("a.mp4"), **stated), facts, rules)
     assert result == Reject("a.mp4", f"not as stated: {detail}")
     agreeing = sample_of(Path("a.mp4"), width=48, height=32, fps=16.1, end=2.05)
-    assert isinstance(plan_bucket(agreeing, facts, rules), Placement)
+    assert isinstance(plan_bucket(agreeing, facts, rules), BucketedSample)
 
 
 def test_a_short_reference_limits_the_sample(tmp_path: Path) -> None:
@@ -185,7 +185,9 @@ def test_a_short_reference_limits_the_sample(tmp_path: Path) -> None:
     facts = probe(sample)
     assert facts.reference == MediaFacts(height=8, width=12, num_frames=9, fps=16)
     assert plan_usable(sample, facts, 16) == range(16, 25)
-    assert isinstance(plan_bucket(sample, facts, BucketRules(buckets=((9, 32, 48),))), Placement)
+    assert isinstance(
+        plan_bucket(sample, facts, BucketRules(buckets=((9, 32, 48),))), BucketedSample
+    )
     result = plan_bucket(sample, facts, BucketRules(buckets=((13, 32, 48),)))
     assert isinstance(result, Reject)
     assert result.cause == "too short"

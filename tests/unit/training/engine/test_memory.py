@@ -12,14 +12,14 @@ from swifti2v.errors import InputError
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.training.engine.memory import (
     ActivationMemory,
-    TransformerSize,
+    ActivationSizes,
     count_parameters,
     predict_activations,
     predict_memory,
 )
 from swifti2v.training.engine.optimizers import OptimizerConfig, build_optimizer
 
-WAN22_5B = TransformerSize(width=3072, ffn_dim=14336, num_layers=30, num_attention_heads=24)
+WAN22_5B = ActivationSizes(width=3072, ffn_dim=14336, num_layers=30, num_attention_heads=24)
 BILLION = 10**9
 TEXT = 7
 
@@ -100,8 +100,8 @@ def test_activations_agree_with_what_autograd_saves(
         for parameter in model.parameters():
             storages.pop(parameter.untyped_storage().data_ptr(), None)
         saved.append(sum(storages.values()))
-    size = TransformerSize.from_config(model.config)
-    assert size == TransformerSize(width=128, ffn_dim=512, num_layers=2, num_attention_heads=2)
+    size = ActivationSizes.from_config(model.config)
+    assert size == ActivationSizes(width=128, ffn_dim=512, num_layers=2, num_attention_heads=2)
     memory = predict_activations(
         size, 3 * 64, num_text_tokens=TEXT, is_checkpointed=False, compute=compute
     )

@@ -153,7 +153,7 @@ def test_a_finished_training_is_not_repeated(straight: Path) -> None:
     with pytest.raises(InputError, match="--resume"):
         train_nano(config, straight)
     changed = replace(config.stage2, run=replace(config.stage2.run, seed=9))
-    with pytest.raises(ConfigError, match="other settings of stage2"):
+    with pytest.raises(InputError, match=r"other settings: stage2\.run\.seed is"):
         train_nano(replace(config, stage2=changed), straight, resume=True)
 
 
