@@ -72,6 +72,8 @@ class Device:
     """All of it, as ``nvidia-smi`` reports it."""
     rates: Mapping[str, Rates]
     """Rates by ``Precision``; ``float8`` means linear layers alone, the rest in bfloat16."""
+    peak: float = 0.0
+    """FLOP a second of bfloat16 products by the data sheet; 0 for a measured machine."""
     is_cpu: bool = False
     """Whether weights and activations live in host memory anyway."""
 
@@ -116,7 +118,7 @@ def _gpu(
     }
     if quarter is not None:
         by_precision["float8"] = rates(quarter, half, half)
-    return Device(name=name, memory_bytes=memory_mb * MB, rates=by_precision)
+    return Device(name=name, memory_bytes=memory_mb * MB, rates=by_precision, peak=half)
 
 
 DEVICES = {

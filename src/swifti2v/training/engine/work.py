@@ -12,17 +12,17 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 
+from swifti2v.planning.devices import DEVICES
 from swifti2v.training.engine.memory import ParameterCount, count_parameters
 
-PEAKS_BFLOAT16 = {
-    "H200": 989e12,
-    "H100 80GB HBM3": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
+DEVICE_NAMES = {
+    "H200": "h200",
+    "H100 80GB HBM3": "h100",
+    "A100": "a100",
+    "L40S": "l40s",
+    "RTX 4090": "rtx4090",
 }
-"""FLOP a second of bfloat16 products without sparsity, from NVIDIA's data sheets, by a part of the
-name that torch gives a device."""
+"""Names in ``DEVICES``, by a part of the name that torch gives a device."""
 MEASURED_SIZE = 4096
 """Side of the matrices whose product is timed where the data sheet is not known."""
 
@@ -140,9 +140,9 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> float:
         return 0.0
     if dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for part, peak in PEAKS_BFLOAT16.items():
+        for part, known in DEVICE_NAMES.items():
             if part in name:
-                return peak
+                return DEVICES[known].peak
     return measure_peak(device, dtype)
 
 

@@ -11,9 +11,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.planning.devices import DEVICES
 from swifti2v.training.adapters import AdapterConfig, add_adapter
 from swifti2v.training.engine.memory import ParameterCount
-from swifti2v.training.engine.work import WorkMeter, count_flops, find_peak, measure_peak
+from swifti2v.training.engine.work import (
+    DEVICE_NAMES,
+    WorkMeter,
+    count_flops,
+    find_peak,
+    measure_peak,
+)
 from tests.helpers.regression import make_trainer, read_lines
 from tests.unit.training.engine.test_memory import make
 
@@ -108,6 +115,17 @@ def test_checkpointed_blocks_count_once() -> None:
 def test_a_cpu_has_no_peak_but_can_be_measured() -> None:
     assert find_peak(CPU, torch.bfloat16) == 0
     assert measure_peak(CPU, torch.float32, size=64) > 0
+
+
+def test_known_devices_have_the_peak_of_their_data_sheet() -> None:
+    peaks = {part: DEVICES[name].peak for part, name in DEVICE_NAMES.items()}
+    assert peaks == {
+        "H200": 989.4e12,
+        "H100 80GB HBM3": 989.4e12,
+        "A100": 312e12,
+        "L40S": 362e12,
+        "RTX 4090": 165.2e12,
+    }
 
 
 def test_a_model_without_video_tokens_counts_none(tmp_path: Path) -> None:
