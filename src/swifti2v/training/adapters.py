@@ -54,7 +54,7 @@ class AdapterConfig:
                 re.compile(target)
             except re.error as error:
                 raise ConfigError(
-                    f"target_modules: {target!r} is no regular expression ({error})"
+                    f"target_modules: {target!r} is not a regular expression ({error})"
                 ) from None
 
     @property

@@ -214,7 +214,7 @@ def test_settings_read_strictly_and_alpha_is_the_rank_by_default() -> None:
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"target_modules": []}, "target_modules is empty"),
-        ({"target_modules": ["to_("]}, r"'to_\(' is no regular expression"),
+        ({"target_modules": ["to_("]}, r"'to_\(' is not a regular expression"),
         ({"ranks": 3}, "ranks: there is no such setting"),
     ):
         with pytest.raises(ConfigError, match=f"here: .*{message}"):

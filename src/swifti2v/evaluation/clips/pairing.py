@@ -139,7 +139,7 @@ def _by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
         found[path.stem] = path
     if not found:
         kinds = ", ".join(sorted(VIDEO_SUFFIXES)) if are_clips else "photos"
-        raise InputError(f"folder {folder} holds no file of the kind wanted ({kinds})")
+        raise InputError(f"folder {folder} holds no file of the needed kind ({kinds})")
     return found
 
 
@@ -160,7 +160,7 @@ def _read_manifest(path: Path) -> Iterator[Files]:
                 raise InputError(f"{place}: {role} {file} does not exist; check the path")
         name = line.name or files["video"].stem
         if name in names:
-            raise InputError(f"{place}: the name {name} is there twice; give a column 'name'")
+            raise InputError(f"{place}: the name {name} appears twice; give a column 'name'")
         names.add(name)
         starts = line.segment_starts
         yield replace(
@@ -188,7 +188,7 @@ def _manifest_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if text.strip():
                     values = json.loads(text)
                     if not isinstance(values, dict):
-                        raise InputError(f"{path}, line {number} is no JSON object")
+                        raise InputError(f"{path}, line {number} is not a JSON object")
                     yield f"{path}, line {number}", values
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"manifest {path} cannot be read ({error}); write it as UTF-8") from None

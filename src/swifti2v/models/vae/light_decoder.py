@@ -245,7 +245,7 @@ def _load_pruned(
     kept = {key: tensor for key, tensor in state.items() if not key.startswith(TRAINING_AIDS)}
     own = _take(wan_vae_state_dict(kept), ("decoder.", "post_quant_conv."), ignored, path)
     if missing := {"decoder.conv_in.weight", "post_quant_conv.weight"} - own.keys():
-        raise LoadingError(f"{path} is no whole decoder: it lacks {shorten(sorted(missing))}")
+        raise LoadingError(f"{path} is not a complete decoder: it lacks {shorten(sorted(missing))}")
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     _require_same("z_dim", own["post_quant_conv.weight"].shape[0], path, vae)
     config["decoder_base_dim"] = own["decoder.conv_in.weight"].shape[0] // config["dim_mult"][-1]
@@ -269,5 +269,5 @@ def _take(
 ) -> dict[str, Tensor]:
     """The tensors that are used, if all others are known."""
     if unknown := [key for key in state if not key.startswith((*used, *ignored))]:
-        raise LoadingError(f"{path} is no light decoder: unknown keys {shorten(unknown)}")
+        raise LoadingError(f"{path} is not a light decoder: unknown keys {shorten(unknown)}")
     return {key: tensor for key, tensor in state.items() if key.startswith(used)}

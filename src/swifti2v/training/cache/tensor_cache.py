@@ -1,4 +1,4 @@
-"""What costs much to compute and comes again, on disk: embeddings, latents, facts about files."""
+"""Expensive results on disk for repeated use: embeddings, latents, facts about files."""
 
 import json
 import logging
@@ -28,16 +28,16 @@ _KEY_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO
 
 
 class CachedTensors(NamedTuple):
-    """What is kept under a key."""
+    """Content of a key."""
 
     record: dict[str, Any]
     """Plain JSON values, such as what the tensors were made from."""
     tensors: dict[str, Tensor]
-    """By name; there may be none."""
+    """Tensors by name; may be empty."""
 
 
 class _Place(NamedTuple):
-    """Where an entry is."""
+    """Place of an entry."""
 
     shard: str
     names: tuple[str, ...]
@@ -133,10 +133,10 @@ class TensorCache:
         """An entry that must be there, made from what is there now.
 
         Args:
-            key: Of the entry.
-            name: For messages.
-            origin: What its record must say.
-            remedy: For messages.
+            key: Key of the entry.
+            name: Words for error messages.
+            origin: Origin that its record must have.
+            remedy: Advice for error messages.
 
         Raises:
             InputError: It is not there or stale; the message names it and what differs.
@@ -162,15 +162,15 @@ class TensorCache:
 
         Args:
             key: Up to 128 letters, digits, dots, dashes and underscores, see ``make_key``.
-            tensors: By name; copied, so they may change afterwards.
+            tensors: Tensors by name; copied, so they may change afterwards.
             record: Plain JSON values, kept in the index: few and short.
 
         Raises:
-            InputError: Such a key cannot be, or the entry holds nothing.
+            InputError: The key is not valid, or the entry holds nothing.
             MediaError: A shard was full and could not be written.
         """
         if not 0 < len(key) <= 128 or not _KEY_CHARACTERS.issuperset(key):
-            raise InputError(f"cache key {key!r} cannot be; use make_key")
+            raise InputError(f"cache key {key!r} is not valid; make it with make_key")
         if not tensors and not record:
             raise InputError(f"cache entry {key} holds nothing; give a tensor or a record")
         self._own_writer()
@@ -342,7 +342,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
     except (SafetensorError, OSError) as error:
         raise _damaged(path, str(error)) from None
     if not {"entries", "fingerprint"} <= metadata.keys():
-        raise _damaged(path, "it is none of this cache")
+        raise _damaged(path, "it belongs to another cache")
     return metadata
 
 

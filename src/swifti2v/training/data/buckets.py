@@ -31,7 +31,7 @@ class BucketRules:
     fps: float = 16.0
     """Frames a second that clips are resampled to."""
     max_crop_share: float = 0.25
-    """Most of a sample's width or height that may be cut off to reach the bucket's aspect."""
+    """Largest part of a sample's width or height to cut off to reach the bucket's aspect."""
 
     def __post_init__(self) -> None:
         if not self.buckets or len(set(self.buckets)) < len(self.buckets):
@@ -53,20 +53,20 @@ class BucketRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaFacts:
-    """What a sample's files hold."""
+    """Facts about a sample's files."""
 
     height: int
     """Pixels, upright."""
     width: int
     """Pixels, upright."""
     num_frames: int = 1
-    """That reading all of it at ``fps`` gives; 1 for an image."""
+    """Frames that reading all of it at ``fps`` gives; 1 for an image."""
     fps: float | None = None
     """Frames a second that it is read at; None for an image."""
     notes: tuple[str, ...] = ()
-    """What is done to it when it is read: ``cause: detail``."""
+    """Changes made while it is read: ``cause: detail``."""
     reference: "MediaFacts | None" = None
-    """Of the sample's reference clip."""
+    """Facts about the sample's reference clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class BucketedSample:
     """A sample in its bucket."""
 
     sample: Sample
-    """What was placed."""
+    """Sample in the bucket."""
     bucket: PixelShape
-    """Where."""
+    """Bucket that takes it."""
     num_frames: int
     """Frames to choose from, resampled; at least the bucket's."""
     facts: MediaFacts
@@ -84,7 +84,7 @@ class BucketedSample:
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What is done to its clip when it is read."""
+        """Changes made to its clip while it is read."""
         return tuple(Remark(self.sample.id, note) for note in self.facts.notes)
 
 
@@ -93,11 +93,11 @@ class Assignment:
     """All samples: placed or refused."""
 
     rules: BucketRules
-    """By which they were."""
+    """Rules of the placements."""
     placements: tuple[BucketedSample, ...]
     """In the order of the samples."""
     rejects: tuple[Reject, ...]
-    """In the order of the samples."""
+    """Refused samples in their order."""
 
     def by_bucket(self) -> dict[PixelShape, tuple[BucketedSample, ...]]:
         """The placements of each bucket, in the order of the rules; some may be empty."""
@@ -163,10 +163,10 @@ def plan_range(num_frames: int, source_fps: float, fps: float, sample: Sample) -
     leaves out the earlier one.
 
     Args:
-        num_frames: Of the clip.
+        num_frames: Number of frames of the clip.
         source_fps: Frames a second.
-        fps: To resample to.
-        sample: Whose ``start`` and ``end`` are meant.
+        fps: Frames a second to resample to.
+        sample: Sample whose ``start`` and ``end`` count.
 
     Returns:
         Indices at the new rate; may be empty.
@@ -178,7 +178,7 @@ def plan_range(num_frames: int, source_fps: float, fps: float, sample: Sample) -
 
 
 def plan_usable(sample: Sample, facts: MediaFacts, fps: float) -> range:
-    """As ``plan_range``, but not beyond the end of the sample's reference; frame 0 of an image."""
+    """See ``plan_range``; ends with the sample's reference, and is frame 0 of an image."""
     if facts.fps is None:
         return range(1)
     usable = plan_range(facts.num_frames, facts.fps, fps, sample)
@@ -199,7 +199,7 @@ def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> Bucket
     the nearest aspect; then the one with the largest area; then the longest.
 
     Args:
-        sample: To place.
+        sample: Sample to place.
         facts: About its files.
         rules: Buckets to choose from.
 
@@ -238,7 +238,7 @@ def assign_buckets(
     """Look into all samples and place each one.
 
     Args:
-        samples: What to place.
+        samples: Samples to place.
         rules: Buckets to choose from.
         look: Tells the facts of a sample; called in several threads at once.
         num_threads: Files read at a time.

@@ -1,4 +1,4 @@
-"""How much memory a training takes on each rank, predicted from sizes alone."""
+"""Prediction of a training's memory on each rank, from sizes alone."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class ParameterCount(NamedTuple):
     total: int
     """All."""
     trainable: int
-    """Those that require a gradient."""
+    """Parameters that require a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,13 @@ class ActivationSizes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActivationMemory:
-    """What the forward pass leaves for the backward pass, in bytes."""
+    """Bytes that the forward pass leaves for the backward pass."""
 
     kept: int
-    """From the forward pass on: the input of every block with checkpointing, else all."""
+    """Bytes kept from the forward pass on: the inputs of the blocks with checkpointing, else all
+    activations."""
     recomputed: int
-    """Of the one block that is run again, with checkpointing; else 0."""
+    """Bytes of the block that is run again, with checkpointing; else 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +63,13 @@ class MemoryPrediction:
     weights: int
     """Trained and frozen."""
     gradients: int
-    """Of the trained weights."""
+    """Bytes of the gradients of the trained weights."""
     optimizer: int
     """Both moments."""
     ema: int
     """Averaged weights in float32."""
     activations: int
-    """Kept and recomputed ones of one micro-batch."""
+    """Bytes of the kept and recomputed activations of one micro-batch."""
 
     @property
     def total(self) -> int:
@@ -96,12 +97,12 @@ def predict_memory(
     as if all tensors divided evenly; for a large model both are below a percent.
 
     Args:
-        num_parameters: Of the model, see ``count_parameters``.
+        num_parameters: Number of parameters of the model, see ``count_parameters``.
         num_trainable: Those of them that are trained.
         optimizer: Decides the bytes of a weight, a gradient and the moments.
         has_ema: Whether a float32 average of the trained weights is kept.
         num_shards: Ranks that share the states; activations are not shared.
-        bytes_per_frozen: Of a frozen weight; 2 for bfloat16.
+        bytes_per_frozen: Bytes of a frozen weight; 2 for bfloat16.
         activations: See ``predict_activations``; 0 bytes if not given.
 
     Raises:
@@ -144,9 +145,9 @@ def predict_activations(
     ``SegmentTransformerBlock`` with flash attention; diffusers' own block differs by 3%.
 
     Args:
-        size: Of the model.
-        num_tokens: Of a micro-batch, all samples together.
-        num_text_tokens: Of a micro-batch.
+        size: Size of the model.
+        num_tokens: Number of tokens of a micro-batch, all samples together.
+        num_text_tokens: Number of text tokens of a micro-batch.
         is_checkpointed: Whether every block is recomputed in the backward pass.
         compute: Dtype of the blocks.
     """

@@ -21,15 +21,15 @@ FREE_SETTINGS = frozenset(
         "trackers",
     }
 )
-"""Of ``RunConfig``: they change the order of sums and the rounding of parts of a gradient, no more,
-so a run may go on with others, on other machines."""
+"""Fields of ``RunConfig`` that only change the order of sums and the rounding of parts of a
+gradient, so a run may continue with other values, on other machines."""
 
 
 def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Refuse a directory that holds something else than this run.
 
     Args:
-        directory: Of the run; need not exist.
+        directory: Directory of the run; need not exist.
         settings: Nested plain values of the run.
         resume: The run may have begun.
 

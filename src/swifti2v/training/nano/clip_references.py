@@ -81,8 +81,8 @@ def carry_known(
         photo: ``[3, 1, H, W]``, the whole first frame.
         displacement: ``[2, N, h, w]``, where each point was in the photo, in pixels.
         crop: Place of the part.
-        downscale: Stage I's.
-        stage2: Says how the reference is made.
+        downscale: Divisor of Stage I.
+        stage2: Settings of the reference.
 
     Returns:
         ``[3, N, h, w]``, not clamped.

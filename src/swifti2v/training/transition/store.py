@@ -70,7 +70,7 @@ class TransitionStore:
         now = {"id": sample_id, **parameters}
         require_same_settings(stored, now, str(path), "another output dir")
         if not clip.is_file() or clip.stat().st_size != num_bytes:
-            logger.warning("%s has not the %d bytes it had: it is made again", clip, num_bytes)
+            logger.warning("%s no longer has %d bytes: it is made again", clip, num_bytes)
             return None
         return record
 

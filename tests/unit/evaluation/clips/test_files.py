@@ -182,7 +182,7 @@ def test_paths_of_the_wrong_kind(tmp_path):
         find_files(tmp_path / "gone.mp4", {})
     with pytest.raises(InputError, match=r"is a file, but --image .* is a folder"):
         find_files(clip, {"image": photos})
-    with pytest.raises(InputError, match="holds no file of the kind"):
+    with pytest.raises(InputError, match="holds no file of the needed kind"):
         find_files(photos, {})
     with pytest.raises(InputError, match="columns, not with --motion-reference"):
         find_files(tmp_path / "m.csv", {"motion_reference": clip})
@@ -211,7 +211,7 @@ def test_manifests_as_csv_and_jsonl_say_the_same(tmp_path):
         ("m.csv", "video\na.mp4,b\n", InputError, "more cells"),
         ("m.csv", "video\n", InputError, "no lines"),
         ("m.csv", "video\na.mp4\na.mp4\n", InputError, "line 3: the name a is there twice"),
-        ("m.jsonl", "[1]\n", InputError, "line 1 is no JSON object"),
+        ("m.jsonl", "[1]\n", InputError, "line 1 is not a JSON object"),
         ("m.jsonl", "{video}\n", InputError, "cannot be read"),
     ],
 )

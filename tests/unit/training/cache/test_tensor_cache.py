@@ -319,7 +319,7 @@ def test_a_full_disk_keeps_what_waits(tmp_path):
 
 @pytest.mark.parametrize("key", ["", "a/b", "a b", "ä", "k" * 129])
 def test_keys_that_cannot_be_are_refused(tmp_path, key):
-    with pytest.raises(InputError, match="use make_key"):
+    with pytest.raises(InputError, match="make it with make_key"):
         TensorCache(tmp_path, FINGERPRINT).put(key, make_entry(0))
 
 
