@@ -106,12 +106,12 @@ def predict_memory(
         activations: See ``predict_activations``; 0 bytes if not given.
 
     Raises:
-        InputError: A count cannot be.
+        InputError: A count is not possible.
     """
     if not 0 <= num_trainable <= num_parameters or num_shards < 1:
         raise InputError(
-            f"{num_trainable} trained of {num_parameters} parameters in {num_shards} shards cannot "
-            "be; trained are at most all, and there is at least one shard"
+            f"{num_trainable} trained of {num_parameters} parameters in {num_shards} shards is "
+            "not possible; train at most all of them, in at least one shard"
         )
     size = 4 if optimizer.weights == "float32" else 2
     mine = math.ceil(num_trainable / num_shards)

@@ -158,5 +158,5 @@ def test_a_tied_weight_counts_once() -> None:
 
 def test_impossible_values_are_refused() -> None:
     for total, trained, shards in ((1, 2, 1), (1, -1, 1), (1, 1, 0)):
-        with pytest.raises(InputError, match="cannot be"):
+        with pytest.raises(InputError, match="not possible"):
             predict_memory(total, trained, OptimizerConfig(), has_ema=False, num_shards=shards)
