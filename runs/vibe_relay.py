@@ -46,8 +46,8 @@ from swifti2v.training.nano.material_source import MaterialSource, MixConfig
 from swifti2v.training.nano.models import NanoSize, make_stage2_transformer
 from swifti2v.training.nano.stage2_start import make_stage2_task, start_stage2
 from swifti2v.training.relay.degradations import DegradationConfig
-from swifti2v.training.relay.image_sources import ImageBatch
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
+from swifti2v.training.stages.batches import VideoBatch
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
 from swifti2v.training.stages.stage2 import Stage2Objective, Stage2Task
 from swifti2v.training.windows import WindowConfig
@@ -138,7 +138,7 @@ class PictureCrops:
                 f"none of {len(pictures)} pictures is {crop} px large; add larger ones"
             )
 
-    def load(self, draw: Draw) -> ImageBatch:
+    def load(self, draw: Draw) -> VideoBatch:
         """See ``FrameSource``."""
         names, videos = [], []
         for rng in draw.samples():
@@ -149,7 +149,7 @@ class PictureCrops:
             videos.append(video.flip(-1) if rng.random() < 0.5 else video)
             names.append(f"picture {index}")
         prompts = ("",) * len(names)
-        return ImageBatch(
+        return VideoBatch(
             ids=tuple(names), num_replaced=0, video=torch.cat(videos), prompts=prompts
         )
 

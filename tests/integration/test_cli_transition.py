@@ -98,9 +98,11 @@ def test_it_writes_a_training_manifest_and_counts_what_it_refuses(whole):
     assert manifest.rejects == ()
     assert [(s.prompt, s.weight) for s in manifest.samples] == [(f"clip {n}", 2) for n in NAMES]
     for sample in manifest.samples:
-        pair = decode_pair(sample, PixelShape(NUM_FRAMES, SIZE, SIZE), 16, np.random.default_rng(3))
-        assert pair.frames.shape == (NUM_FRAMES, SIZE, SIZE, 3)
-        assert pair.reference.shape == (NUM_FRAMES, SIZE // 4, SIZE // 4, 3)
+        frames, reference = decode_pair(
+            sample, PixelShape(NUM_FRAMES, SIZE, SIZE), 16, np.random.default_rng(3)
+        )
+        assert frames.shape == (NUM_FRAMES, SIZE, SIZE, 3)
+        assert reference.shape == (NUM_FRAMES, SIZE // 4, SIZE // 4, 3)
 
 
 def test_a_record_tells_all_that_decided_the_sample(whole):

@@ -24,7 +24,7 @@ from swifti2v.training.stages.cache_making import CacheMaking
 from swifti2v.training.stages.config import CacheConfig, Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import FineTuning
 from tests.helpers.regression import alone_in
-from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_vae
+from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components, tiny_pipeline, tiny_vae
 from tests.helpers.training_clips import save_damaged_clip
 
 CPU = torch.device("cpu")
@@ -74,6 +74,14 @@ def causal_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path = tmp_path_factory.mktemp("causal")
     SwiftI2VPipeline(parts, parse_config(GenerationConfig, SETTINGS, "tests")).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def displacing_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stage I that generates displacement; its clips are of unknown motion."""
+    path = tmp_path_factory.mktemp("displacing")
+    tiny_pipeline(displaces=True).save_pretrained(path)
     return path
 
 
@@ -129,16 +137,17 @@ def assert_same(config: Any, tmp_path: Path, cache: Path) -> None:
     [
         ("stage1", "codec", {}),
         ("stage1", "causal", {"run": {"precision": "bfloat16"}}),
+        ("stage1", "displacing", {}),
         ("stage2", "codec", {"run": {"precision": "bfloat16"}, "crop": 16}),
         ("stage2", "causal", {}),
         ("stage2", "causal", {"generation": {"stage2": {"reference_detail": "carried"}}}),
     ],
 )
 def test_cached_losses_are_equal_bit_by_bit(
-    stage, kind, changes, model, causal_model, clips, tmp_path
+    stage, kind, changes, model, causal_model, displacing_model, clips, tmp_path
 ):
-    source = causal_model if kind == "causal" else model
-    config = configure(stage, source, clips, **changes)
+    models = {"codec": model, "causal": causal_model, "displacing": displacing_model}
+    config = configure(stage, models[kind], clips, **changes)
     report = make(config, tmp_path / "cache")
     assert (report.prompts_made, report.unreadable) == (4, 0)  # with the negative one
     assert 0 < report.entries_made <= STEPS * BATCH

@@ -295,7 +295,7 @@ def compare_with_truth(
         arm: Row of the table.
         seed: Seed of the run.
     """
-    stage2, num_latent_frames = settings.stage2, (settings.num_frames - 1) // TIME_FACTOR + 1
+    stage2, num_latent_frames = settings.stage2, latent_frames(settings.num_frames)
     plan = plan_segments(num_latent_frames, stage2.segment_size, stage2.context_size)
     starts = [segment.target[0] for segment in plan]
     truth, low = clip.truth[1:], clip.low[1:]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,6 +15,7 @@ from swifti2v.segments import plan_segments
 from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.adapters import AdapterConfig, find_targets
 from swifti2v.training.data.buckets import format_bucket
+from swifti2v.training.data.phases import ClipsPhase
 from swifti2v.training.engine.memory import (
     ActivationSizes,
     MemoryPrediction,
@@ -150,6 +152,23 @@ class ClipSample(NamedTuple):
             for segment in plan_segments(latents.num_frames, size, context)
         ]
         return cls(cropped, max(lengths, default=1), scale)
+
+    @classmethod
+    def largest(
+        cls,
+        phases: Sequence[ClipsPhase],
+        crop: int | None,
+        windows: WindowConfig | None,
+        scale: ScaleFactors,
+    ) -> list["ClipSample"]:
+        """The sample with the most tokens of each phase; see ``of``."""
+        return [
+            max(
+                (cls.of(s, crop, windows, scale) for s in phase.data.rules.shapes),
+                key=attrgetter("tokens"),
+            )
+            for phase in phases
+        ]
 
     @property
     def tokens(self) -> int:

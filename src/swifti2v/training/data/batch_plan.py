@@ -1,8 +1,7 @@
 """Which samples a step trains on: a function of the seed and the step, without state."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,23 +11,6 @@ from swifti2v.shapes import PixelShape
 
 _SCHEDULE, _EPOCH, _SEEDS = range(3)  # independent streams of random numbers
 _BLOCK = 1024  # steps whose buckets are drawn together
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedBatch:
-    """Samples of one step, or a rank's part of them."""
-
-    bucket: PixelShape
-    """Of all samples."""
-    ids: tuple[str, ...]
-    """Of the samples; one may come twice."""
-    seeds: tuple[int, ...]
-    """Of all that is drawn for each sample, 63 bits; another one each time a sample comes."""
-
-    def take(self, places: Sequence[int]) -> "PlannedBatch":
-        """The part of the batch at the given places."""
-        ids = tuple(self.ids[place] for place in places)
-        return PlannedBatch(self.bucket, ids, tuple(self.seeds[place] for place in places))
 
 
 class BatchPlan:
@@ -82,11 +64,15 @@ class BatchPlan:
         self._counts: list[NDArray[np.int64]] = [np.zeros(len(totals), np.int64)]
         self._block: tuple[int, NDArray[np.int64]] = (0, self._draw_block(0))
 
-    def batch(self, step: int) -> PlannedBatch:
+    def batch(self, step: int) -> tuple[PixelShape, list[tuple[str, int]]]:
         """The samples of a step, on all ranks.
 
         Args:
             step: From 0.
+
+        Returns:
+            Bucket of all samples; id and seed of each. An id may come twice. A seed, for all that
+            is drawn for a sample, has 63 bits and is another one each time the sample comes.
 
         Raises:
             InputError: ``step`` is below 0.
@@ -102,7 +88,7 @@ class BatchPlan:
         words = np.random.SeedSequence((self.seed, _SEEDS, step)).generate_state(
             self.batch_size, np.uint64
         )
-        return PlannedBatch(bucket.shape, ids, tuple(int(word) >> 1 for word in words))
+        return bucket.shape, [(id_, int(word) >> 1) for id_, word in zip(ids, words, strict=True)]
 
     @property
     def shares(self) -> dict[PixelShape, float]:

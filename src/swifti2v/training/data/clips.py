@@ -141,7 +141,7 @@ class ManifestClips:
 
     def bucket(self, step: int) -> PixelShape:
         """Length and size of all clips of a step."""
-        return self.plan.batch(step).bucket
+        return self.plan.batch(step)[0]
 
     def pieces(self, draw: Draw, side: int | None = None, step: int = 1) -> list[Piece]:
         """Choose the pieces of a micro-batch.
@@ -154,10 +154,10 @@ class ManifestClips:
         Raises:
             ConfigError: The square is larger than the frames.
         """
-        batch = self.plan.batch(draw.step).take(draw.indices)
-        size = (batch.bucket.height, batch.bucket.width)
-        found = []
-        for name, seed, rng in zip(batch.ids, batch.seeds, draw.samples(), strict=True):
+        bucket, samples = self.plan.batch(draw.step)
+        size, found = (bucket.height, bucket.width), []
+        for index, rng in zip(draw.indices, draw.samples(), strict=True):
+            name, seed = samples[index]
             if self.num_pieces is not None:
                 seed = _hash_seed(name, seed % self.num_pieces)
                 rng = np.random.default_rng((seed, 1))
@@ -205,11 +205,12 @@ class ManifestClips:
         """
         placement = self.placements[piece.name]
         sample, rng = placement.sample, np.random.default_rng(piece.seed)
+        options = (sample, placement.bucket, self.fps, rng)
         if sample.reference is None:
-            frames = decode_clip(sample, placement.bucket, self.fps, rng, facts=placement.facts)
-            return LoadedClip(sample.id, frames, None, sample.prompt)
-        pair = decode_pair(sample, placement.bucket, self.fps, rng, facts=placement.facts)
-        return LoadedClip(sample.id, pair.frames, pair.reference, sample.prompt)
+            frames, reference = decode_clip(*options, facts=placement.facts), None
+        else:
+            frames, reference = decode_pair(*options, facts=placement.facts)
+        return LoadedClip(sample.id, frames, reference, sample.prompt)
 
     def examples(self, count: int) -> list[LoadedClip]:
         """Pieces of the first clips of the first bucket, the same every time."""

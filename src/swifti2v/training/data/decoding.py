@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,15 +13,6 @@ from swifti2v.media import Frames, fit_image, iter_frames, load_image
 from swifti2v.shapes import PixelShape
 from swifti2v.training.data.buckets import MediaFacts, format_bucket, plan_usable, probe
 from swifti2v.training.data.samples import MediaFile, Sample, local_media
-
-
-class ClipPair(NamedTuple):
-    """The same moments of a clip and of its reference."""
-
-    frames: Frames
-    """``[T, H, W, 3]``, of the bucket's shape."""
-    reference: Frames
-    """``[T, h, w, 3]``, of the reference's own size."""
 
 
 def draw_first(
@@ -85,11 +75,14 @@ def decode_pair(
     rng: np.random.Generator,
     *,
     facts: MediaFacts | None = None,
-) -> ClipPair:
+) -> tuple[Frames, Frames]:
     """Read the same piece of a stage-transition sample and of its reference.
 
     The reference's first frame belongs to the sample's ``start``. Arguments and errors are those
     of ``decode_clip``.
+
+    Returns:
+        ``[T, H, W, 3]`` of the bucket's shape, and ``[T, h, w, 3]`` of the reference's own size.
 
     Raises:
         MediaError: Also if the sample has no reference, or that cannot be read.
@@ -104,7 +97,7 @@ def decode_pair(
         prompt=sample.prompt,
     )
     with local_media(reference) as path:
-        return ClipPair(frames, _read(path, fps, offset, bucket, np.asarray))
+        return frames, _read(path, fps, offset, bucket, np.asarray)
 
 
 def _decode_piece(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swifti2v.errors import InputError
-from swifti2v.training.data.samples import Media, MediaFile, MediaKind, Sample
+from swifti2v.training.data.samples import Media, MediaFile, MediaKind, Reject, Sample
 
 OPTIONAL_COLUMNS = (
     "fps", "start", "end", "width", "height", "split", "weight", "source", "reference",
@@ -66,24 +66,8 @@ ULTRAVIDEO = Layout(
 PLAIN = Layout(media={"video": "video", "image": "image"}, prompt="prompt")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ListedMedia:
-    """What was listed, before it is checked."""
-
-    id: str
-    """Of the sample to be."""
-    values: Mapping[str, Any]
-    """``prompt`` and the optional columns."""
-    media: Media | None = None
-    """Where its media lies; None if it has none that can be used."""
-    kind: MediaKind = "video"
-    """What the media is."""
-    problem: str | None = None
-    """Reason to refuse it; where there are media, that they have no caption."""
-
-
 class UnusableError(Exception):
-    """Carries the reason to refuse an entry; it never leaves the readers.
+    """Carries the reason to refuse an entry; it never leaves a listing.
 
     Args:
         reason: Why.
@@ -126,81 +110,127 @@ def require_known(path: Path, columns: Collection[str], layout: Layout) -> None:
         )
 
 
-def to_entry(
-    row: Mapping[str, Any], layout: Layout, number: int, locate: Locate, id_: str | None = None
-) -> ListedMedia:
-    """Find out what a row of a table lists.
+class Listing:
+    """What a manifest lists, checked one after the other; files are looked for, not opened.
 
     Args:
-        row: By column; cells of media columns that are empty or None count as not given.
-        layout: Of the table.
-        number: Of the row, from 1: named where the row has no media.
-        locate: Finds the media.
-        id_: Of the entry; made from the media's path, ``start`` and ``end`` if not given.
+        path: Of the manifest, for messages.
+        root: What the paths of references start from.
+        split: Only this one is taken; None takes all.
     """
-    values = {name: row.get(name) for name in OPTIONAL_COLUMNS}
-    values |= {"prompt": row.get(layout.prompt), "source": row.get("source") or layout.source}
-    given = [name for name in layout.media if row.get(name) and text_of(row[name])]
-    if len(given) != 1:
-        names = " and ".join(layout.media)
-        problem = f"no media: {names} are both given" if given else f"no media: no {names}"
-        return ListedMedia(id=id_ or f"row {number}", values=values, problem=problem)
-    (column,) = given
-    if id_ is None:
-        start, end = text_of(row.get("start")), text_of(row.get("end"))
-        path = row[column].strip() if isinstance(row[column], str) else f"row {number}"
-        id_ = f"{path}#{start}-{end}" if start or end else path
-    found = locate(column, row[column])
-    if isinstance(found, str):
-        return ListedMedia(id=id_, values=values, problem=found)
-    return ListedMedia(
-        id=id_,
-        values=values,
-        media=found,
-        kind=layout.media[column],
-        problem=None if layout.prompt in row else f"no caption: no column {layout.prompt}",
-    )
 
+    def __init__(self, path: Path, root: Path, split: str | None) -> None:
+        self.path, self.root, self.split = path, root, split
+        self.samples: list[Sample] = []
+        self.rejects: list[Reject] = []
+        self.ids: set[str] = set()
+        self.splits: set[str] = set()
 
-def to_sample(entry: ListedMedia, root: Path) -> Sample:
-    """Check what was listed; files are looked for, not opened.
+    def add(
+        self,
+        id_: str,
+        values: Mapping[str, Any],
+        media: Media | None = None,
+        kind: MediaKind = "video",
+        problem: str | None = None,
+    ) -> None:
+        """Add a sample, or the reason against it.
 
-    Args:
-        entry: What was listed.
-        root: What the path of a reference starts from.
+        Args:
+            id_: Of the sample to be.
+            values: ``prompt`` and the optional columns.
+            media: Where its media lies; None if it has none that can be used.
+            kind: What the media is.
+            problem: Reason to refuse it; where there are media, that they have no caption.
 
-    Raises:
-        UnusableError: With the reason.
-    """
-    if entry.media is None:
-        raise UnusableError(entry.problem or "no media: nothing is given")
-    values = entry.values
-    if isinstance(entry.media, MediaFile) and not entry.media.path.is_file():
-        raise UnusableError(f"file not found: {entry.media.path}")
-    start = _number(values, "start", low=0) or 0.0
-    end = _number(values, "end", low=0)
-    if end is not None and end <= start:
-        raise UnusableError(f"bad number: end {end:g} is not after start {start:g}")
-    weight = _number(values, "weight", is_positive=True)
-    problem = entry.problem or _find_caption_problem(values.get("prompt"))
-    sample = Sample(
-        id=entry.id,
-        media=entry.media,
-        kind=entry.kind,
-        prompt="" if problem else values["prompt"].strip(),
-        fps=_number(values, "fps", is_positive=True),
-        start=start,
-        end=end,
-        width=_whole_number(values, "width"),
-        height=_whole_number(values, "height"),
-        split=text_of(values.get("split")) or None,
-        weight=1.0 if weight is None else weight,
-        source=text_of(values.get("source")) or None,
-        reference=_find_reference(entry, root),
-    )
-    if problem:
-        raise UnusableError(problem, sample)
-    return sample
+        Raises:
+            InputError: The id came before.
+        """
+        split = text_of(values.get("split"))
+        self.splits.add(split or "(none)")
+        if id_ in self.ids:
+            raise InputError(f"{self.path} lists {id_} twice; remove one, or give other start, end")
+        self.ids.add(id_)
+        if self.split is not None and split != self.split:
+            return
+        try:
+            if media is None:
+                raise UnusableError(problem or "no media: nothing is given")
+            self.samples.append(self._check(id_, values, media, kind, problem))
+        except UnusableError as error:
+            self.rejects.append(Reject(id_, str(error), error.sample))
+
+    def add_row(
+        self,
+        row: Mapping[str, Any],
+        layout: Layout,
+        number: int,
+        locate: Locate,
+        id_: str | None = None,
+    ) -> None:
+        """Add what a row of a table lists.
+
+        Args:
+            row: By column; cells of media columns that are empty or None count as not given.
+            layout: Of the table.
+            number: Of the row, from 1: named where the row has no media.
+            locate: Finds the media.
+            id_: Of the sample; made from the media's path, ``start`` and ``end`` if not given.
+        """
+        values = {name: row.get(name) for name in OPTIONAL_COLUMNS}
+        values |= {"prompt": row.get(layout.prompt), "source": row.get("source") or layout.source}
+        given = [name for name in layout.media if row.get(name) and text_of(row[name])]
+        if len(given) != 1:
+            names = " and ".join(layout.media)
+            reason = f"no media: {names} are both given" if given else f"no media: no {names}"
+            self.add(id_ or f"row {number}", values, problem=reason)
+            return
+        (column,) = given
+        if id_ is None:
+            start, end = text_of(row.get("start")), text_of(row.get("end"))
+            path = row[column].strip() if isinstance(row[column], str) else f"row {number}"
+            id_ = f"{path}#{start}-{end}" if start or end else path
+        found = locate(column, row[column])
+        if isinstance(found, str):
+            self.add(id_, values, problem=found)
+            return
+        problem = None if layout.prompt in row else f"no caption: no column {layout.prompt}"
+        self.add(id_, values, found, layout.media[column], problem)
+
+    def _check(
+        self,
+        id_: str,
+        values: Mapping[str, Any],
+        media: Media,
+        kind: MediaKind,
+        problem: str | None,
+    ) -> Sample:
+        if isinstance(media, MediaFile) and not media.path.is_file():
+            raise UnusableError(f"file not found: {media.path}")
+        start = _number(values, "start", low=0) or 0.0
+        end = _number(values, "end", low=0)
+        if end is not None and end <= start:
+            raise UnusableError(f"bad number: end {end:g} is not after start {start:g}")
+        weight = _number(values, "weight", is_positive=True)
+        problem = problem or _find_caption_problem(values.get("prompt"))
+        sample = Sample(
+            id=id_,
+            media=media,
+            kind=kind,
+            prompt="" if problem else values["prompt"].strip(),
+            fps=_number(values, "fps", is_positive=True),
+            start=start,
+            end=end,
+            width=_whole_number(values, "width"),
+            height=_whole_number(values, "height"),
+            split=text_of(values.get("split")) or None,
+            weight=1.0 if weight is None else weight,
+            source=text_of(values.get("source")) or None,
+            reference=_find_reference(values, kind, self.root),
+        )
+        if problem:
+            raise UnusableError(problem, sample)
+        return sample
 
 
 def _find_caption_problem(prompt: Any) -> str | None:
@@ -211,11 +241,11 @@ def _find_caption_problem(prompt: Any) -> str | None:
     return None
 
 
-def _find_reference(entry: ListedMedia, root: Path) -> Path | None:
-    text = text_of(entry.values.get("reference"))
+def _find_reference(values: Mapping[str, Any], kind: MediaKind, root: Path) -> Path | None:
+    text = text_of(values.get("reference"))
     if not text:
         return None
-    if entry.kind == "image":
+    if kind == "image":
         raise UnusableError("bad reference: a picture cannot have one")
     if not (root / text).is_file():
         raise UnusableError(f"reference not found: {root / text}")

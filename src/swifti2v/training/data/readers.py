@@ -12,14 +12,11 @@ from typing import Any, cast
 from swifti2v.errors import InputError
 from swifti2v.training.data.entries import (
     OPTIONAL_COLUMNS,
-    ListedMedia,
+    Listing,
     Locate,
-    UnusableError,
     find_layout,
     require_known,
     text_of,
-    to_entry,
-    to_sample,
 )
 from swifti2v.training.data.samples import (
     DatasetRow,
@@ -27,8 +24,6 @@ from swifti2v.training.data.samples import (
     Media,
     MediaFile,
     MediaKind,
-    Reject,
-    Sample,
     TarMember,
     import_extra,
     load_dataset,
@@ -81,43 +76,31 @@ def read_manifest(
     folder = Path(root) if root is not None else base
     if not folder.is_dir():
         raise InputError(f"root {folder} is not a folder; name the one that holds the media")
-    samples: list[Sample] = []
-    rejects: list[Reject] = []
-    ids: set[str] = set()
-    splits: set[str] = set()
-    for entry in _find_entries(path, folder):
-        name = text_of(entry.values.get("split"))
-        splits.add(name or "(none)")
-        if entry.id in ids:
-            raise InputError(f"{path} lists {entry.id} twice; remove one, or give other start, end")
-        ids.add(entry.id)
-        if split is not None and name != split:
-            continue
-        try:
-            samples.append(to_sample(entry, folder))
-        except UnusableError as error:
-            rejects.append(Reject(entry.id, str(error), error.sample))
-    if not ids:
+    listing = Listing(path, folder, split)
+    _list(path, folder, listing)
+    if not listing.ids:
         raise InputError(f"manifest {path} lists nothing; add clips or pictures")
-    if not samples and not rejects:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    return Manifest(tuple(samples), tuple(rejects))
+    if not listing.samples and not listing.rejects:
+        raise InputError(
+            f"{path} has no split {split!r}; it has {', '.join(sorted(listing.splits))}"
+        )
+    return Manifest(tuple(listing.samples), tuple(listing.rejects))
 
 
-def _find_entries(path: Path, root: Path) -> Iterator[ListedMedia]:
+def _list(path: Path, root: Path, listing: Listing) -> None:
     if path.is_dir():
         if any((path / name).is_file() for name in DATASET_FILES):
-            return _dataset_entries(path, root)
-        return _folder_entries(path)
+            return _list_dataset(path, root, listing)
+        return _list_folder(path, listing)
     suffix = path.suffix.lower()
     if suffix == ".tar":
-        return _tar_entries(path, path.name)
+        return _list_archive(path, path.name, listing)
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
     if suffix not in readers:
         raise InputError(
             f"manifest {path} is of an unknown kind; give .csv, .jsonl, .parquet, .tar or a folder"
         )
-    return _table_entries(path, readers[suffix](path), root)
+    return _list_table(path, readers[suffix](path), root, listing)
 
 
 def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -162,9 +145,9 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise InputError(f"{path} is not a Parquet file that can be read: {error}") from error
 
 
-def _table_entries(
-    path: Path, rows: Iterator[Mapping[str, Any]], root: Path
-) -> Iterator[ListedMedia]:
+def _list_table(
+    path: Path, rows: Iterator[Mapping[str, Any]], root: Path, listing: Listing
+) -> None:
     first = next(rows, None)
     if first is None:
         return
@@ -172,7 +155,7 @@ def _table_entries(
     locate = _by_name(root) if layout.is_by_name else _by_path(root)
     for number, row in enumerate(chain([first], rows), 1):
         require_known(path, row, layout)
-        yield to_entry(row, layout, number, locate)
+        listing.add_row(row, layout, number, locate)
 
 
 def _by_path(root: Path) -> Locate:
@@ -220,25 +203,25 @@ def _kind_of(name: str) -> MediaKind | None:
     return "image" if suffix in PHOTO_SUFFIXES else None
 
 
-def _folder_entries(folder: Path) -> Iterator[ListedMedia]:
+def _list_folder(folder: Path, listing: Listing) -> None:
     for path in _walk(folder):
         name = path.relative_to(folder).as_posix()
         kind = _kind_of(name)
         if path.suffix.lower() == ".tar":
-            yield from _tar_entries(path, name)
+            _list_archive(path, name, listing)
         elif kind is not None:
             caption = path.with_suffix(".txt")
             has_caption = caption.is_file()
-            yield ListedMedia(
-                id=name,
-                values={"prompt": _decode(caption.read_bytes())} if has_caption else {},
-                media=MediaFile(path),
-                kind=kind,
-                problem=None if has_caption else f"no caption: no {caption.name} beside it",
+            listing.add(
+                name,
+                {"prompt": _decode(caption.read_bytes())} if has_caption else {},
+                MediaFile(path),
+                kind,
+                None if has_caption else f"no caption: no {caption.name} beside it",
             )
 
 
-def _tar_entries(archive: Path, name: str) -> Iterator[ListedMedia]:
+def _list_archive(archive: Path, name: str, listing: Listing) -> None:
     groups: dict[str, dict[str, Any]] = {}
     end = 0
     try:
@@ -259,7 +242,7 @@ def _tar_entries(archive: Path, name: str) -> Iterator[ListedMedia]:
     if archive.stat().st_size <= end:
         raise InputError(f"{archive} is cut off; copy it again")
     for key, group in groups.items():
-        yield _to_tar_entry(f"{name}/{key}", group)
+        _list_group(f"{name}/{key}", group, listing)
 
 
 def _read_member(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
@@ -271,7 +254,7 @@ def _read_member(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo) 
     )
 
 
-def _to_tar_entry(id_: str, group: Mapping[str, Any]) -> ListedMedia:
+def _list_group(id_: str, group: Mapping[str, Any], listing: Listing) -> None:
     media = [m for m in group.values() if isinstance(m, TarMember) and _kind_of(m.member)]
     values: dict[str, Any] = {}
     if "json" in group:
@@ -280,14 +263,15 @@ def _to_tar_entry(id_: str, group: Mapping[str, Any]) -> ListedMedia:
             values = {name: record.get(name) for name in OPTIONAL_COLUMNS}
             values["prompt"] = record.get("prompt") or record.get("caption")
         except (ValueError, AttributeError):
-            return ListedMedia(id=id_, values={}, problem="bad json: it is not an object of JSON")
+            listing.add(id_, {}, problem="bad json: it is not an object of JSON")
+            return
     if "txt" in group:
         values["prompt"] = _decode(group["txt"])
     if len(media) != 1:
         problem = f"no media: the key has {len(media)} clips and pictures; it must have one"
-        return ListedMedia(id=id_, values=values, problem=problem)
-    kind = _kind_of(media[0].member) or "video"
-    return ListedMedia(id=id_, values=values, media=media[0], kind=kind)
+        listing.add(id_, values, problem=problem)
+        return
+    listing.add(id_, values, media[0], _kind_of(media[0].member) or "video")
 
 
 def _decode(data: bytes) -> str:
@@ -295,7 +279,7 @@ def _decode(data: bytes) -> str:
     return data.decode("utf-8-sig", errors="replace")
 
 
-def _dataset_entries(directory: Path, root: Path) -> Iterator[ListedMedia]:
+def _list_dataset(directory: Path, root: Path, listing: Listing) -> None:
     datasets = import_extra("datasets")
     try:
         loaded = datasets.load_from_disk(str(directory))
@@ -308,7 +292,8 @@ def _dataset_entries(directory: Path, root: Path) -> Iterator[ListedMedia]:
         for index, row in enumerate(_dataset_rows(directory, split, set(layout.media))):
             row["split"] = row.get("split") or split
             id_ = f"{split or directory.name}/{index}"
-            yield to_entry(row, layout, index + 1, _by_row(root, directory, split, index), id_)
+            locate = _by_row(root, directory, split, index)
+            listing.add_row(row, layout, index + 1, locate, id_)
 
 
 def _dataset_rows(directory: Path, split: str | None, media: set[str]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ A stopped run needs only its step number to go on with the same draws, and a ste
 depend on how many ranks or micro-batches they are divided over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -116,3 +116,9 @@ def draws_of_step(
 def choose(options: Sequence[Option], rng: np.random.Generator) -> Option:
     """One of some options, each as likely."""
     return options[int(rng.integers(len(options)))]
+
+
+def draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:
+    """One of some options, by their shares, which need not add up to 1."""
+    parts = np.array(list(shares.values()))
+    return list(shares)[int(rng.choice(len(parts), p=parts / parts.sum()))]

@@ -10,7 +10,7 @@ from swifti2v.pipelines.course import draw_course, stack_courses
 from swifti2v.shapes import FrameSize, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_thing, draw_view, render_move
 from swifti2v.training.data.motion_prompts import draw_prompt
-from swifti2v.training.engine.draws import Draw, Option, choose
+from swifti2v.training.engine.draws import Draw, choose, draw_share
 from swifti2v.training.stages.batches import Stage1Frames
 
 
@@ -38,9 +38,9 @@ class CameraMoveSource:
     def load(self, draw: Draw) -> Stage1Frames:
         """See ``FrameSource``."""
         rng = draw.shared()
-        size = _draw_share(self.sizes, rng)
-        num_latent_frames = _draw_share(self.lengths, rng)
-        number = min(_draw_share(self.num_drawn, rng), num_latent_frames - 1)
+        size = draw_share(self.sizes, rng)
+        num_latent_frames = draw_share(self.lengths, rng)
+        number = min(draw_share(self.num_drawn, rng), num_latent_frames - 1)
         drawn = 1 + rng.permutation(num_latent_frames - 1)[:number]
         frames = (0, *sorted(int(frame) for frame in drawn))
         pixels = [pixel for frame in frames for pixel in pixel_frames(frame)]
@@ -75,8 +75,3 @@ class CameraMoveSource:
             return choose(with_front, rng)
         first, second = choose(self.scenes, rng), choose(self.scenes, rng)
         return draw_thing(first.picture, second.picture, rng) if rng.random() < 0.4 else first
-
-
-def _draw_share(shares: Mapping[Option, float], rng: np.random.Generator) -> Option:
-    parts = np.array(list(shares.values()))
-    return list(shares)[int(rng.choice(len(parts), p=parts / parts.sum()))]

@@ -221,11 +221,6 @@ class NanoConfig:
                 f"{self.width}x{self.height}"
             )
 
-    @property
-    def num_latent_frames(self) -> int:
-        """F of a clip."""
-        return (self.num_frames - 1) // STAGE2_SCALE.time + 1
-
     def low_sizes(self, scale: float = 1.0) -> dict[FrameSize, float]:
         """Sizes of Stage I's clips in pixels, with the part of the steps that take each."""
         token = STAGE1_SCALE.space * STAGE1_SCALE.patch

@@ -18,7 +18,7 @@ from swifti2v.shapes import FrameSize, latent_frames, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_view, render_move
 from swifti2v.training.data.crops import cut_clip, cut_pair, draw_crop
 from swifti2v.training.data.motion_prompts import draw_prompt
-from swifti2v.training.engine.draws import Draw
+from swifti2v.training.engine.draws import Draw, choose, draw_share
 from swifti2v.training.nano.clip_references import START_INTERVAL, ClipReferences, carry_known
 from swifti2v.training.nano.material import Material
 from swifti2v.training.stages.batches import Stage2Frames
@@ -120,8 +120,8 @@ class MaterialSource:
         Raises:
             InputError: No clip is long enough.
         """
-        rng, shares = draw.shared(), np.array(list(self.lengths.values()))
-        num_frames = list(self.lengths)[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        rng = draw.shared()
+        num_frames = draw_share(self.lengths, rng)
         segment = draw_window(self.windows, self.stage2, latent_frames(num_frames), rng)
         return self.cut(draw, segment, num_frames)
 
@@ -216,5 +216,4 @@ class MaterialSource:
 
 
 def _draw_long(clips: Sequence[Frames], num_frames: int, rng: np.random.Generator) -> int:
-    long_enough = [index for index, clip in enumerate(clips) if len(clip) >= num_frames]
-    return long_enough[int(rng.integers(len(long_enough)))]
+    return choose([index for index, clip in enumerate(clips) if len(clip) >= num_frames], rng)

@@ -17,6 +17,7 @@ from swifti2v.models.text import encode_prompt
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.shapes import latent_frames
 from swifti2v.training.data.camera_motion import make_scenes
 from swifti2v.training.data.record import describe_files, read_record, require_same_data
 from swifti2v.training.engine.ranks import Ranks
@@ -111,7 +112,7 @@ class NanoTraining:
             torch.manual_seed(own.run.seed)
             transformer = make_stage1_transformer(own.size, self.config.text.width)
         nn.Module.to(transformer, self.device)
-        lengths = {(frames - 1) // STAGE1_SCALE.time + 1: n for frames, n in own.num_frames.items()}
+        lengths = {latent_frames(frames): share for frames, share in own.num_frames.items()}
         sizes = [self.config.low_sizes(phase.scale) for phase in own.phases]
         pipeline = Stage1Pipeline(transformer, self.codecs[0])
         sources = tuple(

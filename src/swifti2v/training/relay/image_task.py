@@ -16,8 +16,7 @@ from swifti2v.training.data.crops import degrade
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.objectives import Model, flow_loss, hfato_loss
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
-from swifti2v.training.relay.image_sources import ImageBatch
-from swifti2v.training.stages.batches import EncodePrompts, FrameSource
+from swifti2v.training.stages.batches import EncodePrompts, FrameSource, VideoBatch
 from swifti2v.training.stages.latent_task import LatentTask
 from swifti2v.training.stages.latents import encode_clips
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
@@ -44,7 +43,7 @@ class ImageObjective:
     """Weigh a channel by its share of a pixel error, at most this; None weighs all alike."""
 
 
-class ImageTask(LatentTask[FrameSource[ImageBatch]]):
+class ImageTask(LatentTask[FrameSource[VideoBatch]]):
     """Stage II on images, as the trainer sees it.
 
     A transformer with reference channels is shown the image made ``stage1.downscale`` times
@@ -64,7 +63,7 @@ class ImageTask(LatentTask[FrameSource[ImageBatch]]):
         self,
         transformer: SegmentTransformer3DModel,
         vae: VideoVAE,
-        sources: tuple[FrameSource[ImageBatch], ...],
+        sources: tuple[FrameSource[VideoBatch], ...],
         objective: ImageObjective,
         settings: GenerationConfig,
         encode_prompts: EncodePrompts,
@@ -79,7 +78,7 @@ class ImageTask(LatentTask[FrameSource[ImageBatch]]):
             or parameterization == "reference_residual"
         )
 
-    def loss(self, batch: ImageBatch, draw: Draw) -> Tensor:
+    def loss(self, batch: VideoBatch, draw: Draw) -> Tensor:
         """``[b]`` loss of each image."""
         objective = self.objective
         latents = self.encode(batch.video)
@@ -105,7 +104,7 @@ class ImageTask(LatentTask[FrameSource[ImageBatch]]):
             degraded = _degrade(latents, objective.degradation, draw)
         return hfato_loss(model, latents, degraded, sigma, noise, channel_weight=weight)
 
-    def predictor(self, batch: ImageBatch, reference: Tensor) -> Model:
+    def predictor(self, batch: VideoBatch, reference: Tensor) -> Model:
         """The velocity that the transformer predicts, with reference and captions bound."""
         embeds = self.encode_prompts(batch.prompts)
         stage2 = self.settings.stage2

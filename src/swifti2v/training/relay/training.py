@@ -50,8 +50,8 @@ from swifti2v.training.engine.run_config import RunConfig
 from swifti2v.training.engine.session import Session, train_task
 from swifti2v.training.engine.trackers import Tracker
 from swifti2v.training.relay.degradations import degrade_latents
-from swifti2v.training.relay.image_sources import ManifestImages, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
+from swifti2v.training.stages.clip_sources import ClipCrops
 from swifti2v.training.stages.loading import load_for_training
 
 
@@ -71,8 +71,17 @@ class RelayConfig:
     """Side of a random square to train on instead of whole images."""
 
     def __post_init__(self) -> None:
-        for bucket in self.buckets:
-            require_image_bucket(bucket, self.crop)
+        for num_frames, height, width in self.buckets:
+            if num_frames != 1:
+                raise ConfigError(
+                    f"bucket {num_frames}x{height}x{width} is one of clips; a relay takes images, "
+                    f"such as 1x{height}x{width}"
+                )
+            if self.crop is not None and self.crop > min(height, width):
+                raise ConfigError(
+                    f"crop {self.crop} is larger than the bucket {width}x{height}; take a smaller "
+                    "one"
+                )
 
     @property
     def buckets(self) -> list[PixelShape]:
@@ -187,7 +196,7 @@ def _train_one(
     task = ImageTask(
         transformer,
         parts.stage2_vae,
-        tuple(ManifestImages(own, relay.crop) for own in clips),
+        tuple(ClipCrops(own, relay.crop) for own in clips),
         relay.objective,
         replace(pipe.config, stage2=stage2),
         partial(embed_prompts, parts),
@@ -272,13 +281,7 @@ def plan_relay(config: RelayTraining) -> list[TrainingPlan]:
             count_trained(transformer, relay.adapter),
             config.run,
             relay.phases,
-            [
-                max(
-                    (ClipSample.of(s, relay.crop, None, scale) for s in phase.data.rules.shapes),
-                    key=lambda sample: sample.tokens,
-                )
-                for phase in relay.phases
-            ],
+            ClipSample.largest(relay.phases, relay.crop, None, scale),
             num_text_tokens=num_text_tokens,
             frozen_bytes=count_frozen_bytes(models),
         )

@@ -27,6 +27,14 @@ class PromptedBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class VideoBatch(PromptedBatch):
+    """Clips or images, or crops of them."""
+
+    video: Tensor
+    """``[b, 3, T, H, W]`` in [-1, 1]; T is 1 of images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage1Batch(PromptedBatch):
     """Clips at Stage I's size, each with its photo."""
 

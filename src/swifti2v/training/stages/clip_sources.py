@@ -14,10 +14,34 @@ from swifti2v.pipelines.course import even_course
 from swifti2v.segments import Segment
 from swifti2v.shapes import latent_frames, pixel_frames
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
-from swifti2v.training.data.crops import cut_pair
+from swifti2v.training.data.crops import cut_clip, cut_pair
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.stages.batches import Stage1Frames, Stage2Frames
+from swifti2v.training.stages.batches import Stage1Frames, Stage2Frames, VideoBatch
 from swifti2v.training.windows import WindowConfig, draw_window
+
+
+class ClipCrops:
+    """Clips or images of manifests at the size of their bucket, or squares of them.
+
+    Args:
+        clips: Of a manifest.
+        crop: Side of a random square that is cut out; None takes whole frames.
+    """
+
+    def __init__(self, clips: ManifestClips, crop: int | None) -> None:
+        self.clips, self.crop = clips, crop
+
+    def load(self, draw: Draw) -> VideoBatch:
+        """See ``FrameSource``."""
+        pieces = self.clips.pieces(draw, self.crop)
+        loaded, num_replaced = self.clips.take(pieces, self.clips.read)
+        pairs = zip(loaded, pieces, strict=True)
+        return VideoBatch(
+            ids=tuple(clip.id for clip in loaded),
+            num_replaced=num_replaced,
+            prompts=tuple(clip.prompt for clip in loaded),
+            video=torch.cat([cut_clip(clip.frames, piece.crop) for clip, piece in pairs]),
+        )
 
 
 class Stage1Clips:

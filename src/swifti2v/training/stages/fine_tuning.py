@@ -142,23 +142,13 @@ def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
         config.model, recipe.stage, _frozen(recipe, config)
     )
     scale = scale_factors(models[f"{recipe.stage}_vae"], transformer.config["patch_size"][1])
-    samples = [
-        max(
-            (
-                ClipSample.of(shape, config.crop, config.windows, scale)
-                for shape in phase.data.rules.shapes
-            ),
-            key=lambda sample: sample.tokens,
-        )
-        for phase in config.phases
-    ]
     return plan_transformer(
         recipe.stage,
         transformer,
         count_trained(transformer, config.adapter),
         config.run,
         config.phases,
-        samples,
+        ClipSample.largest(config.phases, config.crop, config.windows, scale),
         num_text_tokens=num_text_tokens,
         frozen_bytes=count_frozen_bytes(models),
     )

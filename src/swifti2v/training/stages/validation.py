@@ -9,14 +9,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from PIL import Image
 
-from swifti2v.config import settings
+from swifti2v.config import Stage2Config, settings
 from swifti2v.evaluation.metrics.detail_coherence import detail_coherence
 from swifti2v.evaluation.metrics.fidelity import psnr
 from swifti2v.evaluation.metrics.seam import seam_score
 from swifti2v.evaluation.metrics.temporal import flicker
 from swifti2v.media import Frames, downscale, frames_to_video, open_writer, video_to_frames
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.segments import plan_segments
+from swifti2v.shapes import latent_frames
 from swifti2v.training.data.clips import LoadedClip
 
 NUM_SHOWN = 4
@@ -58,7 +58,7 @@ def validate_stage2(
         photo = Image.fromarray(clip.frames[0])
         pieces = pipe.refine(low, photo, clip.prompt, generator=seed, config=config)
         output = np.concatenate([piece.frames for piece in pieces])
-        results.append(_measure(output, clip.frames, config.stage2.segment_size))
+        results.append(_measure(output, clip.frames, config.stage2))
         rows.append((clip.frames, output))
         _write_clip(directory / f"clip-{number}.mp4", output, config.fps)
     _write_grid(directory / "grid.png", rows)
@@ -135,15 +135,14 @@ def measure_round_trip(
     return _average(results)
 
 
-def _measure(output: Frames, truth: Frames, segment_size: int | None) -> dict[str, float]:
-    segments = plan_segments((len(truth) - 1) // 4 + 1, segment_size)
-    starts = [segment.target[0] for segment in segments[1:]]
+def _measure(output: Frames, truth: Frames, stage2: Stage2Config) -> dict[str, float]:
+    starts = [segment.target[0] for segment in stage2.plan(latent_frames(len(truth)))[1:]]
     metrics = {
         "psnr": float(psnr(output[1:], truth[1:]).mean()),
         "detail_coherence": detail_coherence(output[1:], truth[1:]),
         "flicker": flicker(output),
     }
-    if starts and segment_size != 1:  # segments of one frame have no frames between seams
+    if starts and stage2.segment_size != 1:  # segments of one frame have no frames between seams
         metrics["seam_score"] = seam_score(output, starts)
     return metrics
 

@@ -1,20 +1,19 @@
 """Training of a video VAE: reconstruction and a little Kullback-Leibler divergence."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 from swifti2v.config import settings
 from swifti2v.errors import InputError
 from swifti2v.training.data.clips import ManifestClips
-from swifti2v.training.data.crops import cut_clip
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.objectives import reconstruction_loss
+from swifti2v.training.stages.batches import VideoBatch
+from swifti2v.training.stages.clip_sources import ClipCrops
 from swifti2v.training.stages.validation import measure_round_trip
 
 
@@ -32,18 +31,6 @@ class VaeObjective:
     """Of the perceptual distance LPIPS (needs ``lpips``)."""
     samples_latents: bool = True
     """Decode a draw from the posterior; its mean otherwise, which learns faster at first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoBatch:
-    """Crops of clips."""
-
-    ids: tuple[str, ...]
-    """Of the b samples."""
-    num_replaced: int
-    """Samples that could not be read and were replaced."""
-    video: Tensor
-    """``[b, 3, T, H, W]`` in [-1, 1]."""
 
 
 class VaeTask:
@@ -76,14 +63,7 @@ class VaeTask:
 
     def load_batch(self, draw: Draw) -> VideoBatch:
         """Crops of a micro-batch."""
-        clips = self.clips[self.phase]
-        pieces = clips.pieces(draw, self.crop)
-        loaded, num_replaced = clips.take(pieces, clips.read)
-        videos = [
-            cut_clip(clip.frames, piece.crop) for clip, piece in zip(loaded, pieces, strict=True)
-        ]
-        ids = tuple(clip.id for clip in loaded)
-        return VideoBatch(ids=ids, num_replaced=num_replaced, video=torch.cat(videos))
+        return ClipCrops(self.clips[self.phase], self.crop).load(draw)
 
     def loss(self, batch: VideoBatch, draw: Draw) -> Tensor:
         """``[b]``."""

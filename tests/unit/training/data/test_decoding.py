@@ -144,13 +144,13 @@ def test_a_pair_shows_the_same_moments(tmp_path: Path) -> None:
     sample = sample_of(clip, start=0.5, reference=reference)
     seen = set()
     for seed in range(25):
-        pair = decode_pair(sample, BUCKET, 16, rng(seed))
-        assert pair.frames.shape == (5, 32, 48, 3)
-        assert pair.reference.shape == (5, 8, 12, 3)
+        frames, small = decode_pair(sample, BUCKET, 16, rng(seed))
+        assert frames.shape == (5, 32, 48, 3)
+        assert small.shape == (5, 8, 12, 3)
         # Frame k of the reference belongs to 0.5 s + k / 16 s: frame 16 + 2k of the clip.
-        assert numbers(pair.frames) == [16 + 2 * k for k in numbers(pair.reference)]
-        seen.add(numbers(pair.reference)[0])
-        assert np.array_equal(pair.frames, decode_clip(sample, BUCKET, 16, rng(seed)))
+        assert numbers(frames) == [16 + 2 * k for k in numbers(small)]
+        seen.add(numbers(small)[0])
+        assert np.array_equal(frames, decode_clip(sample, BUCKET, 16, rng(seed)))
     assert seen == {0, 1, 2, 3, 4}
 
 

@@ -1,4 +1,4 @@
-"""Task of a relay on images, and the sources of images."""
+"""Task of a relay on images, and what its images may be."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,21 +16,25 @@ from swifti2v.config import (
 from swifti2v.errors import ConfigError
 from swifti2v.models.attention import GclfAttention
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.training.data.buckets import BucketRules
+from swifti2v.training.data.clips import DataConfig
 from swifti2v.training.data.crops import degrade
+from swifti2v.training.data.phases import ClipsPhase
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.objectives import bell_weight
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
-from swifti2v.training.relay.image_sources import ImageBatch, require_image_bucket
 from swifti2v.training.relay.image_task import ImageObjective, ImageTask
+from swifti2v.training.relay.training import RelayConfig
+from swifti2v.training.stages.batches import VideoBatch
 from swifti2v.training.stages.latents import encode_clips
 from tests.helpers.tiny import SETTINGS, TRANSFORMER, tiny_components
 
 DRAW = Draw(seed=3, step=5, batch_size=2, indices=(0, 1))
 
 
-def make_batch(side: int = 64) -> ImageBatch:
+def make_batch(side: int = 64) -> VideoBatch:
     video = torch.rand(2, 3, 1, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return ImageBatch(ids=("a", "b"), num_replaced=0, video=video, prompts=("one", "two"))
+    return VideoBatch(ids=("a", "b"), num_replaced=0, video=video, prompts=("one", "two"))
 
 
 def make_task(
@@ -147,8 +151,12 @@ def test_attention_and_channel_weights_are_those_asked_for() -> None:
 
 
 def test_buckets_of_a_relay_hold_images() -> None:
-    require_image_bucket((1, 32, 64), 32)
+    def relay(bucket: tuple[int, int, int], crop: int | None) -> RelayConfig:
+        data = DataConfig(rules=BucketRules(buckets=(bucket,)))
+        return RelayConfig(phases=(ClipsPhase(steps=1, data=data),), crop=crop)
+
+    relay((1, 32, 64), 32)
     with pytest.raises(ConfigError, match="bucket 5x32x32 is one of clips"):
-        require_image_bucket((5, 32, 32), None)
+        relay((5, 32, 32), None)
     with pytest.raises(ConfigError, match="crop 33 is larger than the bucket 64x32"):
-        require_image_bucket((1, 32, 64), 33)
+        relay((1, 32, 64), 33)

@@ -280,9 +280,9 @@ def test_training_reads_the_very_frames_a_sample_was_made_of(tmp_path, seed, sta
     (again,) = manifest.samples
     bucket = PixelShape(NUM_FRAMES, SIZE, SIZE)
     for rng in (0, 1):  # nothing is left to draw
-        pair = decode_pair(again, bucket, 16, np.random.default_rng(rng))
-        assert np.array_equal(pair.frames, window.frames)
-        assert np.array_equal(pair.reference, made.frames)
+        frames, reference = decode_pair(again, bucket, 16, np.random.default_rng(rng))
+        assert np.array_equal(frames, window.frames)
+        assert np.array_equal(reference, made.frames)
 
 
 def test_windows_differ_between_seeds_and_cover_the_clip(tmp_path):
