@@ -1,4 +1,4 @@
-"""Which samples a step trains on: a function of the seed and the step, without state."""
+"""Samples of each step: a function of the seed and the step, without state."""
 
 import hashlib
 from collections.abc import Mapping

@@ -14,7 +14,7 @@ OPTIONAL_COLUMNS = (
 )  # fmt: skip
 """Columns that any manifest may have."""
 Locate = Callable[[str, Any], Media | str]
-"""From a media column and its cell to the media, or the reason why there is none."""
+"""From a media column and its cell to the media, or the reason against it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +111,7 @@ def require_known(path: Path, columns: Collection[str], layout: Layout) -> None:
 
 
 class Listing:
-    """What a manifest lists, checked one after the other; files are looked for, not opened.
+    """Samples and rejects of a manifest, checked one by one; files are looked for, not opened.
 
     Args:
         path: Of the manifest, for messages.

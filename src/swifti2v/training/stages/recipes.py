@@ -1,4 +1,4 @@
-"""What is particular to the training of each stage: models, samples, task and validation."""
+"""A recipe for the training of each stage: models, samples, task and validation."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ from swifti2v.training.stages.validation import validate_stage1, validate_stage2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How a stage is trained on manifests of clips."""
+    """Training of a stage on manifests of clips."""
 
     stage: Stage
-    """Which one."""
+    """Stage that is trained."""
     frozen: tuple[str, ...]
     """Components that encode, by role."""
     kind: type[nn.Module]
@@ -54,7 +54,7 @@ class Recipe:
 
 
 def find_recipe(config: FineTuningConfig) -> Recipe:
-    """How the stage is trained that settings are of; its functions take them first."""
+    """Recipe of the stage that settings are of; its functions take them first."""
     return RECIPES[type(config)]
 
 

@@ -19,16 +19,16 @@ from swifti2v.training.stages.validation import measure_round_trip
 
 @settings
 class VaeObjective:
-    """What a step asks of the VAE."""
+    """Loss of a step."""
 
     error: Literal["squared", "absolute"] = "squared"
-    """Of a pixel."""
+    """Error of a pixel."""
     kl_weight: float = 1e-6
-    """Of the divergence from a standard normal, per latent value."""
+    """Weight of the divergence from a standard normal, per latent value."""
     gradient_weight: float = 0.0
-    """Of the error of differences between neighbouring pixels; sharpens late in training."""
+    """Weight of the error of differences between neighbouring pixels; sharpens late in training."""
     lpips_weight: float = 0.0
-    """Of the perceptual distance LPIPS (needs ``lpips``)."""
+    """Weight of the perceptual distance LPIPS (needs ``lpips``)."""
     samples_latents: bool = True
     """Decode a draw from the posterior; its mean otherwise, which learns faster at first."""
 
