@@ -9,7 +9,6 @@ import threading
 from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, Unpack
 
 import av
@@ -207,12 +206,7 @@ class FrameWriter(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, _: object) -> None:
         if kind is None:
             self.close()
             return
