@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.hub import make_hub, photo, write_preset
 
 OWN = (
@@ -17,6 +19,7 @@ OWN = (
 )
 
 
+@pytest.mark.slow
 def test_stderr_holds_our_lines_alone(tmp_path):
     hub = make_hub(tmp_path / "hub")
     model = write_preset(hub, tmp_path)

@@ -246,6 +246,7 @@ def test_the_2k_curriculum_reads_what_the_command_in_its_file_writes(whole):
     assert made["path"] == str(written)
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_makes_what_one_run_makes(model, data, whole, tmp_path):
     output, _ = whole
     code = (

@@ -126,7 +126,12 @@ def test_the_narrow_vae_is_wan22s_with_fewer_channels():
 
 
 @pytest.mark.parametrize(
-    "part", [name for name in USUAL if name not in ("levers", "vae", "lengths")]
+    "part",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "clip" else ())
+        for name in USUAL
+        if name not in ("levers", "vae", "lengths")
+    ],
 )
 def test_parts_run_on_nano(part):
     subject = Subject.make("nano", CPU, torch.float32, [("test", SMALL)])

@@ -267,6 +267,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_it_had_not_been(tmp_path, one_thread):
     """SIGKILL at any time, also while a checkpoint is written."""
     script = ROOT / "tests/helpers/regression_killed.py"
