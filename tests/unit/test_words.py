@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [path for path in sorted((ROOT / "src").rglob("*.py")) if "training" not in path.parts]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

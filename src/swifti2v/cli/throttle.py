@@ -5,11 +5,11 @@ import time
 import typer
 
 REPORT_SECONDS = 10.0
-"""Between two lines."""
+"""Seconds between two lines."""
 
 
 class Throttle:
-    """Says on stderr how far a run is, every few seconds."""
+    """Report the progress of a run on stderr every few seconds."""
 
     def __init__(self) -> None:
         self._said_at = time.monotonic()

@@ -56,7 +56,7 @@ def save_trained_lora(
         alpha: See ``save_lora``.
         base: Name of the model that was trained on.
         base_hash: ``hash_base`` of its transformer, before any other LoRA was merged.
-        settings: Of the training, as plain values.
+        settings: Settings of the training, as plain values.
         metadata: Further texts for the header.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a training will take on each rank, predicted from configurations before weights are loaded."""
+"""Costs of a training on each rank, predicted from configurations before weights are loaded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,9 +30,9 @@ from swifti2v.training.engine.work import count_flops
 from swifti2v.training.windows import WindowConfig
 
 FROZEN_BYTES = 2
-"""Of a weight that is not trained, on a GPU."""
+"""Bytes of a frozen weight on a GPU."""
 CLIP_TOKENS = 257
-"""Of the photo's embedding, where the transformer takes one."""
+"""Tokens of the photo's embedding, for transformers that take one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,33 +40,33 @@ class SamplePlan:
     """The largest samples of a phase."""
 
     phase: str
-    """Its name."""
+    """Name of the phase."""
     what: str
-    """For people."""
+    """Description for people."""
     tokens: int
-    """Of one sample; 0 where they are not counted."""
+    """Tokens of one sample; 0 where they are not counted."""
     flops: float = 0.0
-    """Of one sample, see ``count_flops``; 0 where they are not counted."""
+    """FLOP of one sample, see ``count_flops``; 0 where they are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPlan:
-    """What one part of a training takes."""
+    """Costs of one part of a training."""
 
     part: str
-    """What is trained."""
+    """Name of the part."""
     parameters: ParameterCount
-    """Of the model, with its adapter."""
+    """Parameters of the model, with its adapter."""
     run: RunConfig
     """Batch and precision."""
     optimizers: Sequence[OptimizerConfig]
-    """Of the phases."""
+    """Optimizers of the phases."""
     samples: Sequence[SamplePlan]
-    """Of the phases."""
+    """Samples of the phases."""
     size: ActivationSizes | None = None
     """Decides the activations; None where they are not predicted."""
     num_text_tokens: int = 0
-    """Of one sample."""
+    """Text tokens of one sample."""
     frozen_bytes: Mapping[str, int] = field(default_factory=dict)
     """Parts beside the model that every rank holds whole on a GPU."""
 
@@ -124,7 +124,7 @@ def count_frozen_bytes(models: Mapping[str, nn.Module]) -> dict[str, int]:
 
 
 class ClipSample(NamedTuple):
-    """What a transformer sees of a clip."""
+    """Part of a clip that a transformer sees."""
 
     shape: PixelShape
     """Size of the clip, cropped."""
@@ -172,7 +172,7 @@ class ClipSample(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of the frames that are seen."""
+        """Tokens of the frames that the transformer sees."""
         side = self.scale.side
         return self.num_latent_frames * (self.shape.height // side) * (self.shape.width // side)
 
@@ -193,12 +193,12 @@ def plan_transformer(
     Args:
         part: Name of the part.
         transformer: Without memory.
-        parameters: Of it, and how many are trained.
+        parameters: Numbers of all and of trained parameters.
         run: Settings of the run.
-        phases: Of the curriculum.
+        phases: Phases of the curriculum.
         samples: The largest one of each phase.
         num_text_tokens: Tokens of a prompt.
-        frozen_bytes: Of other models in memory, by role.
+        frozen_bytes: Bytes of other models in memory, by role.
     """
     takes_photo = transformer.config.get("image_dim") is not None
     plans = [

@@ -37,10 +37,10 @@ class BatchPlan:
         """Check and sort the samples.
 
         Args:
-            members: For each bucket the ids of its samples and their weights. Empty buckets
+            members: Ids of the samples of each bucket and their weights. Empty buckets
                 never come.
             batch_size: Samples of a step, on all ranks together.
-            seed: Of the plan.
+            seed: Seed of the plan.
 
         Raises:
             InputError: There is no sample, or a weight is not above 0.
@@ -68,7 +68,7 @@ class BatchPlan:
         """The samples of a step, on all ranks.
 
         Args:
-            step: From 0.
+            step: Index, from 0.
 
         Returns:
             Bucket of all samples; id and seed of each. An id may come twice. A seed, for all that
@@ -78,7 +78,7 @@ class BatchPlan:
             InputError: ``step`` is below 0.
         """
         if step < 0:
-            raise InputError(f"step {step} cannot be; the first is 0")
+            raise InputError(f"step is {step}; it must be at least 0")
         number, place = divmod(step, _BLOCK)
         drawn = self._buckets_of_block(number)
         index = int(drawn[place])
@@ -98,7 +98,7 @@ class BatchPlan:
 
     @property
     def fingerprint(self) -> str:
-        """The same for equal plans only: what a resumed run compares, besides its step number."""
+        """Hash that only equal plans share; a resumed run compares it and its step number."""
         digest = hashlib.sha256(f"{self.seed} {self.batch_size}".encode())
         for bucket in self._buckets:
             digest.update(f"\n{tuple(bucket.shape)}\n".encode())

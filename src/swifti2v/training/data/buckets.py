@@ -95,7 +95,7 @@ class Assignment:
     rules: BucketRules
     """Rules of the placements."""
     placements: tuple[BucketedSample, ...]
-    """In the order of the samples."""
+    """Placed samples in their order."""
     rejects: tuple[Reject, ...]
     """Refused samples in their order."""
 

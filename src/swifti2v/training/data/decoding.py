@@ -1,4 +1,4 @@
-"""From a sample to the frames that are trained on: resampled, cut out in time, fitted to a bucket."""
+"""Decode a sample into frames for training: resampled, cut out in time, fitted to a bucket."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +48,7 @@ def decode_clip(
         bucket: The shape to fill, from ``swifti2v.training.data.buckets.plan_bucket``.
         fps: Frames a second of the result.
         rng: Draws the first frame; called once for a clip, never for an image.
-        facts: From ``swifti2v.training.data.buckets.probe``; looked up if not given.
+        facts: Facts from ``swifti2v.training.data.buckets.probe``; looked up by default.
 
     Returns:
         ``[T, H, W, 3]`` uint8 of the bucket's shape.
@@ -113,7 +113,7 @@ def _decode_piece(
 def _read(
     path: Path, fps: float, first: int, bucket: PixelShape, fit: Callable[[Frames], Frames]
 ) -> Frames:
-    """As many frames as the bucket has, from ``first`` on."""
+    """Read as many frames as the bucket has, from ``first`` on."""
     shown = iter_frames(path, fps, max_frames=first + bucket.num_frames, min_frames=1)
     frames = [fit(frame) for frame in islice(shown, first, None)]
     _require_length(len(frames), bucket)

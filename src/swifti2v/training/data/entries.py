@@ -1,4 +1,4 @@
-"""From a row of a table, a file or an archive's key to a checked sample, or the reason against it."""
+"""Check a row, a file or an archive's key: a sample, or the reason against it."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -14,7 +14,7 @@ OPTIONAL_COLUMNS = (
 )  # fmt: skip
 """Columns that any manifest may have."""
 Locate = Callable[[str, Any], Media | str]
-"""From a media column and its cell to the media, or the reason against it."""
+"""Function from a media column and its cell to the media, or the reason against it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class UnusableError(Exception):
 
     Args:
         reason: Why.
-        sample: What it would be with a caption, if that alone is missing.
+        sample: Sample that it would be with a caption, if that alone is missing.
     """
 
     def __init__(self, reason: str, sample: Sample | None = None) -> None:
@@ -114,8 +114,8 @@ class Listing:
     """Samples and rejects of a manifest, checked one by one; files are looked for, not opened.
 
     Args:
-        path: Of the manifest, for messages.
-        root: What the paths of references start from.
+        path: Path of the manifest, for messages.
+        root: Folder from which the paths of references start.
         split: Only this one is taken; None takes all.
     """
 
@@ -137,10 +137,10 @@ class Listing:
         """Add a sample, or the reason against it.
 
         Args:
-            id_: Of the sample to be.
+            id_: Id of the sample to be.
             values: ``prompt`` and the optional columns.
-            media: Where its media lies; None if it has none that can be used.
-            kind: What the media is.
+            media: Its media; None without usable media.
+            kind: Kind of the media.
             problem: Reason to refuse it; where there are media, that they have no caption.
 
         Raises:
@@ -171,11 +171,11 @@ class Listing:
         """Add what a row of a table lists.
 
         Args:
-            row: By column; cells of media columns that are empty or None count as not given.
-            layout: Of the table.
-            number: Of the row, from 1: named where the row has no media.
+            row: Cells by column; empty cells and None in media columns count as missing.
+            layout: Layout of the table.
+            number: Number of the row, from 1: named where the row has no media.
             locate: Finds the media.
-            id_: Of the sample; made from the media's path, ``start`` and ``end`` if not given.
+            id_: Id of the sample; made from the media's path, ``start`` and ``end`` if not given.
         """
         values = {name: row.get(name) for name in OPTIONAL_COLUMNS}
         values |= {"prompt": row.get(layout.prompt), "source": row.get("source") or layout.source}

@@ -34,7 +34,7 @@ PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif"}
 )
 DATASET_FILES = ("dataset_dict.json", "state.json")
-"""What ``save_to_disk`` of Hugging Face ``datasets`` writes."""
+"""Files that ``save_to_disk`` of Hugging Face ``datasets`` writes."""
 _MAX_FIELD_BYTES = 2**24  # of a CSV; captions may exceed Python's 128 KiB
 
 
@@ -59,7 +59,7 @@ def read_manifest(
 
     Args:
         path: File or folder.
-        root: What relative paths start from; the folder of ``path`` if not given.
+        root: Folder from which relative paths start; by default that of ``path``.
         split: Read only what belongs to it; None reads everything.
 
     Returns:
@@ -79,7 +79,7 @@ def read_manifest(
     listing = Listing(path, folder, split)
     _list(path, folder, listing)
     if not listing.ids:
-        raise InputError(f"manifest {path} lists nothing; add clips or pictures")
+        raise InputError(f"manifest {path} is empty; add clips or pictures")
     if not listing.samples and not listing.rejects:
         raise InputError(
             f"{path} has no split {split!r}; it has {', '.join(sorted(listing.splits))}"

@@ -24,7 +24,7 @@ class ClipCrops:
     """Clips or images of manifests at the size of their bucket, or squares of them.
 
     Args:
-        clips: Of a manifest.
+        clips: Clips of a manifest.
         crop: Side of a random square that is cut out; None takes whole frames.
     """
 

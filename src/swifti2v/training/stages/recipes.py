@@ -40,17 +40,19 @@ class Recipe:
     frozen: tuple[str, ...]
     """Components that encode, by role."""
     kind: type[nn.Module]
-    """Class that the trained transformer is written as."""
+    """Class as which the trained transformer is written."""
     merges_own_loras: bool
-    """Whether training goes on from the model with the LoRAs that it names itself."""
+    """Whether training starts from the model with its own LoRAs."""
     open_latents: Callable[[Any, SwiftI2VPipeline, Path], TensorCache]
-    """Opens the stage's latents, below the directory of all caches of a training."""
+    """Function that opens the stage's latents below the directory of all caches of a training."""
     make_source: Callable[[Any, SwiftI2VPipeline, ManifestClips, TensorCache | None], Any]
-    """Makes the source of a phase; without latents, frames are encoded in each step."""
+    """Function that makes the source of a phase; without latents, frames are encoded in each
+    step."""
     make_task: Callable[[Any, SwiftI2VPipeline, tuple[Any, ...], EncodePrompts, Validate], Any]
-    """Makes the task that trains the pipeline's transformer on the sources of all phases."""
+    """Function that makes the task, which trains the pipeline's transformer on the phases'
+    sources."""
     validate: Callable[[SwiftI2VPipeline, list[LoadedClip], Path, int], Mapping[str, float]]
-    """Measures the pipeline on clips."""
+    """Function that measures the pipeline on clips."""
 
 
 def find_recipe(config: FineTuningConfig) -> Recipe:

@@ -37,8 +37,8 @@ class VaeTask:
     """A video VAE as the trainer sees it.
 
     Args:
-        vae: To train.
-        clips: Of each phase.
+        vae: Model to train.
+        clips: Clips of each phase.
         crop: Side of a random square in pixels; None takes whole frames.
         objective: Settings of the loss.
 

@@ -273,8 +273,8 @@ def test_archives_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("m.csv", "video,prompt\n", "lists nothing"),
-        ("m.csv", "", "lists nothing"),
+        ("m.csv", "video,prompt\n", "is empty"),
+        ("m.csv", "", "is empty"),
         ("m.csv", "prompt,split\nx,y\n", "has the columns prompt, split; it needs video or image"),
         ("m.csv", "video,caption\na.mp4,x\n", "has unknown columns caption; rename or remove them"),
         ("m.csv", "video,prompt,colour\na.mp4,x,red\n", "unknown columns colour"),
@@ -301,7 +301,7 @@ def test_places_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"root .* is not a folder"):
         read_manifest(table, root=tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="lists nothing"):
+    with pytest.raises(InputError, match="is empty"):
         read_manifest(tmp_path / "empty")
 
 
