@@ -15,7 +15,7 @@ from swifti2v.segments import Segment, plan_segments
 from swifti2v.shipped import find_config
 
 Config = TypeVar("Config")
-Stage = Literal["stage1", "stage2"]
+StageName = Literal["stage1", "stage2"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))

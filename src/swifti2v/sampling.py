@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from swifti2v.config import StageName
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 
 Parameterization = Literal["velocity", "reference_residual"]
@@ -16,9 +18,6 @@ Parameterization = Literal["velocity", "reference_residual"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N', h, w]`` of the last N' frames, at
 least of those that are denoised."""
-
-NoiseStage = Literal["stage1", "stage2"]
-"""Stage that takes the noise: the stages of a run share the seed and draw different noise."""
 
 SAMPLING_VERSION = 2
 """Raised when the same settings and the same seed make another clip than before. 1: both stages
@@ -104,7 +103,7 @@ def guide(
     """Bind the prompt to a model, with classifier-free guidance where it is asked for.
 
     Args:
-        predict: ``(latents, sigma, embeds) -> output``, shapes as in ``Velocity``.
+        predict: ``(embeds, latents, sigma) -> output``, shapes as in ``Velocity``.
         prompt_embeds: ``[1, L, D]``.
         negative_prompt_embeds: ``[1, L, D]``; needed only where guidance is above 1.
         guidance_scale: 1 or less means one model call without guidance.
@@ -113,13 +112,13 @@ def guide(
         ConfigError: Guidance is asked for without negative prompt embeddings.
     """
     if guidance_scale <= 1:
-        return lambda latents, sigma: predict(latents, sigma, prompt_embeds)
+        return partial(predict, prompt_embeds)
     if negative_prompt_embeds is None:
         raise ConfigError(f"guidance_scale {guidance_scale:g} needs negative prompt embeddings")
 
     def velocity(latents: Tensor, sigma: Tensor) -> Tensor:
-        positive = predict(latents, sigma, prompt_embeds)
-        negative = predict(latents, sigma, negative_prompt_embeds)
+        positive = predict(prompt_embeds, latents, sigma)
+        negative = predict(negative_prompt_embeds, latents, sigma)
         return negative + guidance_scale * (positive - negative)
 
     return velocity
@@ -130,7 +129,7 @@ def denoise(
     latents: Tensor,
     num_given: int,
     sigmas: Sequence[float],
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
     where: str = "model",
 ) -> Tensor:
     """Denoise the target frames of a window, its last ones, with flow-matching Euler steps.
@@ -143,7 +142,7 @@ def denoise(
         latents: ``[B, C, N, h, w]`` float32; target frames at the level ``sigmas[0]``.
         num_given: Frames before the targets.
         sigmas: ``S + 1`` levels falling to 0, see ``plan_sigmas``.
-        on_step: Called after each step with its number and the latents; may raise to stop.
+        on_step: Called after each step with its number, from 0; may raise to stop.
         where: Named in the error if the model fails.
 
     Returns:
@@ -169,7 +168,7 @@ def denoise(
             raise NumericalError(f"{where} returned NaN or infinity at step {step + 1}")
         target.add_(prediction, alpha=sigma_next - sigma)
         if on_step is not None:
-            on_step(step, latents)
+            on_step(step)
     return latents
 
 
@@ -184,7 +183,7 @@ def draw_noise(
     seed: int,
     device: torch.device | str,
     *,
-    stage: NoiseStage,
+    stage: StageName,
 ) -> Tensor:
     """Standard normal noise drawn frame by frame, each from the seed, the stage and its own index.
 
@@ -196,7 +195,7 @@ def draw_noise(
         frames: Latent frame indices.
         seed: Any integer.
         device: Device of the result.
-        stage: Stage that denoises it.
+        stage: Stage that denoises it; the stages of a run share the seed and draw different noise.
 
     Returns:
         ``[1, C, len(frames), h, w]`` float32.

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swifti2v.config import StageName
 from swifti2v.errors import ConfigError, NumericalError, ShapeError
 from swifti2v.sampling import (
-    NoiseStage,
     add_noise,
     denoise,
     draw_noise,
@@ -134,7 +134,7 @@ def test_both_parameterizations_describe_the_same_velocity():
 @given(
     st.integers(-(2**40), 2**40),
     st.lists(st.integers(0, 500), min_size=1, max_size=6, unique=True),
-    st.sampled_from(get_args(NoiseStage)),
+    st.sampled_from(get_args(StageName)),
 )
 def test_noise_depends_on_seed_stage_and_frame_only(seed, frames, stage):
     together = draw_noise((2, 3, 3), frames, seed, "cpu", stage=stage)
@@ -149,7 +149,7 @@ def test_no_frame_of_a_stage_begins_like_one_of_the_other_stage():
     """However large the frames are: random numbers in a row, not a value at a place."""
     starts = {
         tuple(draw_noise((1, 1, 3), [frame], seed, "cpu", stage=stage).flatten().tolist())
-        for stage in get_args(NoiseStage)
+        for stage in get_args(StageName)
         for seed in range(40)
         for frame in range(21)
     }
@@ -157,7 +157,7 @@ def test_no_frame_of_a_stage_begins_like_one_of_the_other_stage():
 
 
 def test_noise_is_standard_normal_and_frames_and_stages_are_independent():
-    drawn = [draw_noise((16, 32, 32), range(4), 3, "cpu", stage=s) for s in get_args(NoiseStage)]
+    drawn = [draw_noise((16, 32, 32), range(4), 3, "cpu", stage=s) for s in get_args(StageName)]
     noise = torch.cat(drawn, dim=2)[0].flatten(2).transpose(0, 1).flatten(1)
     assert abs(noise.mean().item()) < 0.01  # 131,072 values: six standard errors
     assert abs(noise.std().item() - 1) < 0.01

@@ -1,8 +1,9 @@
 """LoRAs that a command line names."""
 
 import math
+from typing import get_args
 
-from swifti2v.config import Stage
+from swifti2v.config import StageName
 from swifti2v.errors import InputError
 from swifti2v.models.loading.sources import LoraSource
 
@@ -13,7 +14,7 @@ LORA_HELP = "partial merges what fits instead of refusing the file. May be given
 PARTIAL = ":partial"
 
 
-def parse_lora(text: str, default: Stage = "stage1") -> LoraSource:
+def parse_lora(text: str, default: StageName = "stage1") -> LoraSource:
     """Read ``[stage1=|stage2=]PATH[:STRENGTH][:partial]``.
 
     Args:
@@ -23,7 +24,7 @@ def parse_lora(text: str, default: Stage = "stage1") -> LoraSource:
     Raises:
         InputError: It is of another form.
     """
-    named: tuple[Stage, ...] = ("stage1", "stage2")
+    named: tuple[StageName, ...] = get_args(StageName)
     stage = next((name for name in named if text.startswith(f"{name}=")), default)
     rest = text.removeprefix(f"{stage}=")
     path, strength = _split_strength(rest.removesuffix(PARTIAL))

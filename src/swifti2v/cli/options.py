@@ -12,7 +12,7 @@ import typer
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM, parse_lora
 from swifti2v.cli.seeds import require_seed
-from swifti2v.config import Stage, expand_shorthands, parse_override, read_config
+from swifti2v.config import StageName, expand_shorthands, parse_override, read_config
 from swifti2v.jobs.input_files import InputFiles
 from swifti2v.jobs.layers import Layer
 from swifti2v.jobs.paths import require_utf8
@@ -229,7 +229,7 @@ class ClipOptions:
         ):
             if path is not None:
                 require_utf8(path, flag)
-        default: Stage = "stage2" if self.command == "upscale" else "stage1"
+        default: StageName = "stage2" if self.command == "upscale" else "stage1"
         return ClipRequest(
             command=self.command,
             output=self.output,

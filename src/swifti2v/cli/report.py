@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import Progress
-from swifti2v.pipelines.two_stage import SegmentOutput
 
 REPORT_SECONDS = 10.0
 """Seconds between two lines about steps."""

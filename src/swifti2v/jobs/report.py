@@ -4,12 +4,12 @@ import json
 import resource
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from swifti2v.pipelines.progress import TimedStage
 
 if TYPE_CHECKING:
-    from swifti2v.pipelines.two_stage import SegmentOutput
-
-STAGES = ("text", "stage1", "reference", "stage2", "decode")
+    from swifti2v.pipelines.decoding import SegmentOutput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,5 +79,5 @@ def peak_rss_bytes() -> int:
 
 def stage_seconds(measured: dict[str, float], total: float, first_segment: float) -> dict[str, Any]:
     """Seconds of every stage, 0 for one that did not run."""
-    stages = {stage: round(measured.get(stage, 0.0), 3) for stage in STAGES}
+    stages = {stage: round(measured.get(stage, 0.0), 3) for stage in get_args(TimedStage)}
     return {**stages, "total": round(total, 3), "first_segment": round(first_segment, 3)}

@@ -1,6 +1,7 @@
 """Run a checked clip: both stages, the work dir and the outputs, with an account at the end."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -11,8 +12,8 @@ from swifti2v.jobs.outputs import ContactSheet, make_writer
 from swifti2v.jobs.placing import suggest_plan
 from swifti2v.jobs.report import RunReport, SegmentReport, peak_rss_bytes, stage_seconds
 from swifti2v.media.writer import FrameWriter
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
-from swifti2v.pipelines.two_stage import SegmentOutput
 from swifti2v.shapes import pixel_frames
 
 
@@ -88,18 +89,9 @@ def _stream(
     settings, work_dir = job.settings, job.work_dir
     if work_dir is not None:
         work_dir.start(settings.plan())
-    if job.motion is not None:
-        return job.pipe.refine(
-            job.motion,
-            job.image,
-            settings.prompt,
-            generator=settings.seed,
-            config=settings.config,
-            on_progress=on_progress,
-            stopwatch=stopwatch,
-            store=work_dir,
-        )
-    return job.pipe.stream(
+    pipe = job.pipe
+    start = pipe.stream if job.motion is None else partial(pipe.refine, job.motion)
+    return start(
         job.image,
         settings.prompt,
         generator=settings.seed,

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from swifti2v.config import GenerationConfig, SpeedConfig
+from swifti2v.config import GenerationConfig, SpeedConfig, StageName
 from swifti2v.models.loading.architectures import KINDS, find_architecture
-from swifti2v.models.loading.components import STAGES, Components, Stage
+from swifti2v.models.loading.components import STAGES, Components
 from swifti2v.models.loading.sources import find_model
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
@@ -33,7 +33,7 @@ def outline_pipeline(
         for role, source in index.components.items()
         if role in KINDS
     }
-    speed: dict[Stage, SpeedConfig] = {stage: getattr(config, stage).speed for stage in STAGES}
+    speed: dict[StageName, SpeedConfig] = {stage: getattr(config, stage).speed for stage in STAGES}
     components = Components(
         **found,
         tokenizer=None,  # type: ignore[arg-type] # nothing is encoded

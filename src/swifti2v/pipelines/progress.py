@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-StageName = Literal["text", "stage1", "reference", "stage2", "decode"]
+from swifti2v.config import StageName
+
+TimedStage = Literal["text", "stage1", "reference", "stage2", "decode"]
+"""What a run spends its time on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
     """One model call is done."""
 
-    stage: StageName
+    stage: TimedStage
     step: int
     """Finished steps of this stage (of this segment in Stage II), from 1."""
     num_steps: int
@@ -24,6 +27,17 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 """Called between any two model calls; raise ``CancelledError`` in it to stop."""
+
+
+def report_steps(
+    on_progress: OnProgress | None, stage: StageName, num_steps: int, segment: int = 0
+) -> Callable[[int], None] | None:
+    """What ``sampling.denoise`` calls after each step, so that ``on_progress`` hears of it."""
+    if on_progress is None:
+        return None
+    return lambda step: on_progress(
+        Progress(stage=stage, step=step + 1, num_steps=num_steps, segment=segment)
+    )
 
 
 class Stopwatch:
@@ -37,11 +51,11 @@ class Stopwatch:
         self.clock = clock
         self.started = clock()
         self.seconds: dict[str, float] = {}
-        self.stage: StageName | None = None
+        self.stage: TimedStage | None = None
         """The one that runs, or ran last."""
 
     @contextmanager
-    def measure(self, stage: StageName) -> Iterator[None]:
+    def measure(self, stage: TimedStage) -> Iterator[None]:
         """Add the time of a ``with`` block to a stage."""
         self.stage = stage
         start = self.clock()

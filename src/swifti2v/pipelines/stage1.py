@@ -16,7 +16,7 @@ from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.course import Course, draw_chart, draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
-from swifti2v.pipelines.progress import OnProgress, Progress
+from swifti2v.pipelines.progress import OnProgress, report_steps
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.sampling import (
     Velocity,
@@ -162,11 +162,7 @@ class Stage1Pipeline:
         size = (channels, height, width)
         noise = draw_noise(size, range(num_latent_frames), seed, clean.device, stage="stage1")
         latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
-
-        def on_step(step: int, _: Tensor) -> None:
-            if on_progress is not None:
-                on_progress(Progress(stage="stage1", step=step + 1, num_steps=len(sigmas) - 1))
-
+        on_step = report_steps(on_progress, "stage1", len(sigmas) - 1)
         displacements: list[Tensor] = []
         velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
         latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
@@ -252,7 +248,7 @@ class Stage1Pipeline:
         """
         dtype, still = self.transformer.dtype, self._still(condition)
 
-        def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+        def predict(embeds: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
             image_embeds = conditions.image_embeds
             with attention_order(config.speed.attention, latents.device):
                 output: Tensor = self.transformer(

@@ -1,7 +1,6 @@
 """Stage II: high-resolution latents, one segment at a time, from the photo and a reference."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -14,7 +13,8 @@ from swifti2v.models.runtime.speed import attention_order
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.streaming import scale_factors
-from swifti2v.pipelines.progress import OnProgress, Progress, Stopwatch
+from swifti2v.pipelines.decoding import SegmentLatents
+from swifti2v.pipelines.progress import OnProgress, Stopwatch, report_steps
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.transition import HybridReference
@@ -89,15 +89,6 @@ def prepare_window_reference(given: Tensor, reference: Tensor, config: Stage2Con
     return torch.cat([given, reference[:, :, given.shape[2] :]], dim=2)
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentLatents:
-    """A finished segment."""
-
-    segment: Segment
-    latents: Tensor
-    """``[1, C, len(target), h, w]`` float32."""
-
-
 class Stage2Pipeline:
     """Conditional Segment-wise Generation.
 
@@ -155,28 +146,32 @@ class Stage2Pipeline:
             SwiftI2V, arXiv:2605.06356, section 3.2.
         """
         stopwatch = stopwatch or Stopwatch()
-        segments = config.plan(reference.num_latent_frames)
+        sampling = config.sampling
+        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
         with stopwatch.measure("reference"):
             anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}
-        for segment in segments:
+        for segment in config.plan(reference.num_latent_frames):
             with stopwatch.measure("reference"):
                 condition = reference.latents(segment.window)
-            kept = store.load_segment(segment.index) if store is not None else None
-            if kept is not None:
-                target = kept.to(anchor)
+            target = store.load_segment(segment.index) if store is not None else None
+            if target is not None:
+                target = target.to(anchor)
                 self._require_shape(target, segment, anchor)
             else:
                 with stopwatch.measure("stage2"):
-                    target = self._denoise_segment(
-                        segment,
-                        clean,
-                        condition,
-                        conditions,
-                        seed,
-                        config,
-                        on_progress,
+                    given = _gather(clean, segment.given, condition)
+                    start = _noise(condition[:, :, len(segment.given) :], segment, seed, sigmas[0])
+                    condition = prepare_window_reference(given, condition, config)
+                    window = denoise(
+                        self.velocity(segment, condition, conditions, config),
+                        torch.cat([given, start], dim=2),
+                        len(segment.given),
+                        sigmas,
+                        report_steps(on_progress, "stage2", len(sigmas) - 1, segment.index),
+                        where=f"Stage II, segment {segment.index}",
                     )
+                    target = window[:, :, len(segment.given) :]
                 if store is not None:
                     store.save_segment(segment.index, target)
             clean.update(zip(segment.target, torch.split(target, 1, dim=2), strict=True))
@@ -184,61 +179,6 @@ class Stage2Pipeline:
             first_needed = segment.target[-1] + 1 - config.context_size
             clean = {i: frame for i, frame in clean.items() if i == 0 or i >= first_needed}
             reference.forget_before(first_needed)
-
-    def _denoise_segment(
-        self,
-        segment: Segment,
-        clean: Mapping[int, Tensor],
-        condition: Tensor,
-        conditions: Conditions,
-        seed: int,
-        config: Stage2Config,
-        on_progress: OnProgress | None,
-    ) -> Tensor:
-        """Clean latents ``[1, C, len(target), h, w]`` of one segment.
-
-        Args:
-            segment: Latent frames to read and to write.
-            clean: Anchor and context latents ``[1, C, 1, h, w]`` by frame.
-            condition: ``[1, C, N, h, w]`` reference latents of the window.
-            conditions: Text embeddings.
-            seed: Seed of the noise.
-            config: Settings.
-            on_progress: Called after each step.
-        """
-        sampling = config.sampling
-        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
-        num_given = len(segment.given)
-        empty = condition[:, :, :0]  # what is given where the segment generates the anchor
-        given = torch.cat([empty, *(clean[frame] for frame in segment.given)], dim=2)
-        _, channels, _, height, width = condition.shape
-        size = (channels, height, width)
-        noise = draw_noise(size, segment.target, seed, condition.device, stage="stage2")
-        start = noise
-        if sigmas[0] < 1:
-            start = add_noise(condition[:, :, num_given:], noise, sigmas[0])
-        condition = prepare_window_reference(given, condition, config)
-
-        def on_step(step: int, _: Tensor) -> None:
-            if on_progress is not None:
-                on_progress(
-                    Progress(
-                        stage="stage2",
-                        step=step + 1,
-                        num_steps=len(sigmas) - 1,
-                        segment=segment.index,
-                    )
-                )
-
-        window = denoise(
-            self.velocity(segment, condition, conditions, config),
-            torch.cat([given, start], dim=2),
-            num_given,
-            sigmas,
-            on_step,
-            where=f"Stage II, segment {segment.index}",
-        )
-        return window[:, :, num_given:]
 
     def velocity(
         self, segment: Segment, condition: Tensor, conditions: Conditions, config: Stage2Config
@@ -255,7 +195,7 @@ class Stage2Pipeline:
         # The reference is the same at every step: only the latents are copied anew.
         inputs = torch.cat([condition, condition], dim=1).to(self.transformer.dtype)
 
-        def predict(latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+        def predict(embeds: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
             inputs[:, : latents.shape[1]] = latents
             with attention_order(config.speed.attention, inputs.device):
                 output = predict_window(
@@ -278,3 +218,16 @@ class Stage2Pipeline:
                 f"finished latents of segment {segment.index} are {list(latents.shape)}; "
                 f"this run needs {list(expected)}"
             )
+
+
+def _gather(clean: Mapping[int, Tensor], frames: Sequence[int], like: Tensor) -> Tensor:
+    """Clean latents ``[1, C, G, h, w]`` of some frames, none where the segment makes its anchor."""
+    return torch.cat([like[:, :, :0], *(clean[frame] for frame in frames)], dim=2)
+
+
+def _noise(reference: Tensor, segment: Segment, seed: int, sigma: float) -> Tensor:
+    """What the target frames start from: noise, or their reference latents noised to a level."""
+    _, channels, _, height, width = reference.shape
+    size = (channels, height, width)
+    noise = draw_noise(size, segment.target, seed, reference.device, stage="stage2")
+    return noise if sigma >= 1 else add_noise(reference, noise, sigma)

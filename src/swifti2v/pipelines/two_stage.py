@@ -14,17 +14,17 @@ from torch import Tensor
 from swifti2v.config import (
     GenerationConfig,
     SpeedConfig,
+    StageName,
     expand_shorthands,
     merge,
     parse_config,
     to_dict,
 )
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.media import Frames, image_to_tensor, resize_video, video_to_frames
+from swifti2v.media import Frames, image_to_tensor, resize_video
 from swifti2v.models.loading.components import (
     STAGES,
     Components,
-    Stage,
     load_components,
     save_components,
 )
@@ -42,30 +42,14 @@ from swifti2v.models.runtime.speed import accelerate, require_prepared
 from swifti2v.models.vae.light_decoder import LightDecoder, TinyStream, load_light_decoder
 from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
+from swifti2v.pipelines.decoding import SegmentDecoder, SegmentOutput
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
-from swifti2v.pipelines.stage2 import SegmentLatents, Stage2Pipeline
+from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.shapes import FrameSize, PixelShape, latent_frames, size_of_aspect
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentOutput:
-    """One finished piece of the video."""
-
-    index: int
-    """Place in the clip, from 0."""
-    frames: Frames
-    """``[T, H, W, 3]`` uint8; the first segment brings the photo's own frame with it."""
-    latent_range: tuple[int, int]
-    """Latent frames generated, half open."""
-    seconds: float
-    """Seconds from the end of the segment before (or the start of the run) to the end of this
-    one."""
-    latents: Tensor
-    """``[1, C, F, h, w]`` float32, for saving and resuming."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +93,8 @@ class SwiftI2VPipeline:
         device: str | torch.device | None = None,
         placement: Placement = "resident",
         loras: Sequence[LoraSource] = (),
-        stages: Sequence[Stage] = STAGES,
-        speed: Mapping[Stage, SpeedConfig] | None = None,
+        stages: Sequence[StageName] = STAGES,
+        speed: Mapping[StageName, SpeedConfig] | None = None,
         merges_own_loras: bool = True,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
@@ -363,6 +347,7 @@ class SwiftI2VPipeline:
             )
             return self.encoder(image, prompt, config.negative_prompt if guided else None)
 
+    @torch.no_grad()
     def generate_motion_reference(
         self,
         image: Image.Image,
@@ -374,7 +359,7 @@ class SwiftI2VPipeline:
     ) -> MotionReference:
         """Stage I alone, at 1/downscale of the output size."""
         require_loaded(self.components, "stage1_transformer")
-        with (stopwatch or Stopwatch()).measure("stage1"), torch.no_grad():
+        with (stopwatch or Stopwatch()).measure("stage1"):
             low = config.stage1.downscale
             photo = self._photo(image, config)
             small = resize_video(photo, config.height // low, config.width // low, "area")
@@ -383,6 +368,7 @@ class SwiftI2VPipeline:
             )
             return clip.to_motion_reference()
 
+    @torch.no_grad()  # between two segments the caller's own setting holds
     def synthesize(
         self,
         motion_reference: MotionReference,
@@ -399,48 +385,28 @@ class SwiftI2VPipeline:
         stopwatch = stopwatch or Stopwatch()
         if not self.keeps_stage1:
             self.release_stage1()
-        photo = self._photo(image, config)
         reference = HybridReference(
             motion_reference,
-            photo,
+            self._photo(image, config),
             self.components.stage2_vae,
             config.stage2,
             offloads_history=self.components.offloads_history,
         )
-        segments = self.stage2.stream(
-            reference, conditions, _seed(generator), config.stage2, store, on_progress, stopwatch
-        )
+        decoder = SegmentDecoder(self._start_decoder(config), stopwatch)
+        has_photo = config.stage2.anchor == "given"
         with closing(reference):
-            yield from self._decode(segments, reference, config, stopwatch)
-
-    def _decode(
-        self,
-        segments: Iterator[SegmentLatents],
-        reference: HybridReference,
-        config: GenerationConfig,
-        stopwatch: Stopwatch,
-    ) -> Iterator[SegmentOutput]:
-        """Yield the frames of each segment as soon as its latents are finished."""
-        decoder = self._start_decoder(config)
-        since = 0.0
-        while True:
-            # Entered and left around each segment: a generator must not keep gradients switched
-            # off while its caller runs. No inference mode: weights that are gathered from several
-            # ranks in a training's validation have to stay ordinary tensors.
-            with torch.no_grad():
-                done = next(segments, None)
-                if done is None:
-                    return
-                with stopwatch.measure("decode"):
-                    latents = done.latents
-                    if done.segment.index == 0 and config.stage2.anchor == "given":
-                        latents = torch.cat([reference.anchor(), latents], dim=2)
-                    frames = video_to_frames(decoder.decode(latents))
-            now = stopwatch.total()
-            yield SegmentOutput(
-                done.segment.index, frames, done.segment.latent_range, now - since, done.latents
-            )
-            since = now
+            for finished in self.stage2.stream(
+                reference,
+                conditions,
+                _seed(generator),
+                config.stage2,
+                store,
+                on_progress,
+                stopwatch,
+            ):
+                is_first = finished.segment.index == 0
+                anchor = reference.anchor() if is_first and has_photo else None
+                yield decoder.decode(finished, anchor)
 
     def plan(self, config: GenerationConfig) -> list[tuple[int, int]]:
         """Latent ranges of the segments a run will make."""

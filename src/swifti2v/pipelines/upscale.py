@@ -10,9 +10,10 @@ from PIL import Image
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.store import SegmentStore
-from swifti2v.pipelines.two_stage import SegmentOutput, SwiftI2VPipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 STRENGTH = 0.7
 """Strength of ViBe's second pass; with shift 5 it starts at noise level 0.921."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-Stage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+CountedStage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
+STAGES: tuple[CountedStage, ...] = get_args(CountedStage)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +109,7 @@ class StageWork:
 class ClipWork:
     """A whole clip, independent of any machine."""
 
-    stages: dict[Stage, StageWork]
+    stages: dict[CountedStage, StageWork]
     weights: dict[str, Weights]
     """Weights by component."""
     vae_tile: int | None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from swifti2v.errors import ConfigError
 from swifti2v.models.runtime.roles import RELEASED, Placement
 from swifti2v.models.vae.tiles import count_tiles
-from swifti2v.planning.costs import STAGES, ClipCosts, ClipWork, Stage, StageWork
+from swifti2v.planning.costs import STAGES, ClipCosts, ClipWork, CountedStage, StageWork
 from swifti2v.planning.devices import Device, Precision
 from swifti2v.units import GB, format_bytes
 
@@ -287,7 +287,9 @@ def _seconds(
     return max(compute, hidden) + shown + moved
 
 
-def _wait_for_search(work: ClipWork, device: Device, seconds: Mapping[Stage, float]) -> float:
+def _wait_for_search(
+    work: ClipWork, device: Device, seconds: Mapping[CountedStage, float]
+) -> float:
     """Seconds that the search for motion adds; it runs while a GPU makes the segment before."""
     if device.is_cpu:
         return work.search_seconds / (os.cpu_count() or 1)

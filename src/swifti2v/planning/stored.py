@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from swifti2v.config import AttentionConfig, GenerationConfig, to_dict
 from swifti2v.models.loading.sources import ComponentSource, ModelIndex, find_model
-from swifti2v.planning.costs import ClipCosts, ClipWork, Count, Stage, StageWork
+from swifti2v.planning.costs import ClipCosts, ClipWork, Count, CountedStage, StageWork
 from swifti2v.planning.devices import Precision
 
 STORED = Path(str(resources.files("swifti2v"))) / "planning" / "counts.json"
@@ -115,7 +115,7 @@ class StoredCosts:
 
 
 def _without_stage1(work: ClipWork) -> ClipWork:
-    nothing: dict[Stage, StageWork] = {
+    nothing: dict[CountedStage, StageWork] = {
         stage: StageWork(count=Count(), passes={}) for stage in ("image", "stage1")
     }
     return replace(work, stages={**work.stages, **nothing})

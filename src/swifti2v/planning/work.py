@@ -21,7 +21,7 @@ from swifti2v.pipelines.course import even_course
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
-from swifti2v.planning.costs import ClipWork, Count, Stage, StageWork, extrapolate
+from swifti2v.planning.costs import ClipWork, Count, CountedStage, StageWork, extrapolate
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
@@ -62,7 +62,7 @@ class ClipCounter:
         scale1, scale2 = scale_factors(vae1, patch1), scale_factors(vae2, patch2)
         self.large = LatentShape.from_pixel_shape(pixels, scale2, vae2.config["z_dim"])
         nothing = StageWork(count=Count(), passes={})
-        self._common: dict[Stage, StageWork] = {
+        self._common: dict[CountedStage, StageWork] = {
             "text": self._count_text(),
             "image": nothing,
             "stage1": nothing,

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 
 from swifti2v.cli.report import Pace, ProgressDisplay
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import Progress
-from swifti2v.pipelines.two_stage import SegmentOutput
 
 
 def test_the_time_left_is_that_of_the_steps_left():

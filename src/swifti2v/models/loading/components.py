@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from accelerate import init_empty_weights
@@ -22,7 +22,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from swifti2v.config import SpeedConfig
+from swifti2v.config import SpeedConfig, StageName
 from swifti2v.errors import ConfigError, LoadingError
 from swifti2v.models.image_encoder import load_image_processor, make_image_processor
 from swifti2v.models.loading.architectures import (
@@ -57,8 +57,7 @@ from swifti2v.version import __version__
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["stage1", "stage2"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[StageName, ...] = get_args(StageName)
 IMAGE_PARTS = ("image_encoder", "image_processor")
 """Components that only Stage I uses."""
 
@@ -81,7 +80,7 @@ class Components:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     offloads_history: bool = False
     """Whether Stage II's VAE keeps its causal history in host memory while it waits."""
-    speed: Mapping[Stage, SpeedConfig] = field(
+    speed: Mapping[StageName, SpeedConfig] = field(
         default_factory=lambda: dict.fromkeys(STAGES, SpeedConfig())
     )
     """Speed settings of the transformers; see ``swifti2v.models.runtime.speed``."""
@@ -121,7 +120,7 @@ def load_components(
     loras: Sequence[LoraSource] = (),
     *,
     merges_own_loras: bool = True,
-    stages: Sequence[Stage] = STAGES,
+    stages: Sequence[StageName] = STAGES,
     skipped: Collection[str] = (),
 ) -> tuple[Components, dict[str, Any]]:
     """Load the components of a model.
@@ -398,7 +397,7 @@ LOADERS: dict[str, Callable[[Path, torch.dtype], Any]] = {
 
 
 def _require_match(
-    parts: Components, name: str, stages: Sequence[Stage], *, displaces: bool
+    parts: Components, name: str, stages: Sequence[StageName], *, displaces: bool
 ) -> None:
     """Refuse components that do not belong together, or not to how Stage I tells motion."""
     first, second = parts.stage1_transformer.config, parts.stage2_transformer.config

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, Literal
 
-from swifti2v.config import GenerationConfig, Stage, parse_config, read_yaml, settings
+from swifti2v.config import GenerationConfig, StageName, parse_config, read_yaml, settings
 from swifti2v.errors import ConfigError, LoadingError
 
 progress = logging.getLogger("swifti2v.progress")
@@ -46,7 +46,7 @@ class LoraSource:
     """Factor on its deltas."""
     allow_partial: bool = False
     """Leave out layers that do not fit the model, with a warning, instead of refusing the file."""
-    stage: Stage = "stage1"
+    stage: StageName = "stage1"
     """Stage of the transformer, for a LoRA that no component names."""
     sha256: str | None = None
     """SHA-256 of the file, for a run that is repeated; None skips the comparison."""

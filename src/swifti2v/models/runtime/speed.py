@@ -12,9 +12,9 @@ from torch import nn
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from swifti2v.config import SpeedConfig
+from swifti2v.config import SpeedConfig, StageName
 from swifti2v.errors import ConfigError
-from swifti2v.models.loading.components import Components, Stage
+from swifti2v.models.loading.components import Components
 from swifti2v.models.runtime.residual import keep_residual
 from swifti2v.models.weights.quantization import quantize
 
@@ -53,7 +53,7 @@ def prepare_speed(transformer: nn.Module, speed: SpeedConfig, device: torch.devi
 
 
 def accelerate(
-    components: Components, speed: Mapping[Stage, SpeedConfig], device: torch.device
+    components: Components, speed: Mapping[StageName, SpeedConfig], device: torch.device
 ) -> None:
     """Prepare the transformers for speed, in place, after loading and before ``place``.
 
