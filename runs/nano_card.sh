@@ -13,6 +13,6 @@ names=()
 for name in "${photos[@]}" "${still[@]}" "${moving[@]}"; do names+=(--held-out "$name"); done
 for name in "${moving[@]}"; do names+=(--moving "$name"); done
 
-swifti2v models card --model "${MODEL:-nano}" --device cpu --dtype auto \
+python -m runs.card --model "${MODEL:-nano}" --device cpu --dtype auto \
   --clips "${CLIPS:-data/clips}" --photos "${PHOTOS:-data/photos}" "${names[@]}" \
   --output docs/nano.md "$@"

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 import swifti2v
 from swifti2v import SwiftI2VPipeline
 from swifti2v.media import load_image
-from tests.command_line import generate, succeed
+from tests.helpers.command_line import generate, succeed
 
 PACKAGE = Path(swifti2v.__file__).parent
 INLINED = ("<listcomp>", "<dictcomp>", "<setcomp>")

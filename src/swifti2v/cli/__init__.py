@@ -12,10 +12,9 @@ from swifti2v.cli.configs import configs_app
 from swifti2v.cli.data import data_app
 from swifti2v.cli.doctor import doctor
 from swifti2v.cli.evaluate import evaluate
-from swifti2v.cli.export import convert_lora, export, export_stage2
+from swifti2v.cli.export import models_app
 from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
-from swifti2v.cli.model_card import models
 from swifti2v.cli.plan import plan
 from swifti2v.cli.refine import refine
 from swifti2v.cli.threads import limit_threads
@@ -32,12 +31,10 @@ app = typer.Typer(
 )
 for command in (generate, refine, upscale, plan, info, doctor, evaluate):
     app.command()(command)
-for command in (export, export_stage2, convert_lora):
-    models.command()(command)
 for command in (transition, cache):
     data_app.command()(command)
 app.add_typer(configs_app, name="configs")
-app.add_typer(models, name="models")
+app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")

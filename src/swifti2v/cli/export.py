@@ -18,6 +18,8 @@ from swifti2v.storage import whole_directory
 
 STAGE2 = "stage2_transformer"
 
+models_app = typer.Typer(help="Export and convert ready models.", no_args_is_help=True)
+
 
 class Style(StrEnum):
     """LoRA formats of ``swifti2v.models.lora.export``."""
@@ -37,6 +39,7 @@ DtypeOption = Annotated[
 DebugOption = Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")]
 
 
+@models_app.command()
 def export(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory to make.")],
@@ -68,6 +71,7 @@ def export(
     typer.echo(str(output.resolve()))
 
 
+@models_app.command()
 def export_stage2(
     model: ModelArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help=".safetensors file to make.")],
@@ -112,6 +116,7 @@ def export_stage2(
         typer.echo(str(output.resolve()))
 
 
+@models_app.command()
 def convert_lora(
     source: Annotated[Path, typer.Argument(help="LoRA file of any format that --lora takes.")],
     output: Annotated[Path, typer.Option("-o", "--output", help=".safetensors file to make.")],

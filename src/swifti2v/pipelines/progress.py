@@ -9,7 +9,7 @@ from typing import Literal
 from swifti2v.config import StageName
 
 TimedStage = Literal["text", "stage1", "reference", "stage2", "decode"]
-"""What a run spends its time on."""
+"""Stages of a run that are timed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ OnProgress = Callable[[Progress], None]
 def report_steps(
     on_progress: OnProgress | None, stage: StageName, num_steps: int, segment: int = 0
 ) -> Callable[[int], None] | None:
-    """What ``sampling.denoise`` calls after each step, so that ``on_progress`` hears of it."""
+    """Function for ``sampling.denoise`` to call after each step; it tells ``on_progress``."""
     if on_progress is None:
         return None
     return lambda step: on_progress(

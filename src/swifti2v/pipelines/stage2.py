@@ -226,7 +226,7 @@ def _gather(clean: Mapping[int, Tensor], frames: Sequence[int], like: Tensor) ->
 
 
 def _noise(reference: Tensor, segment: Segment, seed: int, sigma: float) -> Tensor:
-    """What the target frames start from: noise, or their reference latents noised to a level."""
+    """Start of the target frames: noise, or their reference latents noised to a level."""
     _, channels, _, height, width = reference.shape
     size = (channels, height, width)
     noise = draw_noise(size, segment.target, seed, reference.device, stage="stage2")

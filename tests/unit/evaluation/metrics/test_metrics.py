@@ -1,3 +1,4 @@
+import math
 from typing import Any, TypeAlias, get_args
 
 import cv2
@@ -23,6 +24,7 @@ from swifti2v.evaluation.metrics.detail_coherence import (
     hf_energy_ratio,
 )
 from swifti2v.evaluation.metrics.fidelity import (
+    clip_psnr,
     colour_jump,
     first_frame_psnr,
     ms_ssim,
@@ -490,3 +492,11 @@ def test_baselines_refuse_floats_and_wrong_shapes():
         flow_warp_baseline(low_res, low_res)
     with pytest.raises(ShapeError, match="at least one frame"):
         copy_detail_baseline(low_res[:0], low_res[0])
+
+
+def test_clip_psnr_stays_finite_with_one_equal_frame():
+    truth = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    output = truth.copy()
+    output[1] ^= 1  # every value off by one: 48.13 dB in one frame, half the error in both
+    assert clip_psnr(output, truth) == pytest.approx(48.13 + 3.01, abs=0.01)
+    assert clip_psnr(truth, truth) == math.inf

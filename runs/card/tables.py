@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
+from runs.card.camera import ASKS, FURTHER_ASKS, CameraRow, CameraStage
+from runs.card.marks import Card, find_marks, over_carried
+from runs.card.stages import CARRIED, MODEL, Stage2Row
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.card.camera import ASKS, FURTHER_ASKS, CameraRow, CameraStage
-from swifti2v.evaluation.card.marks import Card, find_marks, over_carried
-from swifti2v.evaluation.card.stages import CARRIED, MODEL, Stage2Row
 from swifti2v.evaluation.intervals import Estimate, bootstrap_mean
 from swifti2v.units import GB, MB
 
@@ -48,6 +49,20 @@ def render_tables(card: Card) -> str:
         *_cost_part(card),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def read_card(path: Path) -> str:
+    """Text of a card.
+
+    Raises:
+        ConfigError: There is no file.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"{path} does not exist: write the card's text first, with the lines "
+            "'<!-- tables -->' and '<!-- /tables -->' where the tables belong"
+        )
+    return path.read_text(encoding="utf-8")
 
 
 def replace_tables(text: str, tables: str) -> str:

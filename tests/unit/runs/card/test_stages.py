@@ -1,5 +1,4 @@
 import json
-import math
 import os
 import re
 import subprocess
@@ -9,16 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from swifti2v.cli import app
-from swifti2v.config import read_config
-from swifti2v.errors import ShapeError
-from swifti2v.evaluation.card.camera import ASKS
-from swifti2v.evaluation.card.stages import (
+from runs.card.__main__ import app
+from runs.card.camera import ASKS
+from runs.card.stages import (
     CARRIED,
     COPY_DETAIL,
     LANCZOS,
@@ -30,14 +25,13 @@ from swifti2v.evaluation.card.stages import (
     measure_stage2,
     stage2_methods,
 )
-from swifti2v.evaluation.card.tables import END, START
-from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
-from swifti2v.evaluation.metrics.fidelity import clip_psnr
+from runs.card.tables import END, START
+from swifti2v.config import read_config
+from swifti2v.errors import ShapeError
 from swifti2v.media import downscale, open_writer
 from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
 
 ROOT = Path(__file__).parents[4]
-numbers = st.floats(-1e3, 1e3, allow_nan=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,65 +56,6 @@ def texture(height: int = SIZE, width: int = SIZE, seed: int = 0) -> np.ndarray:
 def moving_clip(num_frames: int = NUM_FRAMES) -> np.ndarray:
     picture = texture(SIZE, 2 * SIZE)
     return np.stack([picture[:, shift : shift + SIZE] for shift in range(num_frames)])
-
-
-def ends(estimate: Estimate) -> tuple[float, float]:
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return estimate.low, estimate.high
-
-
-@given(st.lists(numbers, min_size=3, max_size=8))
-def test_bootstrap_interval_holds_the_mean_and_stays_within_the_values(values):
-    estimate = bootstrap_mean(values)
-    low, high = ends(estimate)
-    slack = 1e-9 * max(1, *map(abs, values))  # rounding of a mean of equal values
-    assert min(values) - slack <= low <= estimate.value + slack
-    assert estimate.value - slack <= high <= max(values) + slack
-
-
-def test_bootstrap_interval_narrows_as_the_square_root_of_the_count():
-    few, many = (
-        ends(bootstrap_mean(np.random.default_rng(1).normal(0, 1, count).tolist()))
-        for count in (25, 2500)
-    )
-    # Ten times narrower; the factor 1.5 allows for the spread of 25 drawn values.
-    assert 10 / 1.5 < (few[1] - few[0]) / (many[1] - many[0]) < 10 * 1.5
-
-
-def test_few_or_unknown_values_have_no_interval():
-    assert bootstrap_mean([1.0, 3.0]).low is None
-    assert bootstrap_mean([1.0, 3.0, math.nan]).value == 2.0
-    assert bootstrap_mean([1.0, 3.0, math.inf]).high is None
-    assert math.isnan(bootstrap_mean([math.nan]).value)
-
-
-def test_wilson_interval_of_a_known_case():
-    low, high = ends(wilson_share(8, 10))
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)  # as in every table
-
-
-@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_interval_holds_the_share_and_mirrors(counts):
-    successes, trials = counts
-    one, other = wilson_share(successes, trials), wilson_share(trials - successes, trials)
-    (low, high), (other_low, _) = ends(one), ends(other)
-    assert 0 <= low <= one.value <= high <= 1
-    assert high == pytest.approx(1 - other_low, abs=1e-12)
-    assert high > low
-
-
-def test_wilson_refuses_more_successes_than_trials():
-    with pytest.raises(ValueError, match="4 successes in 3 trials"):
-        wilson_share(4, 3)
-
-
-def test_clip_psnr_stays_finite_with_one_equal_frame():
-    truth = texture()[None].repeat(2, axis=0)
-    output = truth.copy()
-    output[1] ^= 1  # every value off by one: 48.13 dB in one frame, half the error in both
-    assert clip_psnr(output, truth) == pytest.approx(48.13 + 3.01, abs=0.01)
-    assert clip_psnr(truth, truth) == math.inf
 
 
 def test_codec_keeps_all_but_rounding(pipe):
@@ -203,7 +138,7 @@ def measure(
     more: tuple[str, ...] = (),
 ) -> Result:
     names = [word for name in held_out for word in ("--held-out", name)]
-    words: list[object] = ["models", "card", "--model", root / "model", "--clips", root / "clips"]
+    words: list[object] = ["--model", root / "model", "--clips", root / "clips"]
     words += ["--photos", root / "photos", *names, "--output", output, "--device", "cpu"]
     words += ["--num-frames", num_frames, "--height", SIZE, "--width", SIZE]
     words += ["--variant", "stage2.context_size=0", "--further-photos", 0, *more]
@@ -290,7 +225,7 @@ def test_bad_input_is_one_line_and_leaves_the_card_alone(
 
 def test_the_shipped_card_is_measured_on_exactly_what_training_holds_out(tmp_path):
     held_out = read_config(ROOT / "src/swifti2v/configs/nano.yaml")["held_out"]
-    recorder = tmp_path / "swifti2v"
+    recorder = tmp_path / "python"
     recorder.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     recorder.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from runs.card.stages import clip_faults
 from swifti2v.config import GenerationConfig
-from swifti2v.evaluation.card.stages import clip_faults
 from swifti2v.evaluation.metrics.camera import CameraLabel, camera_direction
 from swifti2v.evaluation.metrics.detail_coherence import hf_energy_ratio
 from swifti2v.evaluation.metrics.fidelity import first_frame_psnr

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from swifti2v.evaluation.card.camera import ASKS, CameraRow
-from swifti2v.evaluation.card.stages import CARRIED, MODEL, CodecRow, Stage2Row
+from runs.card.camera import ASKS, CameraRow
+from runs.card.stages import CARRIED, MODEL, CodecRow, Stage2Row
 from swifti2v.evaluation.clips.summary import plain
 from swifti2v.evaluation.intervals import Estimate, bootstrap_mean, wilson_share
 from swifti2v.units import MB

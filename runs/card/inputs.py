@@ -2,18 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
+from PIL import Image
 
+from swifti2v.config import GenerationConfig
 from swifti2v.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from PIL import Image
-
-    from swifti2v.config import GenerationConfig
+from swifti2v.media import Frames, fit_image, iter_frames, load_image, probe_clip
 
 MAX_FPS = 16.0
 """Faster clips are resampled to this rate; slower ones keep theirs, so no frame is shown twice."""
@@ -72,13 +68,8 @@ def find_moving(names: Sequence[str], clips: Sequence[Path]) -> list[str]:
     return [by_name[name] for name in names]
 
 
-def read_clip(path: Path, config: "GenerationConfig") -> "npt.NDArray[np.uint8]":
+def read_clip(path: Path, config: GenerationConfig) -> Frames:
     """The first frames, at most at ``MAX_FPS``, scaled to cover the size and cropped."""
-    import numpy as np
-    from PIL import Image
-
-    from swifti2v.media import fit_image, iter_frames, probe_clip
-
     info = probe_clip(path)
     for note in info.notes:
         say(f"note: {path}: {note}")
@@ -92,10 +83,8 @@ def read_clip(path: Path, config: "GenerationConfig") -> "npt.NDArray[np.uint8]"
     return np.stack(fitted[: config.num_frames])
 
 
-def read_photo(path: Path, config: "GenerationConfig") -> "Image.Image":
+def read_photo(path: Path, config: GenerationConfig) -> Image.Image:
     """Read a photo and fit it to the size, as ``generate`` does."""
-    from swifti2v.media import fit_image, load_image
-
     fitted = fit_image(load_image(path), config.height, config.width)
     if fitted.note:
         say(f"note: {path}: {fitted.note}")

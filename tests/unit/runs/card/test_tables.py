@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runs.card.camera import ASKS, FURTHER_ASKS, CameraAsk, CameraRow, CameraStage
+from runs.card.marks import Bar, Card, Mark, WeightsRow, describe_card, find_marks
+from runs.card.stages import CARRIED, LANCZOS, MODEL, MODEL_NO_ANCHOR, CodecRow, Stage2Row
+from runs.card.tables import END, START, render_marks, render_tables, replace_tables
 from swifti2v.errors import ConfigError
-from swifti2v.evaluation.card.camera import ASKS, FURTHER_ASKS, CameraAsk, CameraRow, CameraStage
-from swifti2v.evaluation.card.marks import Bar, Card, Mark, WeightsRow, describe_card, find_marks
-from swifti2v.evaluation.card.stages import (
-    CARRIED,
-    LANCZOS,
-    MODEL,
-    MODEL_NO_ANCHOR,
-    CodecRow,
-    Stage2Row,
-)
-from swifti2v.evaluation.card.tables import END, START, render_marks, render_tables, replace_tables
 from swifti2v.units import MB
 
 UNKNOWN = float("nan")

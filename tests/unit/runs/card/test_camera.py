@@ -10,21 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from runs.card.camera import ASKS, FURTHER_ASKS, CameraRow, displacement_error, measure_camera
 from swifti2v.config import GenerationConfig, parse_config
-from swifti2v.evaluation.card.camera import (
-    ASKS,
-    FURTHER_ASKS,
-    CameraRow,
-    displacement_error,
-    measure_camera,
-)
 from swifti2v.pipelines.camera_moves import MOVES, ROLL, SHIFT, ZOOM, CameraMove
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.displacement import enlarge, move_photo
 from swifti2v.pipelines.stage1 import Stage1Clip, Stage1Pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.helpers.tiny import NUM_FRAMES, SETTINGS, SIZE, tiny_components, tiny_pipeline
-from tests.unit.evaluation.card.test_stages import texture
+from tests.unit.runs.card.test_stages import texture
 
 FRAME = (24, 40)
 """Height and width in pixels."""
