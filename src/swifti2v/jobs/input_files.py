@@ -90,16 +90,16 @@ class InputFiles:
 
     def _candidates(self, path: Path) -> Iterator[Path]:
         """Yield the path itself, then in the folders above the run's outputs, then beside them."""
-        found = [path]
+        places = [path]
         if not path.is_absolute():
-            found += [
+            places += [
                 folder / path
                 for beside in self._beside
                 for folder in (beside, *list(beside.parents)[:LEVELS])
             ]
-        found += [beside / path.name for beside in self._beside]
+        places += [beside / path.name for beside in self._beside]
         seen: set[Path] = set()
-        for item in found:
+        for item in places:
             if item.absolute() not in seen:
                 seen.add(item.absolute())
                 yield item

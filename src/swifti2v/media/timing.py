@@ -72,10 +72,10 @@ def plan_timing(
     times = np.asarray(starts - starts[0], np.float64) * float(tick)  # in seconds
     measured = len(steps) / ((ticks[-1] - ticks[0]) * tick)
     claimed = sorted([*believable, *_usual_rates(measured)], key=_is_unusual)
-    found = _fit_constant(times, float(tick), measured, claimed)
-    found = found or _fit_jittered(times, measured)
-    if found is not None:
-        return _even(found.rate, len(ticks), times[1:] - times[:-1], found.jitter)
+    fit = _fit_constant(times, float(tick), measured, claimed)
+    fit = fit or _fit_jittered(times, measured)
+    if fit is not None:
+        return _even(fit.rate, len(ticks), times[1:] - times[:-1], fit.jitter)
     usual = _usual_step(steps) * tick
     return Timing(
         rate=Fraction(min(MAX_RATE, max(1, round(1 / usual)))),

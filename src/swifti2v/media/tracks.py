@@ -114,10 +114,10 @@ def find_track(path: Path, background: Color | None) -> Track:
     """
     if not path.is_file():
         raise MediaError(f"clip {path} does not exist or is not a file; check the path")
-    found = path.stat()
-    if found.st_size == 0:
+    status = path.stat()
+    if status.st_size == 0:
         raise MediaError(f"clip {path} is empty (0 bytes); export or copy it again")
-    stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return _look_through(path, background, stamp)
 
 

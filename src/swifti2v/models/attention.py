@@ -84,8 +84,8 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
         attended: Tensor = attention(hidden, None, None, rotary)
         return attended[:, first:]
     query, key, value = _project(attention, hidden, first)
-    own = (rotary[0][:, first:], rotary[1][:, first:])
-    query, key = rotate(query, own), rotate(key, rotary)
+    later = (rotary[0][:, first:], rotary[1][:, first:])
+    query, key = rotate(query, later), rotate(key, rotary)
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     output = F.scaled_dot_product_attention(query, key, value)
     return _project_back(attention, output.transpose(1, 2), hidden)

@@ -47,7 +47,7 @@ def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
         prompt: Text that says what happens in the video; may be empty.
     """
     known: dict[str, list[str]] = getattr(text_encoder.config, MOTIONS_KEY, None) or {}
-    phrases = (phrase for own in known.values() for phrase in own)
+    phrases = (phrase for asked in known.values() for phrase in asked)
     if not known or any(_holds(prompt, phrase) for phrase in phrases):
         return None
     return (

@@ -55,7 +55,7 @@ class Motion:
 
     def to(self, device: torch.device) -> "Motion":
         """Return the motion on a device."""
-        trust, first = (None if own is None else own.to(device) for own in (self.trust, self.first))
+        trust, first = (t if t is None else t.to(device) for t in (self.trust, self.first))
         return Motion(self.displacement.to(device), trust, first)
 
 
@@ -177,8 +177,8 @@ class GivenMotion:
 
     def __call__(self, frame: int) -> Motion:
         """Motion of a frame."""
-        own = self.displacement[frame : frame + 1, :, None]  # [1, 2, 1, a, b]
-        return Motion(enlarge(own, *self.size)[:, :, 0], first=self.first)
+        displacement = self.displacement[frame : frame + 1, :, None]  # [1, 2, 1, a, b]
+        return Motion(enlarge(displacement, *self.size)[:, :, 0], first=self.first)
 
 
 def find_detail(
@@ -220,8 +220,8 @@ def find_detail(
     else:
         part = Crop(0, 0, small.shape[-2], small.shape[-1])
     if motion.first is not None:
-        own = motion.displacement[..., part.rows, part.columns]
-        low = look_up(motion.first, own, (part.top, part.left))[0]
+        moved = motion.displacement[..., part.rows, part.columns]
+        low = look_up(motion.first, moved, (part.top, part.left))[0]
     return move_detail(small, photo, displacement, corner, upsampling, low=low, trust=trust)
 
 

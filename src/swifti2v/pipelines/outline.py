@@ -28,14 +28,14 @@ def outline_pipeline(
         LoadingError: The configuration of a component cannot be found.
     """
     index, root = find_model(name)
-    found: dict[str, Any] = {
+    models: dict[str, Any] = {
         role: find_architecture(role, source, root).make_empty(role).to(dtype)
         for role, source in index.components.items()
         if role in KINDS
     }
     speed: dict[StageName, SpeedConfig] = {stage: getattr(config, stage).speed for stage in STAGES}
     components = Components(
-        **found,
+        **models,
         tokenizer=None,  # type: ignore[arg-type] # nothing is encoded
         max_text_length=index.max_text_length,
         device=device,

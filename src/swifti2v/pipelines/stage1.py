@@ -54,10 +54,10 @@ class Stage1Clip:
 
     def to_motion_reference(self) -> MotionReference:
         """The clip as Stage II reads it."""
-        own = self.displacement
-        return MotionReference(
-            video_to_frames(self.video), None if own is None else own[0].transpose(0, 1).cpu()
-        )
+        displacement = self.displacement
+        if displacement is not None:
+            displacement = displacement[0].transpose(0, 1).cpu()
+        return MotionReference(video_to_frames(self.video), displacement)
 
 
 class Stage1Pipeline:
@@ -174,9 +174,9 @@ class Stage1Pipeline:
         Raises:
             ConfigError: Its channels are those of the other kind.
         """
-        own = int(self.transformer.config["out_channels"])
+        num_channels = int(self.transformer.config["out_channels"])
         extra = NUM_WAYS if config.motion == "displacement" else 0
-        if own != int(self.vae.config["z_dim"]) + extra:
+        if num_channels != int(self.vae.config["z_dim"]) + extra:
             raise ConfigError(
                 f"stage1.motion is {config.motion}, but this Stage I generates the other kind: "
                 "leave out stage1.motion"

@@ -124,7 +124,7 @@ class SwiftI2VPipeline:
         components, settings = load_components(
             name, dtype, start, loras, stages=stages, merges_own_loras=merges_own_loras
         )
-        given: Any = {stage: {"speed": to_dict(own)} for stage, own in (speed or {}).items()}
+        given: Any = {stage: {"speed": to_dict(asked)} for stage, asked in (speed or {}).items()}
         config = parse_config(GenerationConfig, merge(settings, given), str(name))
         accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)
         place(components, target, placement)

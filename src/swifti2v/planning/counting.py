@@ -95,8 +95,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         known = {_address(tensor) for tensor in inputs}
-        made = [tensor for tensor in outputs if _address(tensor) not in known]
-        for tensor in made:
+        new = [tensor for tensor in outputs if _address(tensor) not in known]
+        for tensor in new:
             self._hold(tensor)
         devices = {tensor.device for tensor in (*inputs, *outputs)}
         if META not in devices:
@@ -112,8 +112,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             written = outputs or inputs[:1]
             read = inputs if func not in (aten.copy_.default,) else inputs[1:]
             self._tally.other_bytes += sum(map(_num_bytes, (*read, *written)))
-        elif made and func not in UNTOUCHED:
-            self._tally.other_bytes += sum(map(_num_bytes, (*inputs, *made)))
+        elif new and func not in UNTOUCHED:
+            self._tally.other_bytes += sum(map(_num_bytes, (*inputs, *new)))
 
     def _hold(self, tensor: Tensor) -> None:
         if tensor.device != META:

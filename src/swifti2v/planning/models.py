@@ -62,7 +62,7 @@ class Models:
         self.index: ModelIndex = index
         self.dtype = dtype
         self.speed = dict(speed or {})
-        self.linear = {role: own.linear for role, own in self.speed.items()}
+        self.linear = {role: asked.linear for role, asked in self.speed.items()}
         self.architectures: dict[str, Architecture] = {
             role: find_architecture(role, source, root)
             for role, source in index.components.items()

@@ -301,18 +301,18 @@ def _wait_for_search(
 def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[str, float]:
     """Device memory by stage: weights, activations and the history that other stages keep."""
     all_weights = sum(
-        own.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
-        for role, own in work.weights.items()
+        part.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
+        for role, part in work.weights.items()
     )
-    staying = sum(own.num_bytes for own in work.weights.values() if own.stays)
+    staying = sum(part.num_bytes for part in work.weights.values() if part.stays)
     kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
     peaks: dict[str, float] = {}
     for name in STAGES:
         stage = work.stages[name]
         weights = all_weights
         if is_streamed:
-            own = [work.weights[role].streamed_bytes for role in stage.passes]
-            weights = max(own, default=0) + staying
+            streamed = [work.weights[role].streamed_bytes for role in stage.passes]
+            weights = max(streamed, default=0) + staying
         waiting = 0.0
         if name in ("reference", "stage2", "decode"):  # they take turns, segment by segment
             waiting = sum(kept.values()) - kept[name]
@@ -327,9 +327,9 @@ def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
         peak = _peaks(work, is_streamed=False)["peak"]
         return peak + work.host_bytes
     if not is_streamed:  # each component passes through the host on its way to the device
-        return CONTEXT_BYTES + max(own.num_bytes for own in weights.values()) + work.host_bytes
-    start = sum(own.pinned_bytes for own in weights.values())
-    left = sum(own.pinned_bytes for role, own in weights.items() if role not in RELEASED)
+        return CONTEXT_BYTES + max(part.num_bytes for part in weights.values()) + work.host_bytes
+    start = sum(part.pinned_bytes for part in weights.values())
+    left = sum(part.pinned_bytes for role, part in weights.items() if role not in RELEASED)
     return CONTEXT_BYTES + max(start, left + work.host_bytes)
 
 

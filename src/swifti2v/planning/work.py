@@ -248,7 +248,7 @@ class ClipCounter:
         total = Count()
         sizes = {segment: (len(segment.window), len(segment.given)) for segment in self.segments}
         for size, times in Counter(sizes.values()).items():
-            segment = next(segment for segment, own in sizes.items() if own == size)
+            segment = next(segment for segment, numbers in sizes.items() if numbers == size)
             run = partial(self._run_stage2, segment)
             forward = self.models.count_layers("stage2_transformer", run, least=2)
             total += forward * (times * num_calls)

@@ -101,12 +101,12 @@ def find_files(video: Path, others: Mapping[str, Path | None]) -> list[Files]:
 
 def _pair(folder: Path, others: Mapping[str, Path]) -> list[Files]:
     clips = _by_name(folder, are_clips=True)
-    found = {}
+    files = {}
     for role, other in others.items():
-        found[role] = _by_name(other, are_clips=role != "image")
-        require_same_names(clips, found[role], str(folder), f"{_option(role)} {other}")
+        files[role] = _by_name(other, are_clips=role != "image")
+        require_same_names(clips, files[role], str(folder), f"{_option(role)} {other}")
     return [
-        _files(clip, {role: paths[name] for role, paths in found.items()})
+        _files(clip, {role: paths[name] for role, paths in files.items()})
         for name, clip in clips.items()
     ]
 
@@ -127,20 +127,20 @@ def _option(role: str) -> str:
 
 
 def _by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith("."):
             continue
         is_clip = path.suffix.lower() in VIDEO_SUFFIXES
         if is_clip != are_clips or (not are_clips and path.suffix.lower() in _TEXTS):
             continue
-        if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} have the same name; rename one")
-        found[path.stem] = path
-    if not found:
+        if path.stem in files:
+            raise InputError(f"{files[path.stem]} and {path} have the same name; rename one")
+        files[path.stem] = path
+    if not files:
         kinds = ", ".join(sorted(VIDEO_SUFFIXES)) if are_clips else "photos"
         raise InputError(f"folder {folder} holds no file of the needed kind ({kinds})")
-    return found
+    return files
 
 
 _TEXTS = frozenset({".csv", ".json", ".jsonl", ".md", ".txt", ".yaml", ".yml"})

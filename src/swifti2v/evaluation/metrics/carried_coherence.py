@@ -136,8 +136,8 @@ def _places(height: int, width: int) -> Plane:
 def _look_up(image: Image, places: Plane, how: int) -> Plane:
     """An image at places in it, mirrored at the edges."""
     x, y = (np.ascontiguousarray(places[..., axis], np.float32) for axis in (0, 1))
-    found: Plane = np.asarray(cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REFLECT))
-    return found
+    values: Plane = np.asarray(cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REFLECT))
+    return values
 
 
 def _enlarge_places(places: Plane, height: int, width: int) -> Plane:

@@ -68,16 +68,16 @@ def name_sets(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _list_videos(folder: Path) -> Mapping[str, Path]:
-    found: dict[str, Path] = {}
+    videos: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
             continue
-        if path.stem in found:
-            raise InputError(f"{found[path.stem]} and {path} have the same name; rename one")
-        found[path.stem] = path
-    if not found:
+        if path.stem in videos:
+            raise InputError(f"{videos[path.stem]} and {path} have the same name; rename one")
+        videos[path.stem] = path
+    if not videos:
         raise InputError(f"folder {folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return found
+    return videos
 
 
 def _check(name: str, first: Path, second: Path) -> Pair:

@@ -38,9 +38,9 @@ def _row(
     run: Callable[[], Tensor],
     flops: float,
     subject: Subject,
-    own: Protocol,
+    protocol: Protocol,
 ) -> Row:
-    timing, result = measure(run, subject.device, own)
+    timing, result = measure(run, subject.device, protocol)
     assert torch.isfinite(result.float().sum())
     return Row(case=case, variant=variant, timing=timing, flops=flops)
 

@@ -120,16 +120,16 @@ def make_random(
             f"on {home.type}; choose a smaller model, or other stages"
         )
     generator = torch.Generator(device).manual_seed(0)
-    made: dict[int, nn.Parameter] = {}
+    parameters: dict[int, nn.Parameter] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if id(parameter) not in made:
+        if id(parameter) not in parameters:
             value = torch.empty(parameter.shape, device=device)  # the same in every number type
             value = value.normal_(std=STD, generator=generator).to(kinds.get(name, dtype))
             if "norm" in name and not name.endswith("bias"):
                 value.fill_(1)
-            made[id(parameter)] = nn.Parameter(value.to(home), requires_grad=False)
+            parameters[id(parameter)] = nn.Parameter(value.to(home), requires_grad=False)
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, made[id(parameter)])
+        setattr(model.get_submodule(parent), last, parameters[id(parameter)])
     return model.to(home).eval()
 
 
@@ -145,10 +145,10 @@ class TokenTimestepTransformer(WanTransformer3DModel):
     ) -> "TokenTimestepTransformer":
         """Make a transformer that shares the weights."""
         with torch.device("meta"):
-            made = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
-        made.load_state_dict(model.state_dict(), assign=True)
-        made.rope = model.rope
-        result: TokenTimestepTransformer = made.eval()
+            transformer = cls(**{k: v for k, v in model.config.items() if not k.startswith("_")})
+        transformer.load_state_dict(model.state_dict(), assign=True)
+        transformer.rope = model.rope
+        result: TokenTimestepTransformer = transformer.eval()
         return result
 
     def forward(

@@ -21,8 +21,8 @@ from swifti2v.evaluation.speed.transformers import (
 )
 from swifti2v.evaluation.speed.vaes import compare_vaes
 
-Part = Callable[[Subject, Protocol], Iterator[Row]]
-PARTS: dict[str, Part] = {
+BenchPart = Callable[[Subject, Protocol], Iterator[Row]]
+PARTS: dict[str, BenchPart] = {
     "kernels": time_kernels,
     "stage1": time_stage1,
     "stage2": compare_transformers,
@@ -69,7 +69,7 @@ def run_parts(
     """
     require_parts(names)
     rows: list[Row] = []
-    parts: dict[str, Part] = {**PARTS, "clip": partial(time_clips, against=against)}
+    parts: dict[str, BenchPart] = {**PARTS, "clip": partial(time_clips, against=against)}
     for name in names:
         for row in parts[name](subject, protocol):
             rows.append(row)

@@ -201,13 +201,13 @@ def run_dimension(
             command, cwd=install.repository, env=environment, stdout=output,
             stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-    found = list(work.glob(f"*{RESULT_SUFFIX}"))
-    if done.returncode or len(found) != 1:
+    results = list(work.glob(f"*{RESULT_SUFFIX}"))
+    if done.returncode or len(results) != 1:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise InputError(
             f"VBench failed on {dimension} ({(lines or ['no message'])[-1]}); see {log}"
         )
-    if dimension not in read_results(found):
-        raise InputError(f"VBench wrote no {dimension} into {found[0]}; see {log}")
-    write_whole(result, found[0].read_bytes())
+    if dimension not in read_results(results):
+        raise InputError(f"VBench wrote no {dimension} into {results[0]}; see {log}")
+    write_whole(result, results[0].read_bytes())
     return result

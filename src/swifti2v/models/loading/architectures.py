@@ -170,17 +170,19 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
     """
     place = root / Path(source.source).expanduser() / source.subfolder
     if place.exists():
-        found = read_architecture(role, find_official_file(role, place) or place)
+        architecture = read_architecture(role, find_official_file(role, place) or place)
     else:
-        found = _find_known(role, source) or _read_remote(role, source, root)
-    return widen(found, source, str(place)) if role == "stage2_transformer" else found
+        architecture = _find_known(role, source) or _read_remote(role, source, root)
+    if role == "stage2_transformer":
+        return widen(architecture, source, str(place))
+    return architecture
 
 
 def _find_known(role: str, source: ComponentSource) -> Architecture | None:
     """Architecture of a public model that Wan's own repository holds in one folder."""
-    own = KNOWN.get(f"{source.source}-Diffusers")
-    if own is not None and not source.subfolder:
-        return own.get(component_kind(role))
+    repository = KNOWN.get(f"{source.source}-Diffusers")
+    if repository is not None and not source.subfolder:
+        return repository.get(component_kind(role))
     return KNOWN.get(source.source, {}).get(source.subfolder)
 
 

@@ -108,13 +108,13 @@ def _is_here(files: RemoteFiles, has_weights: bool) -> bool:
         folder = Path(snapshot_download(files.repo_id, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return False
-    found = folder / files.pattern
-    if not found.is_dir() or not has_weights:
-        return found.exists()
-    shards = [shard for file in found.glob("*.index.json") for shard in _shards(file)]
+    place = folder / files.pattern
+    if not place.is_dir() or not has_weights:
+        return place.exists()
+    shards = [shard for file in place.glob("*.index.json") for shard in _shards(file)]
     if shards:
-        return all((found / shard).exists() for shard in shards)
-    return any(next(found.rglob(pattern), None) for pattern in WEIGHTS)
+        return all((place / shard).exists() for shard in shards)
+    return any(next(place.rglob(pattern), None) for pattern in WEIGHTS)
 
 
 def _shards(file: Path) -> set[str]:

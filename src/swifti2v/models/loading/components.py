@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -89,7 +89,11 @@ class Components:
 
     def describe_loras(self) -> list[str]:
         """Describe how much of each LoRA was merged into which transformer, one line each."""
-        return [f"{role}: {own.describe()}" for role, all_ in self.loras.items() for own in all_]
+        return [
+            f"{role}: {report.describe()}"
+            for role, reports in self.loras.items()
+            for report in reports
+        ]
 
     def __post_init__(self) -> None:
         if self.image_encoder is not None and self.image_processor is None:
@@ -102,7 +106,7 @@ class _Files(NamedTuple):
 
     place: Path
     weights: Path | None
-    loras: tuple[tuple[Path, LoraSource], ...]
+    loras: tuple[LoraSource, ...]
     source: ComponentSource
 
 
@@ -163,18 +167,18 @@ def load_components(
         for role in roles
         if role not in empty
     }
-    for own in files.values():
-        require_text_length(own.place, index.max_text_length)
-    loaded = {role: _load(role, own, dtype, device) for role, own in files.items()}
-    found = {role: own.component for role, own in loaded.items()}
+    for sources in files.values():
+        require_text_length(sources.place, index.max_text_length)
+    loaded = {role: _load(role, sources, dtype, device) for role, sources in files.items()}
+    models = {role: part.component for role, part in loaded.items()}
     for role in empty:
         architecture = find_architecture(role, index.components[role], root)
-        found[role] = architecture.make_empty(role)
+        models[role] = architecture.make_empty(role)
     components = Components(
-        **found,
+        **models,
         max_text_length=index.max_text_length,
         device=device,
-        loras={role: own.loras for role, own in loaded.items() if own.loras},
+        loras={role: part.loras for role, part in loaded.items() if part.loras},
     )
     motion = (index.settings.get("stage1") or {}).get("motion", "latents")
     _require_match(components, str(name), stages, displaces=motion == "displacement")
@@ -209,11 +213,13 @@ def _find_files(
     role: str, source: ComponentSource, root: Path, loras: Sequence[LoraSource]
 ) -> _Files:
     given = [(lora, root) for lora in source.loras] + [(lora, Path()) for lora in loras]
-    own = [(resolve(lora.path, "", start, [PEFT_CONFIG]), lora) for lora, start in given]
     return _Files(
         locate(role, source, root),
         None if source.weights is None else resolve(source.weights, "", root),
-        tuple(own),
+        tuple(
+            replace(lora, path=str(resolve(lora.path, "", start, [PEFT_CONFIG])))
+            for lora, start in given
+        ),
         source,
     )
 
@@ -239,8 +245,8 @@ def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> Non
     Raises:
         LoadingError: ``vae`` has no networks.
     """
-    own = (source.encode_dtype, source.decode_dtype)
-    set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in own))
+    names = (source.encode_dtype, source.decode_dtype)
+    set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in names))
 
 
 def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
@@ -248,10 +254,10 @@ def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
     if files.weights is not None:
         state = wan_transformer_state_dict(read_state_dict(files.weights))
         load_weights(component, state, source=str(files.weights))
-    require_base(component, [path for path, _ in files.loras])
+    require_base(component, [Path(lora.path) for lora in files.loras])
     reports = tuple(
-        merge_lora(component, path, lora.strength, allow_partial=lora.allow_partial)
-        for path, lora in files.loras
+        merge_lora(component, lora.path, lora.strength, allow_partial=lora.allow_partial)
+        for lora in files.loras
     )
     if isinstance(component, SegmentTransformer3DModel):
         reference_half = component.patch_embedding.weight[:, component.config["out_channels"] :]
@@ -288,7 +294,7 @@ def save_components(components: Components, settings: dict[str, Any], directory:
         if isinstance(component, AutoencoderKLWan):
             codec = frame_codec(component)
             if codec.encoder.dtype != codec.decoder.dtype:
-                names = (str(own.dtype).removeprefix("torch.") for own in codec)
+                names = (str(network.dtype).removeprefix("torch.") for network in codec)
                 sources[role] |= zip(("encode_dtype", "decode_dtype"), names, strict=True)
     index = {
         "_class_name": PIPELINE_CLASS,
@@ -356,16 +362,18 @@ def load_model(
         LoadingError: It cannot be read, or its weights do not match its configuration.
     """
     if place.is_file():
-        found, state = read_original(role, place)
+        architecture, state = read_original(role, place)
     else:
-        found, state = read_architecture(role, place), read_state_dict(place)
+        architecture, state = read_architecture(role, place), read_state_dict(place)
         if role == "image_encoder":
             state = convert_vision_names(state)
         elif role.endswith("transformer"):
             state = wan_transformer_state_dict(state)
-    if role == "stage2_transformer" and takes_reference(found.config, str(place)):
-        found = found._replace(kind=SegmentTransformer3DModel)  # a file does not tell its class
-    model = build(found, state, place, dtype)
+    if role == "stage2_transformer" and takes_reference(architecture.config, str(place)):
+        architecture = architecture._replace(
+            kind=SegmentTransformer3DModel
+        )  # a file does not tell its class
+    model = build(architecture, state, place, dtype)
     if role == "stage2_transformer" and not isinstance(model, SegmentTransformer3DModel):
         # With a zero reference half, where there is to be one.
         model = SegmentTransformer3DModel.from_base(model, takes_reference=reference == "channels")

@@ -119,16 +119,16 @@ def find_official_file(role: str, folder: Path) -> Path | None:
     name = read_class_name(folder)
     if pattern is None or name not in (CLASS_NAME, None):
         return None
-    found = sorted(folder.glob(pattern))
-    if len(found) > 1:
-        names = " and ".join(file.name for file in found)
+    files = sorted(folder.glob(pattern))
+    if len(files) > 1:
+        names = " and ".join(file.name for file in files)
         raise LoadingError(f"{folder} holds {names}; name one of them")
-    if not found and name == CLASS_NAME:
+    if not files and name == CLASS_NAME:
         raise LoadingError(
             f"{folder} is one of Wan's own folders and lacks {pattern}; download it, or name "
             f"another source of {role}"
         )
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def require_text_length(place: Path, max_text_length: int) -> None:

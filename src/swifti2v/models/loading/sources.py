@@ -189,12 +189,12 @@ def resolve(source: str, subfolder: str, root: Path, beside: Sequence[str] = ())
     repo_id = f"{organization}/{name}"
     inside = "/".join(part for part in (*rest, subfolder) if part)
     patterns = [inside, f"{inside}/*", *(f"{parent(inside)}{name}" for name in beside)]
-    found = download(repo_id, patterns if inside else None) / inside
-    if not found.exists():
+    place = download(repo_id, patterns if inside else None) / inside
+    if not place.exists():
         raise LoadingError(f"the Hub's {repo_id!r} has no {inside}")
-    if shards := _list_shards(found):
+    if shards := _list_shards(place):
         download(repo_id, [parent(inside) + shard for shard in shards])
-    return found
+    return place
 
 
 def is_on_hub(source: str, root: Path) -> bool:

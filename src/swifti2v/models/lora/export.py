@@ -241,7 +241,7 @@ def _describe_adapter(lora: _Lora) -> str:
     """PEFT's config as JSON; without it the one of another LoRA in the folder would count."""
     ranks = {place: pair.rank for place, pair in lora.pairs.items()}
     rank = max(ranks.values(), default=1)
-    others = {f"^{place}": own for place, own in ranks.items() if own != rank}
+    others = {f"^{place}": other for place, other in ranks.items() if other != rank}
     config = {
         "r": rank,
         "lora_alpha": rank,  # alpha is in the weights
@@ -303,5 +303,5 @@ def fold(tensor: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return tensor
     product = tensor.double() * scale
-    own = product.to(tensor.dtype)
-    return own if torch.equal(own.double(), product) else product.float()
+    rounded = product.to(tensor.dtype)
+    return rounded if torch.equal(rounded.double(), product) else product.float()

@@ -79,11 +79,11 @@ def describe_other_kind(name: str, keys: Collection[str]) -> str | None:
         name: Name of the file.
         keys: Keys of its tensors.
     """
-    found = {key: other for key in keys if (other := _match_other_kind(strip_prefixes(key)))}
-    if found:
-        key, (_, kind) = next(iter(found.items()))
+    others = {key: other for key in keys if (other := _match_other_kind(strip_prefixes(key)))}
+    if others:
+        key, (_, kind) = next(iter(others.items()))
         return (
-            f"{name} is {kind}, not a plain LoRA: {len(found)} of {len(keys)} keys, such as {key}; "
+            f"{name} is {kind}, not a plain LoRA: {len(others)} of {len(keys)} keys, such as {key}; "
             "merge it with the program that made it, and give the merged weights"
         )
     plain = [strip_prefixes(key) for key in keys]

@@ -121,12 +121,12 @@ def _require_weights(transformer: nn.Module, path: Path, metadata: Mapping[str, 
     if next(transformer.parameters()).dtype == torch.float16:
         logger.warning("%s: whether it belongs on this model is not checked in float16", path)
         return
-    own = hash_base(transformer)
-    if wanted != own:
+    base = hash_base(transformer)
+    if wanted != base:
         name = metadata.get(BASE, "another model")
         raise LoadingError(
             f"{path} was trained on {name} with weights {wanted[:12]}, this "
-            f"{type(transformer).__name__} has {own[:12]}; load the model it was trained on"
+            f"{type(transformer).__name__} has {base[:12]}; load the model it was trained on"
         )
 
 

@@ -47,7 +47,7 @@ def plan_pieces(
             room.append(max(piece_bytes, power_of_two(size)))
         slots[index] = Slot(piece, used[piece])
         used[piece] += size
-    return [slots[index] for index in range(len(sizes))], [power_of_two(own) for own in used]
+    return [slots[index] for index in range(len(sizes))], [power_of_two(size) for size in used]
 
 
 def power_of_two(size: int) -> int:
@@ -80,9 +80,9 @@ def pin_weights(model: nn.Module, allocate: Callable[[int], Tensor] = allocate_p
     for tensor, slot in sorted(zip(tensors, slots, strict=True), key=lambda pair: pair[1]):
         if slot.piece not in memory:  # not before, so that what it replaces is freed meanwhile
             memory[slot.piece] = allocate(pieces[slot.piece])
-        own = memory[slot.piece][slot.offset : slot.offset + tensor.nbytes]
-        own = own.view(tensor.dtype).view(tensor.shape)
-        tensor.data = own.copy_(tensor.data)
+        pinned = memory[slot.piece][slot.offset : slot.offset + tensor.nbytes]
+        pinned = pinned.view(tensor.dtype).view(tensor.shape)
+        tensor.data = pinned.copy_(tensor.data)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:

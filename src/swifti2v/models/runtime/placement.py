@@ -75,10 +75,10 @@ def release(components: Components) -> None:
         if model is not None:
             with init_empty_weights():
                 is_diffusers = isinstance(model, ConfigMixin)
-                made = (
+                empty = (
                     model.from_config(model.config) if is_diffusers else type(model)(model.config)
                 )
-            setattr(components, role, made.eval().requires_grad_(False))
+            setattr(components, role, empty.eval().requires_grad_(False))
 
 
 def collect_memory(device: torch.device) -> None:

@@ -67,10 +67,10 @@ def accelerate(
     """
     if device.type == "cuda" and (warning := warn_of_torch(torch.__version__)):
         logger.warning(warning)
-    for stage, own in speed.items():
+    for stage, asked in speed.items():
         transformer = getattr(components, f"{stage}_transformer")
         if not any(tensor.is_meta for tensor in transformer.parameters()):
-            prepare_speed(transformer, own, device)
+            prepare_speed(transformer, asked, device)
     components.speed = dict(speed)
 
 
@@ -118,7 +118,7 @@ def order_backends(first: str, capability: tuple[int, int] | None) -> list[SDPBa
     """
     if first == "auto":
         first = "cudnn" if capability == HOPPER else "flash"
-    return [BACKENDS[first], *(own for name, own in BACKENDS.items() if name != first)]
+    return [BACKENDS[first], *(kernel for name, kernel in BACKENDS.items() if name != first)]
 
 
 def compile_blocks(transformer: nn.Module) -> None:
@@ -128,9 +128,9 @@ def compile_blocks(transformer: nn.Module) -> None:
     as they would without it.
     """
     os.environ.setdefault(CACHE_VARIABLE, str(compile_cache_dir()))
-    found: Any = transformer
+    blocks: Any = transformer.blocks
     fallback = Fallback()
-    for block in found.blocks:
+    for block in blocks:
         block.forward = CompiledForward(block.forward, fallback)
 
 

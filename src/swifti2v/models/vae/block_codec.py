@@ -99,8 +99,8 @@ def _constants(device: torch.device) -> _Constants:
     # Not buffers of the model: those would be rounded with it when it is cast to bfloat16.
     with torch.inference_mode(False), torch.no_grad():
         rgb_to_ycc = torch.tensor(_RGB_TO_YCC, dtype=torch.float32)
-        own = (cosine_basis(TIME_FACTOR), rgb_to_ycc, rgb_to_ycc.inverse())
-        return _Constants(*(constant.to(device) for constant in own))
+        constants = (cosine_basis(TIME_FACTOR), rgb_to_ycc, rgb_to_ycc.inverse())
+        return _Constants(*(constant.to(device) for constant in constants))
 
 
 class BlockCodec(ModelMixin, ConfigMixin):

@@ -35,7 +35,7 @@ WHOLE_SAMPLES = 2
 take little memory. Those of larger frames can work in tiles."""
 
 
-class Part(NamedTuple):
+class LayerGroup(NamedTuple):
     """Layers one after the other, over whole frames or over tiles of them."""
 
     layers: tuple[FrameLayer, ...]
@@ -64,7 +64,7 @@ class Part(NamedTuple):
 class Network(NamedTuple):
     """Encoder or decoder: takes and gives one latent frame at a time, unscaled and not clamped."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[LayerGroup, ...]
     num_slots: int
     """Length of a history."""
     dtype: torch.dtype
@@ -157,22 +157,22 @@ class _BlockDecode:
 
 def _block_codec(codec: BlockCodec) -> FrameCodec:
     """Codec without history or tiles: a cell reaches into its neighbours; no tensor is large."""
-    encode = Part((_BlockEncode(codec),), is_tiled=False, samples=1)
-    decode = Part((_BlockDecode(codec),), is_tiled=False, samples=codec.space_factor)
+    encode = LayerGroup((_BlockEncode(codec),), is_tiled=False, samples=1)
+    decode = LayerGroup((_BlockDecode(codec),), is_tiled=False, samples=codec.space_factor)
     return FrameCodec(*(Network((part,), 0, codec.dtype) for part in (encode, decode)))
 
 
 def _require_scale(vae: AutoencoderKLWan) -> None:
     config = vae.config
-    made = (
+    computed = (
         2 ** sum(config["temperal_downsample"]),
         2 ** (len(config["dim_mult"]) - 1) * (config["patch_size"] or 1),
     )
     declared = (config["scale_factor_temporal"], config["scale_factor_spatial"])
-    if made != declared:
+    if computed != declared:
         raise LoadingError(
             f"the VAE declares scale factors {declared} for time and space, but its layers make "
-            f"{made}: correct scale_factor_temporal and scale_factor_spatial in its config.json"
+            f"{computed}: correct scale_factor_temporal and scale_factor_spatial in its config.json"
         )
 
 
@@ -198,8 +198,8 @@ def _wan_encoder(vae: Any, levers: VaeLevers, whole: int) -> Network:
     while place and samples * layers[place - 1].shrinks <= whole:
         place -= 1
         samples *= layers[place].shrinks
-    tiled = Part(tuple(layers[:place]), is_tiled=True, samples=samples)
-    rest = Part(tuple(layers[place:]), is_tiled=False, samples=1)
+    tiled = LayerGroup(tuple(layers[:place]), is_tiled=True, samples=samples)
+    rest = LayerGroup(tuple(layers[place:]), is_tiled=False, samples=1)
     return Network((tiled, rest), slots.count, encoder.conv_in.weight.dtype)
 
 
@@ -215,9 +215,9 @@ def _wan_decoder(vae: Any, levers: VaeLevers, whole: int) -> Network:
     while place < len(layers) and samples * layers[place].grows <= whole:
         samples *= layers[place].grows
         place += 1
-    start = Part(tuple(layers[:place]), is_tiled=False, samples=samples)
+    start = LayerGroup(tuple(layers[:place]), is_tiled=False, samples=samples)
     scale = vae.config["scale_factor_spatial"]
-    tiled = Part(tuple(layers[place:]), is_tiled=True, samples=scale)
+    tiled = LayerGroup(tuple(layers[place:]), is_tiled=True, samples=scale)
     return Network((start, tiled), slots.count, decoder.conv_in.weight.dtype)
 
 

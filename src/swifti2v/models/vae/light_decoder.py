@@ -165,9 +165,9 @@ class TinyStream:
         weight = next(self._network.parameters())
         frames: list[Tensor] = []
         for latent in latents.to(weight).unbind(dim=2):
-            made = list(self._run(latent, 0))
+            decoded = list(self._run(latent, 0))
             # Of a clip's first latent frame only the last frame is real.
-            frames += made[-1:] if self._is_first else made
+            frames += decoded[-1:] if self._is_first else decoded
             self._is_first = False
         return torch.stack(frames, dim=2).float().clamp_(0, 1).mul_(2).sub_(1)
 
@@ -230,11 +230,11 @@ def load_light_decoder(path: Path | str, vae: VideoVAE) -> LightDecoder:
 
 
 def _load_tiny(state: Mapping[str, Tensor], path: Path | str, vae: AutoencoderKLWan) -> TinyDecoder:
-    own = _take(state, ("decoder.",), ("encoder.",), path)
-    network = TinyDecoder({key: tensor.shape for key, tensor in own.items()})
+    weights = _take(state, ("decoder.",), ("encoder.",), path)
+    network = TinyDecoder({key: tensor.shape for key, tensor in weights.items()})
     for name in ("z_dim", "scale_factor_spatial", "scale_factor_temporal"):
         _require_same(name, getattr(network, name), path, vae)
-    load_weights(network, own, source=str(path))
+    load_weights(network, weights, source=str(path))
     return network
 
 
@@ -243,23 +243,25 @@ def _load_pruned(
 ) -> AutoencoderKLWan:
     ignored = ("encoder.", "quant_conv.", TRAINING_AIDS)
     kept = {key: tensor for key, tensor in state.items() if not key.startswith(TRAINING_AIDS)}
-    own = _take(wan_vae_state_dict(kept), ("decoder.", "post_quant_conv."), ignored, path)
-    if missing := {"decoder.conv_in.weight", "post_quant_conv.weight"} - own.keys():
+    weights = _take(wan_vae_state_dict(kept), ("decoder.", "post_quant_conv."), ignored, path)
+    if missing := {"decoder.conv_in.weight", "post_quant_conv.weight"} - weights.keys():
         raise LoadingError(f"{path} is not a complete decoder: it lacks {shorten(sorted(missing))}")
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    _require_same("z_dim", own["post_quant_conv.weight"].shape[0], path, vae)
-    config["decoder_base_dim"] = own["decoder.conv_in.weight"].shape[0] // config["dim_mult"][-1]
+    _require_same("z_dim", weights["post_quant_conv.weight"].shape[0], path, vae)
+    config["decoder_base_dim"] = (
+        weights["decoder.conv_in.weight"].shape[0] // config["dim_mult"][-1]
+    )
     config["base_dim"] = 1  # of the encoder, which is never run
     network: AutoencoderKLWan = AutoencoderKLWan(**config)
     rest = {key: t for key, t in network.state_dict().items() if key.startswith(ignored[:2])}
-    load_weights(network, rest | own, source=str(path))
+    load_weights(network, rest | weights, source=str(path))
     return network
 
 
-def _require_same(name: str, own: int, path: Path | str, vae: AutoencoderKLWan) -> None:
-    if own != vae.config[name]:
+def _require_same(name: str, value: int, path: Path | str, vae: AutoencoderKLWan) -> None:
+    if value != vae.config[name]:
         raise LoadingError(
-            f"{path} decodes latents of another VAE: its {name} is {own}, this model's "
+            f"{path} decodes latents of another VAE: its {name} is {value}, this model's "
             f"{vae.config[name]}; Wan2.1's VAE has 16 latent channels, Wan2.2's 48"
         )
 

@@ -9,8 +9,8 @@ from swifti2v.errors import ConfigError, LoadingError, ShapeError
 from swifti2v.models.vae.causal_conv import History, VaeLevers
 from swifti2v.models.vae.frame_codec import (
     FrameCodec,
+    LayerGroup,
     Network,
-    Part,
     VideoVAE,
     fetch_history,
     frame_codec,
@@ -31,10 +31,12 @@ def copy_of(tensor: Tensor) -> Tensor:
 class _Stage:
     """A part of a network with its tiles, each with a history of its own."""
 
-    def __init__(self, part: Part, size: tuple[int, int], tile: int | None, num_slots: int) -> None:
+    def __init__(
+        self, part: LayerGroup, size: tuple[int, int], tile: int | None, num_slots: int
+    ) -> None:
         self._part = part
-        own = tile if part.is_tiled else None
-        self._tiles = plan_tiles(size, own, part.layers, part.samples)
+        tile_size = tile if part.is_tiled else None
+        self._tiles = plan_tiles(size, tile_size, part.layers, part.samples)
         self.histories: list[History] = [[None] * num_slots for _ in self._tiles]
         self._size = tuple(side * part.samples for side in size)
 
@@ -54,19 +56,19 @@ class _Stage:
             device: Where a history is brought while frames go through its tile, afterwards it
                 waits in host memory; None leaves it where it is.
         """
-        made = list(outputs or ())
+        results = list(outputs or ())
         for tile, history in zip(self._tiles, self.histories, strict=True):
             if device is not None:
                 fetch_history(history, device)
             for index, (frame, first) in enumerate(zip(frames, is_first, strict=True)):
                 result = self._part.run(frame, tile, history, first=first)
-                if len(made) == index:
-                    made.append(self._make_room(result))
-                if made[index] is not result:
-                    made[index][..., tile.rows[-1], tile.columns[-1]] = result
+                if len(results) == index:
+                    results.append(self._make_room(result))
+                if results[index] is not result:
+                    results[index][..., tile.rows[-1], tile.columns[-1]] = result
             if device is not None:
                 store_history(history)
-        return made
+        return results
 
     def _make_room(self, result: Tensor) -> Tensor:
         if len(self._tiles) == 1:
@@ -117,7 +119,7 @@ class Stream:
 
     def history(self) -> list[Tensor]:
         """Tensors that the causal convolutions remember, on the device that holds them."""
-        return [entry for own in _histories(self._stages) for entry in own if entry is not None]
+        return [t for history in _histories(self._stages) for t in history if t is not None]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy of all that the rest of the clip depends on, as flat as safetensors wants it.

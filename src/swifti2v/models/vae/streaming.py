@@ -243,9 +243,9 @@ class StreamingDecoder(Stream):
         size = (batch, 3, num_frames, height * side, width * side)
         video = torch.empty(size, device=self._vae.device)
         lengths = [self._num_frames_at(place) for place in range(self._position, last)]
-        own = denormalize_latents(self._vae, latents.to(self._vae.device))
+        scaled = denormalize_latents(self._vae, latents.to(self._vae.device))
         self._run(
-            torch.split(own.to(self._network.dtype), 1, dim=2) if num_latent_frames else (),
+            torch.split(scaled.to(self._network.dtype), 1, dim=2) if num_latent_frames else (),
             [place == 0 for place in range(self._position, last)],
             torch.split(video, lengths, dim=2),
         )

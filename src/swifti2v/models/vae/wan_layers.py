@@ -286,8 +286,8 @@ class ResidualDownBlock:
         output = x
         for layer in self._layers:
             output = layer(output, history, first=first)
-        own = self._shortcut
-        return output.add_(average(x, own.factor_t, own.factor_s, own.out_channels))
+        mean = self._shortcut
+        return output.add_(average(x, mean.factor_t, mean.factor_s, mean.out_channels))
 
 
 def average(x: Tensor, time: int, side: int, channels: int) -> Tensor:

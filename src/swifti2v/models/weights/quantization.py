@@ -100,8 +100,8 @@ def quantize(transformer: nn.Module, linear: str, device: torch.device) -> None:
     if is_quantized(transformer):
         raise ConfigError("the linear layers are in 8 bits already; load the model again")
     kind, dtype = KINDS[linear]
-    found: Any = transformer
-    blocks = list(found.blocks)
+    model: Any = transformer
+    blocks = list(model.blocks)
     if linear == "float8":
         require_float8(device)
         blocks = blocks[1:-1]

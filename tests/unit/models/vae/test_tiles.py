@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swifti2v.errors import ConfigError
 from swifti2v.models.vae.causal_conv import History
-from swifti2v.models.vae.frame_codec import FrameCodec, Part, frame_codec
+from swifti2v.models.vae.frame_codec import FrameCodec, LayerGroup, frame_codec
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.models.vae.tiles import Tile, count_tiles, plan_tiles
 from tests.helpers.wan_vae import deep_vae
@@ -30,13 +30,13 @@ def codec_of(name: str, whole: int = 2) -> FrameCodec:
     return frame_codec(vae_of(name), whole=whole)
 
 
-def decoder_part(name: str, whole: int) -> Part:
+def decoder_part(name: str, whole: int) -> LayerGroup:
     part = codec_of(name, whole).decoder.parts[1]
     assert part.is_tiled
     return part
 
 
-def encoder_part(name: str) -> Part:
+def encoder_part(name: str) -> LayerGroup:
     part = codec_of(name).encoder.parts[0]
     assert part.is_tiled
     return part
@@ -95,7 +95,7 @@ def test_the_halo_of_the_decoder(name, whole, halo):
     assert middle.rows[0] == slice(0, 4 * whole)
 
 
-def run(part: Part, frames: list[Tensor], tile: Tile) -> list[Tensor]:
+def run(part: LayerGroup, frames: list[Tensor], tile: Tile) -> list[Tensor]:
     history: History = [None] * 100
     return [part.run(x, tile, history, first=i == 0) for i, x in enumerate(frames)]
 
