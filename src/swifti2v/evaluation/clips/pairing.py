@@ -100,10 +100,10 @@ def find_files(video: Path, others: Mapping[str, Path | None]) -> list[Files]:
 
 
 def _pair(folder: Path, others: Mapping[str, Path]) -> list[Files]:
-    clips = _by_name(folder, are_clips=True)
+    clips = files_by_name(folder, are_clips=True)
     files = {}
     for role, other in others.items():
-        files[role] = _by_name(other, are_clips=role != "image")
+        files[role] = files_by_name(other, are_clips=role != "image")
         require_same_names(clips, files[role], str(folder), f"{_option(role)} {other}")
     return [
         _files(clip, {role: paths[name] for role, paths in files.items()})
@@ -126,7 +126,12 @@ def _option(role: str) -> str:
     return "--" + role.replace("_", "-")
 
 
-def _by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
+def files_by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
+    """Videos or photos of a folder by their names without suffix; hidden files are left out.
+
+    Raises:
+        InputError: Two files have the same name, or there is none of the kind.
+    """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not path.is_file() or path.name.startswith("."):
@@ -138,8 +143,8 @@ def _by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
             raise InputError(f"{files[path.stem]} and {path} have the same name; rename one")
         files[path.stem] = path
     if not files:
-        kinds = ", ".join(sorted(VIDEO_SUFFIXES)) if are_clips else "photos"
-        raise InputError(f"folder {folder} holds no file of the needed kind ({kinds})")
+        kind = f"videos ({', '.join(sorted(VIDEO_SUFFIXES))})" if are_clips else "photos"
+        raise InputError(f"folder {folder} holds no {kind}")
     return files
 
 

@@ -1,12 +1,11 @@
 """Two sets of videos, paired by name and checked before a page is built."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from swifti2v.errors import InputError, MediaError, ShapeError
 from swifti2v.evaluation.clips.inputs import SAME_FPS
-from swifti2v.evaluation.clips.pairing import VIDEO_SUFFIXES
+from swifti2v.evaluation.clips.pairing import files_by_name
 from swifti2v.evaluation.clips.summary import require_same_names
 from swifti2v.media import iter_frames, probe_clip
 
@@ -52,7 +51,7 @@ def find_pairs(first: Path, second: Path) -> list[Pair]:
         raise InputError(f"{first} and {second}: give two videos or two folders")
     if not first.is_dir():
         return [_check(first.stem, first, second)]
-    ours, theirs = _list_videos(first), _list_videos(second)
+    ours, theirs = (files_by_name(folder, are_clips=True) for folder in (first, second))
     require_same_names(ours, theirs, str(first), str(second))
     return [_check(name, ours[name], theirs[name]) for name in ours]
 
@@ -65,19 +64,6 @@ def name_sets(first: Path, second: Path) -> tuple[str, str]:
         if names[0] != names[1]:
             return names[0], names[1]
     raise InputError(f"{first} is compared with itself; give two sets")
-
-
-def _list_videos(folder: Path) -> Mapping[str, Path]:
-    videos: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in VIDEO_SUFFIXES or not path.is_file():
-            continue
-        if path.stem in videos:
-            raise InputError(f"{videos[path.stem]} and {path} have the same name; rename one")
-        videos[path.stem] = path
-    if not videos:
-        raise InputError(f"folder {folder} holds no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return videos
 
 
 def _check(name: str, first: Path, second: Path) -> Pair:

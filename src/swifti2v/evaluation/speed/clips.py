@@ -15,7 +15,7 @@ from swifti2v.evaluation.speed.models import Subject, TokenTimestepTransformer, 
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing, measure
 from swifti2v.media import Frames
-from swifti2v.models.loading.components import STAGES, Components
+from swifti2v.models.loading.components import LOADERS, STAGES, Components
 from swifti2v.models.loading.sources import find_model
 from swifti2v.models.runtime.placement import loading_device, place
 from swifti2v.models.runtime.roles import Placement
@@ -31,16 +31,6 @@ from swifti2v.planning.models import Models, speed_of
 from swifti2v.planning.plans import Option, Wish, make_plan
 from swifti2v.planning.work import ClipCounter
 
-ROLES = (
-    "text_encoder",
-    "tokenizer",
-    "image_encoder",
-    "image_processor",
-    "stage1_transformer",
-    "stage1_vae",
-    "stage2_transformer",
-    "stage2_vae",
-)
 WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
 FRAMES = (33, 81, 161, 321)
 """Lengths of which the cost is compared."""
@@ -79,7 +69,7 @@ def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) 
     config = replace(config, stage1=replace(config.stage1, speed=speed["stage1"]), stage2=stage2)
     placement: Placement = option.placement  # type: ignore[assignment] # "8-bit" is never chosen
     parts: dict[str, Any] = {"tokenizer": None}
-    for role in (role for role in ROLES if role in index.components):
+    for role in (role for role in LOADERS if role in index.components):
         if role in WITHOUT_WEIGHTS and subject.is_random:
             continue
         part = subject.load(role, home=loading_device(subject.device, placement))

@@ -182,7 +182,7 @@ def test_paths_of_the_wrong_kind(tmp_path):
         find_files(tmp_path / "gone.mp4", {})
     with pytest.raises(InputError, match=r"is a file, but --image .* is a folder"):
         find_files(clip, {"image": photos})
-    with pytest.raises(InputError, match="holds no file of the needed kind"):
+    with pytest.raises(InputError, match="holds no videos"):
         find_files(photos, {})
     with pytest.raises(InputError, match="columns, not with --motion-reference"):
         find_files(tmp_path / "m.csv", {"motion_reference": clip})
