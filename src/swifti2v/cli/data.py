@@ -167,10 +167,10 @@ class DataReport:
 
 def _with_fit(rejects: "Sequence[Reject]", unnamed: "Assignment") -> "list[Reject]":
     """Rejects without a caption also say what else is against them."""
-    found = {reject.id: reject.reason for reject in unnamed.rejects}
+    misfits = {reject.id: reject.reason for reject in unnamed.rejects}
     return [
-        dataclasses.replace(reject, reason=f"{reject.cause}, and {found[reject.id]}")
-        if reject.id in found
+        dataclasses.replace(reject, reason=f"{reject.cause}, and {misfits[reject.id]}")
+        if reject.id in misfits
         else reject
         for reject in rejects
     ]

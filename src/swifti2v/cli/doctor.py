@@ -26,8 +26,8 @@ def doctor(
     with exit_codes(debug=debug):
         import json
 
-        found = examine()
-        typer.echo(json.dumps(found) if as_json else "\n".join(_to_lines(found)))
+        facts = examine()
+        typer.echo(json.dumps(facts) if as_json else "\n".join(_to_lines(facts)))
 
 
 def examine() -> dict[str, Any]:
@@ -91,14 +91,14 @@ def _find_codecs() -> list[str]:
     from swifti2v.errors import MediaError
     from swifti2v.media.encoder import require_codec_fits
 
-    found = []
+    codecs = []
     for codec in ("h264", "h265", "av1", "ffv1"):
         try:
             require_codec_fits(".mkv", codec)
         except MediaError:
             continue
-        found.append(codec)
-    return found
+        codecs.append(codec)
+    return codecs
 
 
 def _examine_nano() -> dict[str, Any]:
@@ -116,19 +116,19 @@ def _examine_nano() -> dict[str, Any]:
     return {"problem": None, "directory": str(root), "num_bytes": size}
 
 
-def _to_lines(found: dict[str, Any]) -> list[str]:
+def _to_lines(facts: dict[str, Any]) -> list[str]:
     from swifti2v.units import format_bytes
 
     def memory(device: dict[str, Any]) -> str:
         free = format_bytes(device["free_bytes"])
         return f"{format_bytes(device['memory_bytes'])} memory, {free} free"
 
-    cpu, gpus, nano = found["cpu"], found["gpus"], found["nano"]
-    installed = [f"{name} {version}" for name, version in found["extras"].items() if version]
-    missing = [name for name, version in found["extras"].items() if not version]
+    cpu, gpus, nano = facts["cpu"], facts["gpus"], facts["nano"]
+    installed = [f"{name} {version}" for name, version in facts["extras"].items() if version]
+    missing = [name for name, version in facts["extras"].items() if not version]
     lines = [
-        f"swifti2v {found['version']}, Python {found['python']}, {found['platform']}",
-        ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
+        f"swifti2v {facts['version']}, Python {facts['python']}, {facts['platform']}",
+        ", ".join(f"{name} {version}" for name, version in facts["libraries"].items()),
         f"optional: {', '.join(installed) or 'none'}; not installed: {', '.join(missing) or 'none'}",
         f"cpu: {cpu['cores']} cores, {cpu['threads']} threads used by torch, {memory(cpu)}",
         *(f"{gpu['device']}: {gpu['name']}, {memory(gpu)}" for gpu in gpus["devices"]),
@@ -136,7 +136,7 @@ def _to_lines(found: dict[str, Any]) -> list[str]:
     if not gpus["devices"]:
         built = f"CUDA {gpus['cuda']}" if gpus["cuda"] else "no CUDA"
         lines.append(f"gpu: none (torch is built with {built})")
-    lines.append(f"video codecs: {', '.join(found['video_codecs']) or 'none'}")
+    lines.append(f"video codecs: {', '.join(facts['video_codecs']) or 'none'}")
     if nano["problem"]:
         return [*lines, f"nano model: not usable ({nano['problem']})"]
     return [*lines, f"nano model: {nano['directory']}, {format_bytes(nano['num_bytes'])}"]

@@ -73,13 +73,13 @@ def plan(
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
         with naming_flags():
-            made = _make(model, device, given, precision, memory)
+            prediction = _make(model, device, given, precision, memory)
         if as_json:
             import json
 
-            typer.echo(json.dumps(made.to_dict()))
+            typer.echo(json.dumps(prediction.to_dict()))
         else:
-            typer.echo("\n".join(describe(made, given)))
+            typer.echo("\n".join(describe(prediction, given)))
 
 
 def _make(
@@ -123,35 +123,35 @@ def _read_budget(memory: str | None, device_name: str, *, is_cpu: bool) -> float
     return free_bytes(torch.device("cpu" if is_cpu else "cuda"))
 
 
-def describe(made: "Plan", given: dict[str, Any]) -> list[str]:
+def describe(plan: "Plan", given: dict[str, Any]) -> list[str]:
     """A plan for people: what and where, then every option by stage, then the choice."""
     from swifti2v.planning.costs import STAGES
     from swifti2v.units import GB, format_bytes
 
     size = ", ".join(f"{k} {v}" for k, v in given.items() if not isinstance(v, dict))
-    flops = ", ".join(f"{name} {_tera(made.flops[name])}" for name in (*STAGES, "total"))
+    flops = ", ".join(f"{name} {_tera(plan.flops[name])}" for name in (*STAGES, "total"))
     lines = [
-        f"{made.model} on {made.device}, {made.precision}{', ' if size else ''}{size}",
+        f"{plan.model} on {plan.device}, {plan.precision}{', ' if size else ''}{size}",
         f"work in TFLOP: {flops}",
         "",
         f"{'':34}{''.join(f'{name:>11}' for name in (*STAGES, 'in all'))}",
     ]
-    for option in made.options:
-        mark = "*" if option is made.chosen else " " if option.is_available else "-"
+    for option in plan.options:
+        mark = "*" if option is plan.chosen else " " if option.is_available else "-"
         seconds = [option.seconds[name] for name in (*STAGES, "total")]
         peaks = [option.peak_device_bytes[name] / GB for name in (*STAGES, "peak")]
         lines += [
             f"{mark} {option!s:26}{'s':>6}{''.join(f'{value:11.1f}' for value in seconds)}",
             f"{'':28}{'GB':>6}{''.join(f'{value:11.2f}' for value in peaks)}",
         ]
-    shown = made.chosen or made.smallest
+    shown = plan.chosen or plan.smallest
     return [
         *lines,
         "- changes the frames, so it is never chosen (--linear float8); in all: sum of the seconds, "
         "most of the memory",
         "",
-        f"{'chosen' if made.chosen else 'does not fit'}: {made.why}",
-        f"host memory {format_bytes(shown.host_bytes)}, weights {format_bytes(made.disk_bytes)}; "
+        f"{'chosen' if plan.chosen else 'does not fit'}: {plan.why}",
+        f"host memory {format_bytes(shown.host_bytes)}, weights {format_bytes(plan.disk_bytes)}; "
         "predicted from assumed efficiencies, loading and file writing not included",
     ]
 

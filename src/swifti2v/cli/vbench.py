@@ -195,8 +195,8 @@ def run(
         install = official.find_installation(vbench)
         suite = suite or install.repository / official.SUITE
         dimensions, entries = _choose(suite, dimension, no_camera=no_camera)
-        found = find_videos(entries, samples, videos)
-        _require_only(videos, {path.name for _, path in found})
+        present = find_videos(entries, samples, videos)
+        _require_only(videos, {path.name for _, path in present})
         official.require_photos(install, entries, dimensions, ratio)
         record = {
             "commit": official.COMMIT,
@@ -249,13 +249,13 @@ def lite(
         names = choose_dimensions(dimension, LITE)
         entries = select_entries(read_suite(suite), names)
         names = tuple(name for name in names if any(name in entry.dimension for entry in entries))
-        found = find_videos(entries, samples, videos)
+        present = find_videos(entries, samples, videos)
         photos = find_photos(entries, images, ratio)
         require_writable_file(output)
         target = choose_device(device)
         items = [
             LiteVideo(video=video, path=path, photo=photos[video.entry.image_name])
-            for video, path in found
+            for video, path in present
         ]
         for item in items:
             for note in probe_clip(item.path).notes:
