@@ -130,7 +130,7 @@ def files_by_name(folder: Path, *, are_clips: bool) -> dict[str, Path]:
     """Videos or photos of a folder by their names without suffix; hidden files are left out.
 
     Raises:
-        InputError: Two files have the same name, or there is none of the kind.
+        InputError: Two files have the same name, or the folder has no such file.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
