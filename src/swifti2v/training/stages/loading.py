@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from swifti2v.config import GenerationConfig, Stage, parse_config
+from swifti2v.config import GenerationConfig, StageName, parse_config
 from swifti2v.models.loading.components import load_components
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
@@ -13,7 +13,7 @@ from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 def load_for_training(
     model: str,
     generation: Mapping[str, Any],
-    stage: Stage,
+    stage: StageName,
     roles: Collection[str],
     device: torch.device,
     *,

@@ -8,7 +8,7 @@ from typing import Any
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
 
-from swifti2v.config import Stage
+from swifti2v.config import StageName
 from swifti2v.models.fingerprints import fingerprint_encoder
 from swifti2v.models.image_encoder import describe_picture
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -35,7 +35,7 @@ from swifti2v.training.stages.validation import validate_stage1, validate_stage2
 class Recipe:
     """Training of a stage on manifests of clips."""
 
-    stage: Stage
+    stage: StageName
     """Stage that is trained."""
     frozen: tuple[str, ...]
     """Components that encode, by role."""
