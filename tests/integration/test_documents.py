@@ -43,6 +43,7 @@ MENTIONS = [
     if passage.text.removeprefix("swifti2v ").split(" ")[0] in PROGRAM.commands
 ]
 PYTHON = [block for path in DOCUMENTS for block in find_blocks(path, "python")]
+SCRIPTS = [p for p in sorted((ROOT / "runs").rglob("*")) if p.suffix in (".py", ".sh", ".md")]
 per_command = pytest.mark.parametrize(
     ("passage", "arguments"), COMMANDS, ids=[f"{p.path.name}:{p.line}" for p, _ in COMMANDS]
 )
@@ -231,9 +232,7 @@ def test_targets_of_make_are_there(path):
                     fail(passage, f"the Makefile has no target {word}")
 
 
-@pytest.mark.parametrize(
-    "path", [*DOCUMENTS, *sorted((ROOT / "runs").iterdir())], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SCRIPTS], ids=lambda path: path.name)
 def test_configs_that_are_named_ship(path):
     named = set(re.findall(r"--config ([a-z][\w/]+)(?![.\w])", path.read_text("utf-8")))
     assert named <= shipped_configs().keys()
