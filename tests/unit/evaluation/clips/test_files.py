@@ -210,7 +210,7 @@ def test_manifests_as_csv_and_jsonl_say_the_same(tmp_path):
         ("m.csv", "video\ngone.mp4\n", InputError, "line 2: video .*gone.mp4 does not exist"),
         ("m.csv", "video\na.mp4,b\n", InputError, "more cells"),
         ("m.csv", "video\n", InputError, "no lines"),
-        ("m.csv", "video\na.mp4\na.mp4\n", InputError, "line 3: the name a is there twice"),
+        ("m.csv", "video\na.mp4\na.mp4\n", InputError, "line 3: the name a appears twice"),
         ("m.jsonl", "[1]\n", InputError, "line 1 is not a JSON object"),
         ("m.jsonl", "{video}\n", InputError, "cannot be read"),
     ],
