@@ -170,5 +170,5 @@ def test_what_cannot_be_planned_is_refused(members, options, error, message):
 
 def test_a_step_below_zero_is_refused() -> None:
     plan = BatchPlan({SMALL: even(3)}, batch_size=4)
-    with pytest.raises(InputError, match="step -1"):
+    with pytest.raises(InputError, match="step is -1"):
         plan.batch(-1)
