@@ -28,7 +28,7 @@ else
 	      || { echo "no CPU build of torch at $(CPU_INDEX): set CPU_INDEX, or put one into $(VENV) by hand"; exit 1; }; \
 	  else $(BIN)/python -m pip install --quiet $(CPU_TORCH); fi; }
 endif
-	$(BIN)/python -m pip install --quiet --editable ".[dev,train]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,train,serve]"
 	touch $@
 
 demo: install

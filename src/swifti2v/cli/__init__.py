@@ -17,6 +17,7 @@ from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
 from swifti2v.cli.plan import plan
 from swifti2v.cli.refine import refine
+from swifti2v.cli.serve import serve
 from swifti2v.cli.threads import limit_threads
 from swifti2v.cli.train import train_app
 from swifti2v.cli.transition import transition
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, refine, upscale, plan, info, doctor, evaluate):
+for command in (generate, refine, upscale, plan, info, doctor, evaluate, serve):
     app.command()(command)
 for command in (transition, cache):
     data_app.command()(command)

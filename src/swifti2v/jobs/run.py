@@ -22,6 +22,7 @@ def run(
     on_progress: OnProgress | None = None,
     on_segment: Callable[[SegmentOutput], None] | None = None,
     interruption: Interruption | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> RunReport:
     """Generate and write the clip.
 
@@ -30,13 +31,14 @@ def run(
         on_progress: See ``SwiftI2VPipeline.stream``.
         on_segment: Called with each segment once it is in the video.
         interruption: Its signals end the run, but never within a segment's frames.
+        stopwatch: Takes the seconds of each stage.
 
     Raises:
         SwiftI2VError: The run stopped; finished segments are in the video and in the work dir, and
             a note on the error counts them.
         KeyboardInterrupt: A signal stopped the run; it carries the same note.
     """
-    stopwatch, interruption = Stopwatch(), interruption or Interruption()
+    stopwatch, interruption = stopwatch or Stopwatch(), interruption or Interruption()
     is_cuda = job.pipe.components.device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()

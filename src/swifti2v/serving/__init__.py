@@ -1,0 +1,1 @@
+"""Videos over HTTP: a server that answers, a worker that computes, jobs in SQLite between them."""

@@ -1,0 +1,98 @@
+"""The application: its parts, what stands before its routes, and how it begins and ends."""
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import BinaryIO
+
+from fastapi import FastAPI
+
+from swifti2v import __version__
+from swifti2v.errors import InputError
+from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.failures import add_handlers
+from swifti2v.serving.guard import Guard
+from swifti2v.serving.job_store import JobStore
+from swifti2v.serving.keys import Keys
+from swifti2v.serving.metrics import CountRequests, Metrics
+from swifti2v.serving.openapi import describe
+from swifti2v.serving.processes import Checker, WorkerProcess
+from swifti2v.serving.routes import operations, videos
+from swifti2v.serving.service import Service
+from swifti2v.serving.settings import ServerSettings
+
+
+def create_app(
+    settings: ServerSettings, is_stopping: Callable[[], bool] = lambda: False
+) -> FastAPI:
+    """The application of a server; its processes run from its start to its end.
+
+    Args:
+        settings: Of the server.
+        is_stopping: Whether the server is to end, so that streams shall.
+    """
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        data_dir = DataDir(settings.data_dir)
+        with data_dir.server_lock.open("ab") as lock:
+            _require_only_server(lock, data_dir)
+            service = Service(
+                settings=settings,
+                data_dir=data_dir,
+                store=JobStore(data_dir.database),
+                keys=Keys(data_dir.keys),
+                checker=Checker(settings),
+                worker=WorkerProcess(settings),
+                is_stopping=is_stopping,
+            )
+            app.state.service = service
+            metrics.watch(service)
+            async with _running(service):
+                yield
+
+    app = FastAPI(
+        title="swifti2v",
+        version=__version__,
+        description="One photo and a prompt become a video.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.metrics = metrics
+    add_handlers(app)
+    app.include_router(videos)
+    app.include_router(operations)
+    describe(app)
+    app.add_middleware(Guard, hosts=settings.hosts, max_bytes=settings.limits.upload_bytes)
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app
+
+
+def _require_only_server(lock: BinaryIO, data_dir: DataDir) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another server runs on {data_dir.path}; choose another --data-dir"
+        ) from None
+
+
+@asynccontextmanager
+async def _running(service: Service) -> AsyncIterator[None]:
+    """The processes of a server, and the cleaning of its folder."""
+    service.data_dir.clear_leftovers(service.store.ids())
+    try:
+        await service.checker.start()
+        service.worker.start()
+        cleaning = asyncio.create_task(service.forget_expired())
+        yield
+        cleaning.cancel()
+        with suppress(asyncio.CancelledError):
+            await cleaning
+    finally:
+        await service.worker.stop()
+        await service.checker.stop()
+        service.store.close()

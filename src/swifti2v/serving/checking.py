@@ -1,0 +1,279 @@
+"""Check a request with all that it uploads, in a process of its own that has little to lose.
+
+``python -m swifti2v.serving.checking SETTINGS`` loads PyTorch and the outlines of the models once. For
+each line of JSON on its stdin it forks a child, which may use so much time and memory and no more; the
+child decodes the uploads, checks the whole request as the command line does, and leaves the pixels
+alone in the job's folder: no other process reads a file that a client sent. The answer is one line.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.errors import (
+    ConfigError,
+    InputError,
+    MediaError,
+    PromptError,
+    ShapeError,
+    SwiftI2VError,
+)
+from swifti2v.jobs.check import Job, check
+from swifti2v.jobs.placing import plan_run
+from swifti2v.jobs.resolve import Resolved, resolve
+from swifti2v.media import open_writer, probe_clip
+from swifti2v.media.photo_files import open_photo
+from swifti2v.models.fingerprints import MOTIONS_KEY
+from swifti2v.models.loading.components import load_tokenizer
+from swifti2v.models.loading.sources import find_model
+from swifti2v.models.loading.sources import resolve as find_source
+from swifti2v.pipelines.outline import outline_pipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.planning.plans import Wish
+from swifti2v.sampling import plan_sigmas
+from swifti2v.serving.clip_order import SOURCE, ClipOrder, JobFolder
+from swifti2v.serving.settings import Limits, ServerSettings
+
+CODES = (
+    (ShapeError, "invalid_size"),
+    (MediaError, "invalid_media"),
+    (PromptError, "invalid_prompt"),
+    (ConfigError, "invalid_setting"),
+    (InputError, "invalid_input"),
+)
+"""``error.code`` of what a client did wrong, the first that fits."""
+API_NAMES = {"steps": "num_inference_steps", "image": "input_reference", "lora": "loras"}
+"""Fields that are not called like their option of the command line."""
+SPARE_SECONDS = 10
+"""Beyond the processor time, for a child that waits for a disk."""
+
+
+class Answer(TypedDict, total=False):
+    """What a child says: the facts of a request that can be made, or what is wrong with it."""
+
+    error: str
+    code: str
+    facts: dict[str, Any]
+    """Columns of ``NewJob``."""
+    memory_bytes: int
+    """Predicted peak of the device, where it was asked for."""
+    models: dict[str, dict[str, Any]]
+    """Facts of each model, by name; said once, when the process is ready."""
+
+
+def main() -> None:
+    """Answer lines of stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when to end
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    torch.set_num_threads(1)  # no pool of threads that a fork would lack
+    server = ServerSettings.from_json(sys.argv[1])
+    try:
+        outlines = {name: outline(model) for name, model in server.model_names.items()}
+        ready = Answer(models={name: _describe_model(pipe) for name, pipe in outlines.items()})
+    except SwiftI2VError as error:
+        ready = Answer(error=str(error))
+    print(json.dumps(ready), file=answers, flush=True)
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer = _in_child(partial(_answer, question, server, outlines), server.limits)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _in_child(function: Any, limits: Limits) -> Answer:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        _limit(limits)
+        with os.fdopen(writer, "w") as pipe:
+            json.dump(function(), pipe)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    try:
+        return Answer(**json.loads(text))
+    except ValueError:
+        return Answer(
+            error="the uploaded files take too much memory or time to read; send smaller ones",
+            code="invalid_media",
+        )
+
+
+def _limit(limits: Limits) -> None:
+    signal.alarm(limits.check_seconds + SPARE_SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.check_seconds,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + limits.check_bytes,) * 2)
+
+
+def _answer(
+    question: Mapping[str, Any], server: ServerSettings, outlines: dict[str, SwiftI2VPipeline]
+) -> Answer:
+    folder = JobFolder(Path(question["folder"]))
+    order = ClipOrder.from_json(question["order"])
+    try:
+        resolved = _resolve(folder, order, server)
+        job = check(resolved, outlines[order.model])
+        _keep_pixels(folder, resolved)
+        answer = Answer(facts=_describe(job, folder, order))
+        if question["wants_memory"]:
+            answer["memory_bytes"] = _predict_memory(job, resolved.device)
+        return answer
+    except SwiftI2VError as error:
+        code = next((code for kind, code in CODES if isinstance(error, kind)), "invalid_model")
+        return Answer(error=in_words_of_api(error, folder), code=code)
+    except MemoryError:
+        return Answer(error="the uploaded files need too much memory", code="invalid_media")
+
+
+def _resolve(folder: JobFolder, order: ClipOrder, server: ServerSettings) -> Resolved:
+    """The request within the server's limits."""
+    _require_small(folder, order, server.limits)
+    request = replace(
+        order.to_request(folder, server),
+        image=folder.uploaded_photo,
+        motion=folder.uploaded_motion if order.has_motion else None,
+    )
+    resolved = resolve(request)
+    _require_modest(resolved, server.limits)
+    return resolved
+
+
+def _describe(job: Job, folder: JobFolder, order: ClipOrder) -> dict[str, Any]:
+    config = job.settings.config
+    stage2 = config.stage2.sampling
+    sigmas = plan_sigmas(stage2.num_inference_steps, stage2.shift, stage2.strength)
+    return {
+        "image_sha256": job.settings.image.sha256,
+        "motion_sha256": job.settings.motion.sha256 if job.settings.motion else None,
+        "width": config.width,
+        "height": config.height,
+        "num_frames": config.num_frames,
+        "fps": config.fps,
+        "notes": json.dumps([_reword(note, folder) for note in job.notes]),
+        "segments_total": len(job.pipe.plan(config)),
+        "stage1_steps": 0 if order.has_motion else config.stage1.sampling.num_inference_steps,
+        "segment_steps": len(sigmas) - 1,
+    }
+
+
+def _require_small(folder: JobFolder, order: ClipOrder, limits: Limits) -> None:
+    """Refuse uploads over the limits by what their headers say."""
+    try:
+        with open_photo(folder.uploaded_photo) as image:
+            width, height = image.size
+    except (MediaError, OSError, ValueError, SyntaxError):
+        return  # reading it says better what is wrong
+    if width * height > limits.photo_pixels:
+        raise MediaError(
+            f"input_reference is {width}x{height}, over {limits.photo_pixels / 1e6:g} megapixels; "
+            "scale it down first"
+        )
+    if order.has_motion:
+        num_frames = probe_clip(folder.uploaded_motion).num_frames
+        if num_frames > limits.clip_frames:
+            raise MediaError(
+                f"motion_reference has {num_frames} frames, over {limits.clip_frames}; send a part"
+            )
+
+
+def _require_modest(resolved: Resolved, limits: Limits) -> None:
+    """Refuse a video that is larger than this server makes."""
+    config = resolved.settings.config
+    steps = max(
+        config.stage1.sampling.num_inference_steps, config.stage2.sampling.num_inference_steps
+    )
+    for name, asked, limit in (
+        ("size", config.width * config.height, limits.video_pixels),
+        ("num_frames", config.num_frames, limits.video_frames),
+        ("num_inference_steps", steps, limits.steps),
+    ):
+        if asked > limit:
+            unit = " pixels" if name == "size" else ""
+            raise ShapeError(f"{name} is {asked}{unit}; this server makes at most {limit}{unit}")
+
+
+def outline(model: str) -> SwiftI2VPipeline:
+    """A model without its weights; its tokenizer tells whether a prompt is too long.
+
+    Raises:
+        SwiftI2VError: There is no such model, or the files that describe it cannot be had.
+    """
+    index, root = find_model(model)
+    config = parse_config(GenerationConfig, index.settings, model)
+    pipe = outline_pipeline(model, config, torch.float32, torch.device("cpu"))
+    source = index.components["tokenizer"]
+    place = find_source(source.source, source.subfolder, root)
+    pipe.components.tokenizer = load_tokenizer(place, torch.float32)
+    return pipe
+
+
+def _describe_model(pipe: SwiftI2VPipeline) -> dict[str, Any]:
+    config = pipe.config
+    return {
+        "default_size": f"{config.width}x{config.height}",
+        "default_num_frames": config.num_frames,
+        "default_fps": config.fps,
+        "vocabulary": getattr(pipe.components.text_encoder.config, MOTIONS_KEY, None) or {},
+    }
+
+
+def _keep_pixels(folder: JobFolder, resolved: Resolved) -> None:
+    """Write the inputs as the run sees them, with nothing else that their files held."""
+    if resolved.photo is not None:
+        resolved.photo.info.clear()
+        resolved.photo.save(folder.photo, compress_level=1, exif=b"", icc_profile=None)
+    if resolved.motion is not None:
+        _, height, width, _ = resolved.motion.shape
+        rate = resolved.settings.config.fps
+        with open_writer(
+            folder.motion, height=height, width=width, fps=rate, codec="ffv1"
+        ) as writer:
+            writer.write(resolved.motion)
+    for upload in (folder.uploaded_photo, folder.uploaded_motion):
+        upload.unlink(missing_ok=True)
+
+
+def _predict_memory(job: Job, device: torch.device) -> int:
+    settings = job.settings
+    wish = Wish(
+        placement=job.placement,
+        is_tile_given=True,
+        vae_tile=settings.config.stage2.vae_tile,
+    )
+    plan = plan_run(settings, device, float("inf"), wish)
+    return round(plan.smallest.peak_device_bytes["peak"])
+
+
+def in_words_of_api(error: BaseException, folder: JobFolder) -> str:
+    """An error's message and notes with the API's names for options and uploads, and no path."""
+    return _reword("; ".join([str(error), *getattr(error, "__notes__", ())]), folder)
+
+
+def _reword(text: str, folder: JobFolder) -> str:
+    text = text.removeprefix(f"{SOURCE}: ").removeprefix("settings: ")
+    text = text.replace(f"{folder.path}/", "")
+    return re.sub(
+        r"(?<!\S)--([a-z][a-z-]+)",
+        lambda found: API_NAMES.get(found[1], found[1].replace("-", "_")),
+        text,
+    )
+
+
+if __name__ == "__main__":
+    main()

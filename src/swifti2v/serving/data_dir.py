@@ -1,0 +1,48 @@
+"""The folder of a server: its database, its keys and one folder for each job."""
+
+import shutil
+from pathlib import Path
+
+from swifti2v.serving.clip_order import JobFolder
+
+
+class DataDir:
+    """Paths in the folder of a server; other users of the machine may not look into it.
+
+    Args:
+        path: Made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.database = self.path / "jobs.sqlite"
+        self.keys = self.path / "keys.json"
+        self.server_lock = self.path / "server.lock"
+        self.worker_lock = self.path / "worker.lock"
+        self.jobs = self.path / "jobs"
+        self.incoming = self.path / "incoming"
+        """Folders of requests that are not accepted yet."""
+        for folder in (self.jobs, self.incoming):
+            folder.mkdir(exist_ok=True, mode=0o700)
+
+    def job(self, id: str) -> JobFolder:
+        """The folder of an accepted job."""
+        return JobFolder(self.jobs / id)
+
+    def clear_job(self, id: str) -> None:
+        """Remove the folder of a job."""
+        shutil.rmtree(self.jobs / id, ignore_errors=True)
+
+    def clear_leftovers(self, ids: set[str]) -> None:
+        """Remove what a killed server left of requests, and folders of jobs that are forgotten.
+
+        Args:
+            ids: Jobs that are known.
+        """
+        leftovers = [
+            *self.incoming.iterdir(),
+            *(f for f in self.jobs.iterdir() if f.name not in ids),
+        ]
+        for folder in leftovers:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""The two processes beside the server: one that checks requests, one that makes the videos."""
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from contextlib import suppress
+from typing import Any
+
+from swifti2v.errors import SwiftI2VError
+from swifti2v.serving.settings import ServerSettings
+
+logger = logging.getLogger("swifti2v.serving")
+
+LINE_BYTES = 4 * 1024**2
+"""Longest answer of the checker."""
+STOP_SECONDS = 30.0
+"""Until a worker that shall end is killed; its job goes on from its finished segments."""
+SOON_SECONDS = 5.0
+"""A worker that dies sooner than this after its start is not started again at once."""
+MAX_DELAY_SECONDS = 30.0
+
+
+async def _start(module: str, settings: ServerSettings, stdout: int | None = None) -> Process:
+    """Start a module with the settings; it ends when its stdin does, so also when this one dies."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        f"swifti2v.serving.{module}",
+        settings.to_json(),
+        stdin=PIPE,
+        stdout=stdout,
+        limit=LINE_BYTES,
+        start_new_session=True,  # Ctrl-C in a terminal is for the server
+    )
+
+
+class Checker:
+    """Asks ``swifti2v.serving.checking``, one request at a time."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._process: Process | None = None
+        self._lock = asyncio.Lock()
+        self.models: dict[str, dict[str, Any]] = {}
+        """Facts of each model, by name."""
+
+    async def start(self) -> None:
+        """Start the process and wait until it answers.
+
+        Raises:
+            SwiftI2VError: A model that it cannot describe.
+        """
+        self._process = await _start("checking", self._settings, PIPE)
+        ready = await self._read(self._process)
+        if "error" in ready:
+            raise SwiftI2VError(ready["error"])
+        self.models = ready["models"]
+
+    async def ask(self, **question: Any) -> dict[str, Any]:
+        """The answer to a question; a checker that has died is replaced once."""
+        async with self._lock:
+            for _ in range(2):
+                if self._process is None:
+                    await self.start()
+                assert self._process is not None and self._process.stdin is not None
+                try:
+                    self._process.stdin.write(json.dumps(question).encode() + b"\n")
+                    await self._process.stdin.drain()
+                    return await self._read(self._process)
+                except (ConnectionError, EOFError):
+                    logger.warning("the process that checks requests died and is started again")
+                    self._process = None
+        raise SwiftI2VError("the process that checks requests dies at this one")
+
+    async def stop(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    @staticmethod
+    async def _read(process: Process) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = await process.stdout.readline()
+        if not line:
+            raise EOFError
+        return dict(json.loads(line))
+
+
+class WorkerProcess:
+    """Keeps ``swifti2v.serving.worker`` running."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._process: Process | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs; None while there is none."""
+        is_running = self._process is not None and self._process.returncode is None
+        return self._process.pid if is_running and self._process else None
+
+    def start(self) -> None:
+        """Run a worker from now on."""
+        self._task = asyncio.create_task(self._keep_running())
+
+    async def stop(self) -> None:
+        """Let the worker put its job back and end; one that does not is killed."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _keep_running(self) -> None:
+        delay = 0.0
+        while True:
+            started = time.monotonic()
+            self._process = await _start("worker", self._settings)
+            code = await self._process.wait()
+            is_soon = time.monotonic() - started < SOON_SECONDS
+            delay = min(MAX_DELAY_SECONDS, 2 * delay or 1.0) if is_soon else 0.0
+            logger.warning("the worker ended (%d) and is started again", code)
+            await asyncio.sleep(delay)

@@ -1,0 +1,278 @@
+"""The routes of the API; what they do lies in the modules that they call."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from swifti2v.serving.accepting import accept, estimate
+from swifti2v.serving.bodies import read_body
+from swifti2v.serving.failures import ApiError
+from swifti2v.serving.job_store import Job
+from swifti2v.serving.keys import LOCAL
+from swifti2v.serving.schemas import (
+    DeletedVideo,
+    Estimate,
+    Health,
+    Model,
+    ModelList,
+    Video,
+    VideoList,
+)
+from swifti2v.serving.service import Service
+from swifti2v.serving.streaming import stream_events, stream_fragments
+
+POLL_HEADER = "openai-poll-after-ms"
+POLL_MILLISECONDS = {"queued": 1000, "in_progress": 500}
+NO_STORE = {"Cache-Control": "no-store"}
+
+videos = APIRouter(prefix="/v1", tags=["videos"])
+operations = APIRouter(tags=["operations"])
+
+
+def get_service(request: Request) -> Service:
+    """The parts of the server that answers."""
+    service: Service = request.app.state.service
+    return service
+
+
+AnyService = Annotated[Service, Depends(get_service)]
+_bearer = HTTPBearer(auto_error=False, description="An API key; not needed where there is none.")
+
+
+def get_owner(
+    service: AnyService,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    """Who asks: the holder of the API key.
+
+    Raises:
+        ApiError: The key is missing or unknown.
+    """
+    if not service.keys:
+        return LOCAL
+    owner = service.keys.find(credentials.credentials) if credentials is not None else None
+    if owner is None:
+        raise ApiError(
+            401,
+            "invalid_api_key",
+            "send a valid API key: Authorization: Bearer KEY",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return owner
+
+
+Owner = Annotated[str, Depends(get_owner)]
+Id = Annotated[str, Path(description="Of the job.", max_length=100)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=255, description="A request repeated with it gives the job of the first."),
+]
+
+
+@videos.post("/videos")
+async def create_video(
+    request: Request,
+    response: Response,
+    service: AnyService,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> Video:
+    """Queue a video."""
+    body = await read_body(request, service.settings.limits.upload_bytes)
+    job = await accept(service, body, owner, idempotency_key)
+    _advise(response, job)
+    return service.show(job)
+
+
+@videos.post("/videos/estimate")
+async def estimate_video(request: Request, service: AnyService, owner: Owner) -> Estimate:
+    """Check a request and say what it would take; nothing is stored."""
+    body = await read_body(request, service.settings.limits.upload_bytes)
+    return await estimate(service, body, owner)
+
+
+@videos.post("/videos/sync", response_class=FileResponse)
+async def create_video_and_wait(
+    request: Request,
+    service: AnyService,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Make a video and answer with it; a client that hangs up cancels it."""
+    limits = service.settings.limits
+    body = await read_body(request, limits.upload_bytes)
+    job: Job | None = await accept(service, body, owner, idempotency_key)
+    assert job is not None
+    id, waited_until = job.id, job.created_at + limits.sync_seconds
+    while job is not None and not job.has_ended:
+        if await request.is_disconnected():
+            service.store.cancel(id)
+            raise ApiError(499, "client_gone", "the client hung up; the video is cancelled")
+        await service.wait_for_change()
+        job = service.store.find(id)
+        if job and not job.has_ended and service.is_late(waited_until):
+            raise ApiError(504, "timeout", f"{id} is not finished yet; ask for it by its id")
+    if job is None or job.status == "cancelled":
+        raise ApiError(422, "cancelled", "the video was cancelled")
+    if job.status == "failed":
+        raise ApiError(422, job.error_code or "failed", job.error_message or "it failed")
+    headers = {"x-video-id": id, "x-seed": str(job.seed), **NO_STORE}
+    return FileResponse(service.data_dir.job(id).video, media_type="video/mp4", headers=headers)
+
+
+@videos.get("/videos")
+def list_videos(
+    service: AnyService,
+    owner: Owner,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(description="The job before the first one.")] = None,
+    order: Literal["asc", "desc"] = "desc",
+) -> VideoList:
+    """List jobs, the newest first."""
+    number = service.find(after, owner).number if after is not None else None
+    jobs = service.store.list(owner, limit + 1, number, is_ascending=order == "asc")
+    shown = [service.show(job) for job in jobs[:limit]]
+    return VideoList(
+        data=shown,
+        first_id=shown[0].id if shown else None,
+        last_id=shown[-1].id if shown else None,
+        has_more=len(jobs) > limit,
+    )
+
+
+@videos.get("/videos/{id}")
+def retrieve_video(id: Id, response: Response, service: AnyService, owner: Owner) -> Video:
+    """Tell the state of a job."""
+    job = service.find(id, owner)
+    _advise(response, job)
+    return service.show(job)
+
+
+@videos.delete("/videos/{id}")
+def delete_video(id: Id, service: AnyService, owner: Owner) -> DeletedVideo:
+    """Stop a job and forget it with its files."""
+    service.forget(service.find(id, owner).id)
+    return DeletedVideo(id=id)
+
+
+@videos.post("/videos/{id}/cancel")
+def cancel_video(id: Id, service: AnyService, owner: Owner) -> Video:
+    """Stop a job; what is finished of it is kept."""
+    service.store.cancel(service.find(id, owner).id)
+    return service.show(service.find(id, owner))
+
+
+@videos.get("/videos/{id}/content", response_class=FileResponse)
+def download_video(
+    id: Id,
+    service: AnyService,
+    owner: Owner,
+    variant: Literal["video", "thumbnail", "spritesheet"] = "video",
+) -> FileResponse:
+    """Download what a job made; of one that was stopped, the segments that it finished."""
+    job = service.find(id, owner)
+    folder = service.data_dir.job(id)
+    path, kind = {
+        "video": (folder.video, "video/mp4"),
+        "thumbnail": (folder.thumbnail, "image/jpeg"),
+        "spritesheet": (folder.spritesheet, "image/png"),
+    }[variant]
+    if not (job.has_ended and path.exists() and path.stat().st_size):
+        message = f"the {variant} is not there: the job is {job.status}"
+        raise ApiError(404, "video_not_ready", message)
+    name = f"{id}{path.suffix}"
+    return FileResponse(path, media_type=kind, filename=name, content_disposition_type="inline", headers=NO_STORE)  # fmt: skip
+
+
+@videos.get("/videos/{id}/stream", response_class=StreamingResponse)
+def stream_video(id: Id, service: AnyService, owner: Owner) -> Response:
+    """Fragmented MP4 from its first byte, while it is made and after."""
+    job = service.find(id, owner)
+    path = service.data_dir.job(id).stream
+    if not job.has_ended:
+        return StreamingResponse(
+            stream_fragments(service, id), media_type="video/mp4", headers=NO_STORE
+        )
+    if not (path.exists() and path.stat().st_size):
+        raise ApiError(404, "video_not_ready", f"no segment was finished: the job is {job.status}")
+    return FileResponse(path, media_type="video/mp4", headers=NO_STORE)
+
+
+@videos.get("/videos/{id}/events", response_class=StreamingResponse)
+def follow_video(
+    id: Id,
+    service: AnyService,
+    owner: Owner,
+    last_event_id: Annotated[str | None, Header(description="Previews that were seen.")] = None,
+) -> StreamingResponse:
+    """Server-Sent Events: progress, previews, and the end."""
+    service.find(id, owner)
+    num_seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+    return StreamingResponse(
+        stream_events(service, id, num_seen), media_type="text/event-stream", headers=NO_STORE
+    )
+
+
+@videos.get("/models")
+def list_models(service: AnyService, owner: Owner) -> ModelList:
+    """List the models that may be asked for."""
+    return ModelList(data=[_show_model(service, name) for name in service.checker.models])
+
+
+@videos.get("/models/{id:path}")
+def retrieve_model(id: str, service: AnyService, owner: Owner) -> Model:
+    """Tell of a model."""
+    if id not in service.checker.models:
+        raise ApiError(404, "not_found", f"there is no model {id!r}")
+    return _show_model(service, id)
+
+
+def _show_model(service: Service, name: str) -> Model:
+    facts: dict[str, Any] = service.checker.models[name]
+    return Model(id=name, created=0, loras=[*service.settings.loras], **facts)
+
+
+def _advise(response: Response, job: Job) -> None:
+    """Say when it is worth asking again."""
+    if not job.has_ended:
+        response.headers[POLL_HEADER] = str(POLL_MILLISECONDS[job.status])
+
+
+@operations.get("/health")
+def tell_health(service: AnyService) -> JSONResponse:
+    """Whether server and worker run."""
+    pid = service.worker.pid
+    return _tell_state(service, None if pid is not None else "the worker is not running")
+
+
+@operations.get("/ready")
+def tell_readiness(service: AnyService) -> JSONResponse:
+    """Whether another job would be taken and begun."""
+    reason = None
+    if service.worker.pid is None or service.store.worker_state().get("pid") != service.worker.pid:
+        reason = "the worker is starting"
+    elif service.store.count().get("queued", 0) >= service.settings.limits.queue_size:
+        reason = "the queue is full"
+    return _tell_state(service, reason)
+
+
+def _tell_state(service: Service, reason: str | None) -> JSONResponse:
+    state = service.store.worker_state()
+    worker = {name: state.get(name) for name in ("state", "models")}
+    waiting = service.store.count().get("queued", 0)
+    health = Health(
+        status="ok" if reason is None else "unavailable",
+        reason=reason,
+        worker=worker,
+        queue_length=waiting,
+    )
+    return JSONResponse(health.model_dump(), 200 if reason is None else 503)
+
+
+@operations.get("/metrics", response_class=Response)
+def tell_metrics(request: Request, owner: Owner) -> Response:
+    """Metrics in Prometheus' text format."""
+    text = request.app.state.metrics.to_text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

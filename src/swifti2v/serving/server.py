@@ -1,0 +1,38 @@
+"""Run the application until SIGINT or SIGTERM."""
+
+import logging
+import sys
+
+import uvicorn
+
+from swifti2v.errors import SwiftI2VError
+from swifti2v.serving.app import create_app
+from swifti2v.serving.settings import ServerSettings
+
+GRACE_SECONDS = 5
+"""Until connections are closed that do not end by themselves."""
+
+
+def run_server(settings: ServerSettings, host: str, port: int) -> None:
+    """Serve until a signal comes; the running job is put back at the head of the queue.
+
+    Raises:
+        SwiftI2VError: The server did not start; the log says why.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s server: %(message)s", stream=sys.stderr
+    )
+    app = create_app(settings, lambda: server.should_exit)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise SwiftI2VError("the server did not start; the lines above say why")

@@ -1,0 +1,123 @@
+"""What the routes share: the parts of a running server, and jobs as clients see them."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.failures import ApiError
+from swifti2v.serving.job_store import Job, JobStore
+from swifti2v.serving.keys import Keys
+from swifti2v.serving.processes import Checker, WorkerProcess
+from swifti2v.serving.schemas import Video, VideoError
+from swifti2v.serving.settings import ServerSettings
+
+logger = logging.getLogger("swifti2v.serving")
+
+TICK_SECONDS = 0.1
+"""Between two looks at a job that someone waits for."""
+CLEANING_SECONDS = 30.0
+
+
+@dataclass(kw_only=True)
+class Service:
+    """The parts of a running server."""
+
+    settings: ServerSettings
+    data_dir: DataDir
+    store: JobStore
+    keys: Keys
+    checker: Checker
+    worker: WorkerProcess
+    is_stopping: Callable[[], bool] = field(default=lambda: False)
+    """Whether the server is to end, so that streams shall."""
+
+    def find(self, id: str, owner: str) -> Job:
+        """A job of an owner.
+
+        Raises:
+            ApiError: There is none.
+        """
+        job = self.store.find(id, owner)
+        if job is None:
+            raise ApiError(404, "not_found", "there is no such video")
+        return job
+
+    async def wait_for_change(self) -> None:
+        """Sleep until it is worth looking again."""
+        await asyncio.sleep(TICK_SECONDS)
+
+    @staticmethod
+    def is_late(limit: float) -> bool:
+        """Whether a moment, in seconds since 1970, has passed."""
+        return time.time() > limit
+
+    def forget(self, id: str) -> None:
+        """Delete a job and its files; a worker that is at it stops, and clears up what it wrote."""
+        self.store.delete(id)
+        self.data_dir.clear_job(id)
+
+    async def forget_expired(self) -> None:
+        """Delete jobs that have been kept long enough, again and again."""
+        while True:
+            for id in self.store.expired(self.settings.limits.keep_seconds):
+                await asyncio.to_thread(self.forget, id)
+            await asyncio.sleep(CLEANING_SECONDS)
+
+    def show(self, job: Job) -> Video:
+        """A job as a client sees it."""
+        is_queued = job.status == "queued"
+        ended = round(job.ended_at) if job.ended_at is not None else None
+        error = None
+        if job.status == "failed":
+            error = VideoError(code=job.error_code or "", message=job.error_message or "")
+        return Video(
+            id=job.id,
+            status=job.status,
+            progress=self._progress(job),
+            created_at=round(job.created_at),
+            completed_at=ended if job.status == "completed" else None,
+            expires_at=ended and ended + self.settings.limits.keep_seconds,
+            error=error,
+            model=job.model,
+            prompt=job.prompt,
+            seconds=job.seconds,
+            size=f"{job.width}x{job.height}",
+            num_frames=job.num_frames,
+            fps=job.fps,
+            seed=job.seed,
+            stage=job.stage if job.status == "in_progress" else None,
+            segments_done=job.segments_done,
+            segments_total=job.segments_total,
+            stage_seconds=json.loads(job.stage_seconds),
+            peak_memory_bytes=job.peak_memory_bytes,
+            queue_position=self.store.queue_position(job) if is_queued else None,
+            eta_seconds=self._eta_seconds(job),
+            notes=json.loads(job.notes),
+            polling_url=f"/v1/videos/{job.id}",
+        )
+
+    @staticmethod
+    def _progress(job: Job) -> int:
+        if job.status == "completed":
+            return 100
+        return min(99, 100 * job.steps_done // max(1, job.steps_total))
+
+    def predict_seconds(self, model: str, work: float) -> float | None:
+        """Seconds that a job takes, from the speed of earlier ones; None before the first."""
+        rate = self.store.seconds_per_work(model)
+        return None if rate is None else rate * work
+
+    def _eta_seconds(self, job: Job) -> float | None:
+        if job.has_ended:
+            return None
+        total = 0.0
+        for each in [*self.store.unfinished_before(job.number), job]:
+            seconds = self.predict_seconds(each.model, each.work)
+            if seconds is None:
+                return None
+            total += seconds * (1 - each.steps_done / max(1, each.steps_total))
+        return round(total, 1)
