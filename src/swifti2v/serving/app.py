@@ -24,13 +24,18 @@ from swifti2v.serving.settings import ServerSettings
 
 
 def create_app(
-    settings: ServerSettings, is_stopping: Callable[[], bool] = lambda: False
+    settings: ServerSettings,
+    is_stopping: Callable[[], bool] = lambda: False,
+    checker: Checker | None = None,
+    worker: WorkerProcess | None = None,
 ) -> FastAPI:
     """The application of a server; its processes run from its start to its end.
 
     Args:
         settings: Of the server.
-        is_stopping: Whether the server is to end, so that streams shall.
+        is_stopping: Whether the server is about to end, so that streams end too.
+        checker: Checks requests; by default a process of its own.
+        worker: Makes the videos; by default a process of its own.
     """
     metrics = Metrics()
 
@@ -44,8 +49,8 @@ def create_app(
                 data_dir=data_dir,
                 store=JobStore(data_dir.database),
                 keys=Keys(data_dir.keys),
-                checker=Checker(settings),
-                worker=WorkerProcess(settings),
+                checker=checker or Checker(settings),
+                worker=worker or WorkerProcess(settings),
                 is_stopping=is_stopping,
             )
             app.state.service = service
@@ -85,8 +90,8 @@ async def _running(service: Service) -> AsyncIterator[None]:
     """The processes of a server, and the cleaning of its folder."""
     service.data_dir.clear_leftovers(service.store.ids())
     try:
+        service.worker.start()  # both load PyTorch meanwhile
         await service.checker.start()
-        service.worker.start()
         cleaning = asyncio.create_task(service.forget_expired())
         yield
         cleaning.cancel()

@@ -81,14 +81,14 @@ def main() -> None:
     server = ServerSettings.from_json(sys.argv[1])
     try:
         outlines = {name: outline(model) for name, model in server.model_names.items()}
-        ready = Answer(models={name: _describe_model(pipe) for name, pipe in outlines.items()})
+        ready = Answer(models={name: describe_model(pipe) for name, pipe in outlines.items()})
     except SwiftI2VError as error:
         ready = Answer(error=str(error))
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         question = json.loads(line)
-        answer = _in_child(partial(_answer, question, server, outlines), server.limits)
-        print(json.dumps(answer), file=answers, flush=True)
+        found = _in_child(partial(answer, question, server, outlines), server.limits)
+        print(json.dumps(found), file=answers, flush=True)
 
 
 def _in_child(function: Any, limits: Limits) -> Answer:
@@ -121,19 +121,26 @@ def _limit(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (held + limits.check_bytes,) * 2)
 
 
-def _answer(
+def answer(
     question: Mapping[str, Any], server: ServerSettings, outlines: dict[str, SwiftI2VPipeline]
 ) -> Answer:
+    """Check a request; its folder then holds the pixels of its uploads, and no upload.
+
+    Args:
+        question: ``folder`` and ``order`` of the request, and whether it ``wants_memory``.
+        server: Settings of the server.
+        outlines: See ``outline``, by the names of the models.
+    """
     folder = JobFolder(Path(question["folder"]))
     order = ClipOrder.from_json(question["order"])
     try:
         resolved = _resolve(folder, order, server)
         job = check(resolved, outlines[order.model])
         _keep_pixels(folder, resolved)
-        answer = Answer(facts=_describe(job, folder, order))
+        found = Answer(facts=_describe(job, folder, order))
         if question["wants_memory"]:
-            answer["memory_bytes"] = _predict_memory(job, resolved.device)
-        return answer
+            found["memory_bytes"] = _predict_memory(job, resolved.device)
+        return found
     except SwiftI2VError as error:
         code = next((code for kind, code in CODES if isinstance(error, kind)), "invalid_model")
         return Answer(error=in_words_of_api(error, folder), code=code)
@@ -223,7 +230,8 @@ def outline(model: str) -> SwiftI2VPipeline:
     return pipe
 
 
-def _describe_model(pipe: SwiftI2VPipeline) -> dict[str, Any]:
+def describe_model(pipe: SwiftI2VPipeline) -> dict[str, Any]:
+    """What ``GET /v1/models`` tells of a model."""
     config = pipe.config
     return {
         "default_size": f"{config.width}x{config.height}",

@@ -245,7 +245,7 @@ class JobStore:
         rows = self._run("SELECT * FROM jobs WHERE owner = ? AND idempotency_key = ?", owner, key)
         return Job(**rows[0]) if rows else None
 
-    def list(
+    def page(
         self, owner: str, limit: int, after: int | None = None, *, is_ascending: bool = False
     ) -> list[Job]:
         """Jobs of an owner, the newest first.

@@ -65,7 +65,8 @@ class Checker:
             for _ in range(2):
                 if self._process is None:
                     await self.start()
-                assert self._process is not None and self._process.stdin is not None
+                assert self._process is not None
+                assert self._process.stdin is not None
                 try:
                     self._process.stdin.write(json.dumps(question).encode() + b"\n")
                     await self._process.stdin.drain()

@@ -27,9 +27,6 @@ POLL_HEADER = "openai-poll-after-ms"
 POLL_MILLISECONDS = {"queued": 1000, "in_progress": 500}
 NO_STORE = {"Cache-Control": "no-store"}
 
-videos = APIRouter(prefix="/v1", tags=["videos"])
-operations = APIRouter(tags=["operations"])
-
 
 def get_service(request: Request) -> Service:
     """The parts of the server that answers."""
@@ -63,6 +60,8 @@ def get_owner(
     return owner
 
 
+videos = APIRouter(prefix="/v1", tags=["videos"], dependencies=[Depends(get_owner)])
+operations = APIRouter(tags=["operations"])
 Owner = Annotated[str, Depends(get_owner)]
 Id = Annotated[str, Path(description="Of the job.", max_length=100)]
 IdempotencyKey = Annotated[
@@ -132,7 +131,7 @@ def list_videos(
 ) -> VideoList:
     """List jobs, the newest first."""
     number = service.find(after, owner).number if after is not None else None
-    jobs = service.store.list(owner, limit + 1, number, is_ascending=order == "asc")
+    jobs = service.store.page(owner, limit + 1, number, is_ascending=order == "asc")
     shown = [service.show(job) for job in jobs[:limit]]
     return VideoList(
         data=shown,
@@ -216,13 +215,13 @@ def follow_video(
 
 
 @videos.get("/models")
-def list_models(service: AnyService, owner: Owner) -> ModelList:
+def list_models(service: AnyService) -> ModelList:
     """List the models that may be asked for."""
     return ModelList(data=[_show_model(service, name) for name in service.checker.models])
 
 
 @videos.get("/models/{id:path}")
-def retrieve_model(id: str, service: AnyService, owner: Owner) -> Model:
+def retrieve_model(id: str, service: AnyService) -> Model:
     """Tell of a model."""
     if id not in service.checker.models:
         raise ApiError(404, "not_found", f"there is no model {id!r}")
@@ -271,8 +270,8 @@ def _tell_state(service: Service, reason: str | None) -> JSONResponse:
     return JSONResponse(health.model_dump(), 200 if reason is None else 503)
 
 
-@operations.get("/metrics", response_class=Response)
-def tell_metrics(request: Request, owner: Owner) -> Response:
+@operations.get("/metrics", response_class=Response, dependencies=[Depends(get_owner)])
+def tell_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     text = request.app.state.metrics.to_text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

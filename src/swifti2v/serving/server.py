@@ -1,7 +1,6 @@
 """Run the application until SIGINT or SIGTERM."""
 
 import logging
-import sys
 
 import uvicorn
 
@@ -19,9 +18,7 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
     Raises:
         SwiftI2VError: The server did not start; the log says why.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s server: %(message)s", stream=sys.stderr
-    )
+    _log_to_stderr()
     app = create_app(settings, lambda: server.should_exit)
     config = uvicorn.Config(
         app,
@@ -36,3 +33,12 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
     server.run()
     if not server.started:
         raise SwiftI2VError("the server did not start; the lines above say why")
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s server: %(message)s"))
+    for name in ("swifti2v", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)

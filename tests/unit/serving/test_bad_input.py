@@ -1,0 +1,124 @@
+"""What a client does wrong is answered in the command line's words, and leaves nothing behind."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swifti2v.serving.settings import Limits
+from tests.command_line import save_clip
+from tests.serving import NoWorker, form, photo, refusal, serve
+
+LIMITS = Limits(photo_pixels=1_000_000, video_pixels=512 * 512, video_frames=65, clip_frames=40)
+
+
+@pytest.fixture(scope="module")
+def live(model, tmp_path_factory):
+    loras = tmp_path_factory.mktemp("loras")
+    (loras / "mine.safetensors").write_bytes(b"")
+    data = tmp_path_factory.mktemp("data")
+    with serve(model, data, limits=LIMITS, worker=NoWorker, lora_dir=loras) as server:
+        yield server
+
+
+def animated() -> bytes:
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(np.full((64, 64), shade, np.uint8)) for shade in (0, 99, 200)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+CASES = {
+    "no photo": ({"input_reference": None}, "input_reference is missing"),
+    "an empty photo": ({"input_reference": b""}, "image input_reference is empty (0 bytes)"),
+    "a text": ({"input_reference": b"hello"}, "input_reference is not an image that can be read"),
+    "half a photo": (
+        {"input_reference": photo(format="JPEG", width=256)[:700]},
+        "image input_reference is damaged or cut off",
+    ),
+    "an animation": ({"input_reference": animated()}, "holds 3 images (animated or many pages)"),
+    "a see-through photo": (
+        {"input_reference": photo(mode="RGBA")},
+        "partly see-through; name a colour behind it (background white)",
+    ),
+    "a huge photo": (
+        {"input_reference": photo(1001, 1000)},
+        "input_reference is 1001x1000, over 1 megapixels",
+    ),
+    "a clip that is none": ({"motion_reference": b"hello"}, "motion_reference"),
+    "a size that does not fit": ({"size": "100x64"}, "width 100"),
+    "a size that is none": ({"size": "big"}, "size: String should match pattern"),
+    "a size that is too large": (
+        {"size": "1024x512"},
+        "size is 524288 pixels; this server makes at most 262144 pixels",
+    ),
+    "frames that do not fit": ({"num_frames": 12}, "num_frames 12"),
+    "too few frames": ({"num_frames": 1}, "num_frames is 1; it must be at least 5"),
+    "too many frames": ({"num_frames": 401}, "num_frames is 401; this server makes at most 65"),
+    "two lengths": ({"num_frames": 9, "seconds": 1}, "seconds and num_frames are both given"),
+    "a length below 0": ({"seconds": -1}, "seconds: Input should be greater than 0"),
+    "a rate that is none": ({"fps": 0}, "fps is 0; it must be between 1 and 240"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    "too many steps": ({"num_inference_steps": 500}, "num_inference_steps is 500; this server"),
+    "a prompt that is too long": ({"prompt": "zoom " * 20}, "tokens, the limit is 24: shorten it"),
+    "a seed below -1": ({"seed": -2}, "seed: Input should be greater than or equal to -1"),
+    "an unknown field": ({"num_frame": 9}, "num_frame: there is no such field"),
+    "an unknown model": ({"model": "sora-2"}, "model 'sora-2' is not served; known: tiny"),
+    "an unknown LoRA": ({"loras": "../mine"}, "LoRA '../mine' is not there; known: mine"),
+    "a colour that is none": ({"background": "mauvish"}, "background 'mauvish' is no colour"),
+    "another fit": ({"fit": "stretch"}, "fit: Input should be 'crop' or 'pad'"),
+}
+
+
+@pytest.mark.parametrize(("fields", "words"), CASES.values(), ids=CASES)
+def test_it_is_refused_and_nothing_stays(live, fields, words):
+    response = live.client.post("/v1/videos", **form(**fields))
+    error = refusal(response)
+    assert response.status_code == 400
+    assert words in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert str(live.service.data_dir.path) not in response.text
+    assert "--" not in error["message"]
+    assert live.files() == set()
+    assert live.client.get("/v1/videos").json()["data"] == []
+
+
+def test_a_clip_that_is_too_long_or_too_short(live, tmp_path):
+    for num_frames, words in ((41, "has 41 frames, over 40"), (4, "at least 5 are needed")):
+        clip = save_clip(tmp_path / f"{num_frames}.mkv", num_frames).read_bytes()
+        error = refusal(live.client.post("/v1/videos", **form(motion_reference=clip)))
+        assert words in error["message"]
+        assert live.files() == set()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, "the body is not JSON"),
+        ({"json": [1]}, "the body is not a JSON object"),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, "send application/json"),
+        ({"json": {"input_reference": "data:,"}}, "prompt: Field required"),
+        ({"json": {"prompt": "a", "input_reference": "/etc/passwd"}}, "send a file, or a URL"),
+        ({"json": {"prompt": "a", "input_reference": "data:image/png;base64,???"}}, "not base64"),
+        ({"json": {"prompt": "a", "input_reference": {"file_id": "x"}}}, "there is no file store"),
+        ({"json": {"prompt": "a", "input_reference": "http://a.org/b.png"}}, "URLs of a.org are not"),
+    ],
+)  # fmt: skip
+def test_a_body_that_cannot_be_read(live, body, words):
+    assert words in refusal(live.client.post("/v1/videos", **body))["message"]
+    assert live.files() == set()
+
+
+def test_a_job_that_fails_is_told_with_its_reason(model, tmp_path):
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    (loras / "broken.safetensors").write_bytes(b"no weights")
+    with serve(model, tmp_path / "data", lora_dir=loras) as live:
+        video = live.finish(live.submit(loras="broken")["id"])
+        assert video["status"] == "failed"
+        assert video["error"]["code"] == "loading_failed"
+        assert "broken.safetensors" in video["error"]["message"]
+        sync = live.client.post("/v1/videos/sync", **form(loras="broken"))
+        assert (sync.status_code, refusal(sync)["code"]) == (422, "loading_failed")
+        assert live.finish(live.submit(num_frames=9)["id"])["status"] == "completed"

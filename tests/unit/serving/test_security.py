@@ -1,0 +1,240 @@
+"""Each attack that the server is made to withstand, tried."""
+
+import http.server
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from swifti2v.errors import InputError
+from swifti2v.media import load_image
+from swifti2v.serving.checking import _in_child
+from swifti2v.serving.fetching import fetch, is_public
+from swifti2v.serving.keys import Keys
+from swifti2v.serving.settings import Limits
+from tests.command_line import swifti2v
+from tests.serving import NoWorker, form, ok, photo, refusal, serve
+
+
+@pytest.fixture(scope="module")
+def live(model, tmp_path_factory):
+    limits = Limits(upload_bytes=200_000)
+    with serve(model, tmp_path_factory.mktemp("data"), limits=limits, worker=NoWorker) as server:
+        yield server
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_keys_are_needed_and_show_only_their_own_jobs(model, tmp_path):
+    keys = Keys(tmp_path / "keys.json")
+    alice, bob = keys.add("alice"), keys.add("bob")
+    assert alice not in (tmp_path / "keys.json").read_text()
+    with serve(model, tmp_path, limits=Limits(jobs_per_key=1), worker=NoWorker) as live:
+        for headers in ({}, bearer("sk-swifti2v-wrong"), {"Authorization": f"Basic {alice}"}):
+            for path in ("/v1/videos", "/v1/models", "/metrics"):
+                response = live.client.get(path, headers=headers)
+                assert (response.status_code, refusal(response)["code"]) == (401, "invalid_api_key")
+        assert ok(live.client.get("/health"))
+        video = ok(live.client.post("/v1/videos", headers=bearer(alice), **form()))
+        full = live.client.post("/v1/videos", headers=bearer(alice), **form())
+        assert (full.status_code, full.headers["retry-after"]) == (429, "5")
+        assert ok(live.client.get(video["polling_url"], headers=bearer(alice))) == video
+        for method, end in (("GET", ""), ("GET", "/content"), ("GET", "/stream"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")):  # fmt: skip
+            path = video["polling_url"] + end
+            assert live.client.request(method, path, headers=bearer(bob)).status_code == 404
+        assert ok(live.client.get("/v1/videos", headers=bearer(bob)))["data"] == []
+        other = ok(live.client.post("/v1/videos", headers=bearer(bob), **form()))
+        assert other["id"] != video["id"]
+
+
+def test_a_host_other_than_this_machine_needs_a_key(tmp_path):
+    result = swifti2v("serve", "--host", "0.0.0.0", "--data-dir", tmp_path / "data")
+    assert result.exit_code == 1
+    assert "there is no API key: make one with swifti2v serve --new-key NAME" in result.stderr
+    key = swifti2v("serve", "--new-key", "alice", "--data-dir", tmp_path / "data").stdout.strip()
+    assert Keys(tmp_path / "data/keys.json").find(key) == "alice"
+    assert (
+        swifti2v("serve", "--revoke-key", "alice", "--data-dir", tmp_path / "data").exit_code == 0
+    )
+    assert not Keys(tmp_path / "data/keys.json")
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Host": "evil.example"}, "invalid_host"),  # DNS rebinding
+        ({"Host": ""}, "invalid_host"),
+        ({"Origin": "https://evil.example"}, "foreign_origin"),
+        ({"Origin": "null"}, "foreign_origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "foreign_origin"),
+    ],
+)
+def test_pages_of_other_sites_reach_nothing(live, headers, code):
+    response = live.client.post("/v1/videos", headers=headers, **form())
+    assert refusal(response)["code"] == code
+    assert live.files() == set()
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_its_own_page_may_ask(live):
+    headers = {"Origin": live.url, "Sec-Fetch-Site": "same-origin"}
+    video = ok(live.client.post("/v1/videos", headers=headers, **form()))
+    ok(live.client.delete(video["polling_url"], headers=headers))
+
+
+def test_every_answer_carries_security_headers(live):
+    for path in ("/v1/videos", "/health", "/nothing", "/openapi.json"):
+        headers = live.client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-frame-options"] == "DENY"
+        assert "server" not in headers
+
+
+def test_a_body_over_the_limit_is_refused_whatever_it_says_of_its_length(live):
+    noise = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
+    said = live.client.post("/v1/videos", **form(input_reference=noise))
+    assert (said.status_code, refusal(said)["code"]) == (413, "too_large")
+    request = live.client.build_request("POST", "/v1/videos", **form(input_reference=noise))
+    pieces = (request.content[i : i + 9999] for i in range(0, len(request.content), 9999))
+    headers = {"content-type": request.headers["content-type"]}
+    try:
+        untold = live.client.post("/v1/videos", content=pieces, headers=headers)
+    except httpx.WriteError:  # it hung up on us, which is as good
+        pass
+    else:
+        assert untold.status_code == 413
+    assert live.files() == set()
+
+
+def test_no_path_of_a_client_reaches_the_disk(live):
+    for name in ("../../escape.png", "/tmp/escape.png", "a\0b.png"):
+        files = {"input_reference": (name, photo())}
+        video = ok(live.client.post("/v1/videos", data={"prompt": "zoom"}, files=files))
+        folder = live.service.data_dir.job(video["id"]).path
+        assert {path.name for path in folder.iterdir()} == {"photo.png"}
+        ok(live.client.delete(video["polling_url"]))
+    for id in ("..%2f..%2fjobs.sqlite", "../jobs.sqlite", "%2e%2e"):
+        assert live.client.get(f"/v1/videos/{id}/content").status_code in (404, 405)
+
+
+def test_what_a_photo_says_of_its_owner_is_not_kept(live):
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x010F] = "Secret Camera"
+    Image.open(io.BytesIO(photo())).save(buffer, "JPEG", exif=exif, comment=b"Secret Place")
+    video = ok(live.client.post("/v1/videos", **form(input_reference=buffer.getvalue())))
+    kept = live.service.data_dir.job(video["id"]).photo
+    assert b"Secret" not in kept.read_bytes()
+    (live.service.data_dir.path / "sent.jpg").write_bytes(buffer.getvalue())
+    sent = load_image(live.service.data_dir.path / "sent.jpg")
+    np.testing.assert_array_equal(np.asarray(load_image(kept)), np.asarray(sent))
+
+
+def test_prompts_are_not_logged(live, caplog):
+    with caplog.at_level("DEBUG"):
+        ok(live.client.post("/v1/videos", **form(prompt="pan SECRET")))
+    assert "is queued" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+def hungry() -> dict[str, str]:
+    return {"error": str(len(bytearray(2**30)))}
+
+
+def slow() -> dict[str, str]:
+    while True:
+        pass
+
+
+def crashing() -> dict[str, str]:
+    os.abort()
+
+
+@pytest.mark.parametrize("function", [hungry, slow, crashing])
+def test_a_file_that_takes_too_much_or_crashes_its_decoder_hurts_nobody(function):
+    started = time.monotonic()
+    found = _in_child(function, Limits(check_seconds=1, check_bytes=100 * 2**20))
+    assert found["code"] == "invalid_media"
+    assert time.monotonic() - started < 30
+
+
+def test_the_server_process_loads_no_decoder_and_no_torch():
+    code = (
+        "import sys, swifti2v.serving.app; "
+        "sys.exit(bool({'torch', 'PIL', 'av', 'cv2', 'diffusers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "::1",
+     "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1"],
+)  # fmt: skip
+def test_private_addresses_are_known(address):
+    assert not is_public(address)
+
+
+def test_public_addresses_are_known():
+    assert all(is_public(address) for address in ("1.1.1.1", "2606:4700::1111", "64:ff9b::101:101"))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://localhost:1/a.png", "localhost is in a private network"),
+        ("http://user@localhost/a.png", "without a user name"),
+        ("file:///etc/passwd", "must be http or https"),
+        ("http://evil.example/a.png", "URLs of evil.example are not allowed"),
+        ("http://localhost:x/", "the URL cannot be read"),
+    ],
+)
+def test_urls_lead_nowhere_private(url, words):
+    with pytest.raises(InputError, match=words):
+        fetch(url, ["localhost"], 1000)
+
+
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/photo.png":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"x" * 100)
+        else:
+            self.send_response(302)
+            self.send_header(
+                "Location", {"/evil": "http://evil.example/"}.get(self.path, self.path)
+            )
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_redirects_are_judged_like_the_first_url(monkeypatch):
+    monkeypatch.setattr("swifti2v.serving.fetching.is_public", lambda address: True)
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://localhost:{server.server_port}"
+        try:
+            assert fetch(f"{url}/photo.png", ["localhost"], 100) == b"x" * 100
+            for path, words in (
+                ("/photo.png", "over 0 MB"),
+                ("/evil", "URLs of evil.example are not allowed"),
+                ("/loop", "redirected more than 3 times"),
+            ):
+                with pytest.raises(InputError, match=words):
+                    fetch(url + path, ["localhost"], 99)
+        finally:
+            server.shutdown()

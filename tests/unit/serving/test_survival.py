@@ -1,0 +1,105 @@
+"""Nothing is lost and nothing is made twice, whoever dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.job_store import JobStore
+from tests.command_line import assert_same_frames
+from tests.serving import form, ok, wait
+
+NUM_KILLS = 6
+
+
+def run_killed(model: Path, directory: Path, num_kills: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.serving_killed", model, directory, str(num_kills)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.slow
+def test_jobs_of_a_worker_that_is_killed_again_and_again_are_those_of_one_that_is_not(
+    model, tmp_path
+):
+    killed = run_killed(model, tmp_path / "killed", NUM_KILLS)
+    alone = run_killed(model, tmp_path / "alone", 0)
+    assert min(killed["kills"].values()) >= 2
+    assert {job["status"] for job in killed["jobs"]} == {"completed"}
+    runs = [job.pop("runs") for job in killed["jobs"]]
+    assert max(runs) > 1
+    assert {job.pop("runs") for job in alone["jobs"]} == {1}
+    assert killed["jobs"] == alone["jobs"]
+
+
+@contextmanager
+def process(model: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """``swifti2v serve``, ready."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = (sys.executable, "-m", "swifti2v", "serve", "--model", model, "--port", port, "--data-dir", data_dir)  # fmt: skip
+    with (
+        subprocess.Popen(command) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        try:
+            wait(lambda: is_ready(client), bool)
+            yield server, client
+        finally:
+            server.kill()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_for(client: httpx.Client, id: str, **wanted: Any) -> dict[str, Any]:
+    """The job once it is as wanted."""
+    return dict(
+        wait(
+            lambda: ok(client.get(f"/v1/videos/{id}")),
+            lambda video: all(
+                video[name] >= value if isinstance(value, int) else video[name] == value
+                for name, value in wanted.items()
+            ),
+        )
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_server_goes_on_where_it_stopped_and_sigterm_parks_the_job(model, tmp_path):
+    data_dir = DataDir(tmp_path / "data")
+    request = form(num_inference_steps=60)
+    with process(model, data_dir.path) as (server, client):
+        id = ok(client.post("/v1/videos", **request))["id"]
+        waiting = ok(client.post("/v1/videos", **request))["id"]
+        wait_for(client, id, segments_done=1)
+        server.send_signal(signal.SIGKILL)
+    with process(model, data_dir.path) as (server, client):
+        os.kill(JobStore(data_dir.database).worker_state()["pid"], signal.SIGKILL)
+        for each in (id, waiting):
+            wait_for(client, each, status="completed")
+        last = ok(client.post("/v1/videos", **request))["id"]
+        wait_for(client, last, segments_done=1)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+    assert_same_frames(data_dir.job(id).video, data_dir.job(waiting).video)
+    parked = JobStore(data_dir.database).find(last)
+    assert parked is not None
+    assert (parked.status, parked.crashes) == ("queued", 0)
+    assert list(data_dir.job(last).work.glob("segment_*.safetensors"))
