@@ -1,5 +1,7 @@
 """The routes of the API; what they do lies in the modules that they call."""
 
+import asyncio
+import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -20,7 +22,7 @@ from swifti2v.serving.schemas import (
     Video,
     VideoList,
 )
-from swifti2v.serving.service import Service
+from swifti2v.serving.service import TICK_SECONDS, Service
 from swifti2v.serving.streaming import stream_events, stream_fragments
 
 POLL_HEADER = "openai-poll-after-ms"
@@ -98,27 +100,30 @@ async def create_video_and_wait(
     service: AnyService,
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
-) -> Response:
+) -> FileResponse:
     """Make a video and answer with it; a client that hangs up cancels it."""
-    limits = service.settings.limits
-    body = await read_body(request, limits.upload_bytes)
-    job: Job | None = await accept(service, body, owner, idempotency_key)
-    assert job is not None
-    id, waited_until = job.id, job.created_at + limits.sync_seconds
-    while job is not None and not job.has_ended:
-        if await request.is_disconnected():
-            service.store.cancel(id)
-            raise ApiError(499, "client_gone", "the client hung up; the video is cancelled")
-        await service.wait_for_change()
-        job = service.store.find(id)
-        if job and not job.has_ended and service.is_late(waited_until):
-            raise ApiError(504, "timeout", f"{id} is not finished yet; ask for it by its id")
-    if job is None or job.status == "cancelled":
-        raise ApiError(422, "cancelled", "the video was cancelled")
+    body = await read_body(request, service.settings.limits.upload_bytes)
+    job = await accept(service, body, owner, idempotency_key)
+    job = await _wait_for_end(request, service, job)
     if job.status == "failed":
         raise ApiError(422, job.error_code or "failed", job.error_message or "it failed")
-    headers = {"x-video-id": id, "x-seed": str(job.seed), **NO_STORE}
-    return FileResponse(service.data_dir.job(id).video, media_type="video/mp4", headers=headers)
+    if job.status == "cancelled":
+        raise ApiError(422, "cancelled", "the video was cancelled")
+    headers = {"x-video-id": job.id, "x-seed": str(job.seed), **NO_STORE}
+    path = service.data_dir.job(job.id).video
+    return FileResponse(path, media_type="video/mp4", headers=headers)
+
+
+async def _wait_for_end(request: Request, service: Service, job: Job) -> Job:
+    until = time.monotonic() + service.settings.limits.sync_seconds
+    while not job.has_ended:
+        if await request.is_disconnected():
+            service.store.cancel(job.id)
+        elif service.is_stopping() or time.monotonic() > until:
+            raise ApiError(504, "timeout", f"{job.id} is not finished yet; ask for it by its id")
+        await asyncio.sleep(TICK_SECONDS)
+        job = service.find(job.id, job.owner)
+    return job
 
 
 @videos.get("/videos")

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -45,15 +44,6 @@ class Service:
         if job is None:
             raise ApiError(404, "not_found", "there is no such video")
         return job
-
-    async def wait_for_change(self) -> None:
-        """Sleep until it is worth looking again."""
-        await asyncio.sleep(TICK_SECONDS)
-
-    @staticmethod
-    def is_late(limit: float) -> bool:
-        """Whether a moment, in seconds since 1970, has passed."""
-        return time.time() > limit
 
     def forget(self, id: str) -> None:
         """Delete a job and its files; a worker that is at it stops, and clears up what it wrote."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from swifti2v.serving.clip_order import JobFolder
-from swifti2v.serving.service import Service
+from swifti2v.serving.service import TICK_SECONDS, Service
 
 PIECE_BYTES = 256 * 1024
 PING_SECONDS = 15.0
@@ -38,7 +38,7 @@ async def stream_fragments(service: Service, id: str) -> AsyncIterator[bytes]:
                 yield piece
             if job is None or job.has_ended or service.is_stopping():
                 return
-            await service.wait_for_change()
+            await asyncio.sleep(TICK_SECONDS)
 
 
 async def stream_events(service: Service, id: str, num_seen: int) -> AsyncIterator[bytes]:
@@ -62,7 +62,7 @@ async def stream_events(service: Service, id: str, num_seen: int) -> AsyncIterat
         if job is None or job.has_ended:
             yield _event("done", video.model_dump_json() if video is not None else "null")
             return
-        await service.wait_for_change()
+        await asyncio.sleep(TICK_SECONDS)
         if time.monotonic() - said_at > PING_SECONDS:
             said_at = time.monotonic()
             yield KEEPALIVE_COMMENT
