@@ -277,7 +277,7 @@ def _reword(text: str, folder: JobFolder) -> str:
     text = text.removeprefix(f"{SOURCE}: ").removeprefix("settings: ")
     text = text.replace(f"{folder.path}/", "")
     return re.sub(
-        r"(?<!\S)--([a-z][a-z-]+)",
+        r"(?<![\w-])--([a-z][a-z-]+)",
         lambda found: API_NAMES.get(found[1], found[1].replace("-", "_")),
         text,
     )

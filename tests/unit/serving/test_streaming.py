@@ -72,7 +72,8 @@ def test_early_late_and_slow_readers_get_the_same_fragments(live):
     assert read == {"early": late, "slow": late}
     kinds = boxes(late)
     assert kinds[:2] == [b"ftyp", b"moov"]
-    assert kinds.count(b"moof") == kinds.count(b"mdat") == video["segments_total"]
+    assert kinds[2:] == [b"moof", b"mdat"] * (len(kinds[2:]) // 2)
+    assert len(kinds[2:]) // 2 >= video["segments_total"]
     np.testing.assert_array_equal(decode(late), decode(live.client.get(f"{video['polling_url']}/content").content))  # fmt: skip
 
 
