@@ -18,6 +18,8 @@ FILES = {
     "/metrics": ("text/plain",),
 }
 """What some paths answer with instead of JSON."""
+RANGES = ("/v1/videos/{id}/content", "/v1/videos/{id}/stream")
+HEALTH = ("/health", "/ready")
 ERRORS = {
     "400": "The request cannot be made.",
     "401": "The API key is missing or unknown.",
@@ -27,9 +29,19 @@ ERRORS = {
     "415": "The body is neither JSON nor a form.",
     "422": "The video failed or was cancelled, or the idempotency key belongs to another request.",
     "429": "The queue is full; see Retry-After.",
-    "503": "The worker does not run, or the queue is full.",
     "504": "The video is not finished yet.",
 }
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["progress", "preview", "done"]},
+        "data": {"type": "string", "description": "JSON."},
+        "id": {"type": "string", "description": "Number of the preview, from 1."},
+    },
+}
+"""One Server-Sent Event."""
+BINARY = {"type": "string", "format": "binary"}
 REF = "#/components/schemas/{model}"
 
 
@@ -73,23 +85,19 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> No
         }
         operation["requestBody"] = {"required": True, "content": content}
     responses = operation["responses"]
-    for kind in FILES.get(path, ()):
-        plain = {"schema": {"type": "string", "format": "binary"}}
-        if kind == FILES[path][0]:
-            responses["200"]["content"] = {}
-        responses["200"]["content"][kind] = plain
-    if path in ("/v1/videos/{id}/content", "/v1/videos/{id}/stream"):
+    if path in HEALTH:
+        health = {"application/json": {"schema": _ref("Health")}}
+        responses["200"]["content"] = health
+        responses["503"] = {"description": "It is not.", "content": health}
+    if path in FILES:
+        schemas = {kind: EVENT if kind == "text/event-stream" else BINARY for kind in FILES[path]}
+        responses["200"]["content"] = {kind: {"schema": own} for kind, own in schemas.items()}
+    if path in RANGES:
         responses["206"] = {**responses["200"], "description": "A part of the file."}
         responses["416"] = {"description": "There is no such part of the file."}
+    error = {"application/json": {"schema": _ref("ErrorBody")}}
     for status, text in ERRORS.items():
-        is_health = path in ("/health", "/ready")
-        if status == "503" and not is_health:
-            continue
-        model = "Health" if is_health and status == "503" else "ErrorBody"
-        content = {"application/json": {"schema": _ref(model)}}
-        responses[status] = {"description": text, "content": content}
-    if path in ("/health", "/ready"):
-        responses["200"]["content"] = {"application/json": {"schema": _ref("Health")}}
+        responses[status] = {"description": text, "content": error}
 
 
 def _ref(model: str) -> dict[str, str]:

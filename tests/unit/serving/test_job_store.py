@@ -1,12 +1,14 @@
 """Jobs in SQLite: every change of state happens once."""
 
 import threading
+from typing import Any
 
 import pytest
 
 from swifti2v.serving.clip_order import ClipOrder
 from swifti2v.serving.job_store import (
     MAX_CRASHES,
+    Job,
     JobStore,
     KeyReusedError,
     NewJob,
@@ -22,7 +24,7 @@ def store(tmp_path):
     with_jobs.close()
 
 
-def new(owner="alice", key=None, digest="same"):
+def new(owner: str = "alice", key: str | None = None, digest: str = "same") -> NewJob:
     order = ClipOrder(model="nano", prompt="zoom", seed=1, changes={})
     return NewJob(
         id=new_id(), owner=owner, idempotency_key=key, body_sha256=digest, model="nano",
@@ -32,15 +34,15 @@ def new(owner="alice", key=None, digest="same"):
     )  # fmt: skip
 
 
-def add(store, **more):
+def add(store: JobStore, **more: Any) -> Job:
     return store.add(new(**more), queue_size=100, jobs_per_key=100)
 
 
 def test_jobs_are_taken_in_their_order_each_by_one(store, tmp_path):
     ids = [add(store).id for _ in range(20)]
-    taken = []
+    taken: list[str] = []
 
-    def take():
+    def take() -> None:
         own = JobStore(tmp_path / "jobs.sqlite")
         while job := own.claim():
             taken.append(job.id)
