@@ -93,7 +93,10 @@ class Live:
 
     def finish(self, id: str) -> dict[str, Any]:
         """The job when it has ended."""
-        return wait(lambda: self.get(id), lambda v: v["status"] not in ("queued", "in_progress"))
+        found: dict[str, Any] = wait(
+            lambda: self.get(id), lambda v: v["status"] not in ("queued", "in_progress")
+        )
+        return found
 
     def files(self) -> set[str]:
         """Everything below the folders of jobs."""
@@ -133,9 +136,11 @@ def serve(
             thread.join()
 
 
-def wait(look: Callable[[], Any], is_good: Callable[[Any], bool]) -> Any:
+def wait(
+    look: Callable[[], Any], is_good: Callable[[Any], bool], seconds: float = WAIT_SECONDS
+) -> Any:
     """What ``look`` gives when it is good."""
-    until = time.monotonic() + WAIT_SECONDS
+    until = time.monotonic() + seconds
     while not is_good(found := look()):
         assert time.monotonic() < until, found
         time.sleep(0.02)
@@ -151,9 +156,9 @@ def ok(response: httpx.Response) -> dict[str, Any]:
 def refusal(response: httpx.Response) -> dict[str, Any]:
     """The error of an answer, which has OpenAI's shape."""
     assert 400 <= response.status_code < 500, response.text
-    (error,) = response.json().values()
+    error: dict[str, Any] = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    return dict(error)
+    return error
 
 
 def photo(

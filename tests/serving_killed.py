@@ -12,7 +12,6 @@ import random
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 from swifti2v.serving.data_dir import DataDir
@@ -60,14 +59,16 @@ def has_ended(child: int) -> bool:
 
 
 def kill_until_done(settings: ServerSettings, num_kills: int) -> dict[str, int]:
+    """Run workers until no job is left; each is killed after some of its model calls."""
     rng = random.Random(0)
     kills = {"in_write": 0, "anywhere": 0}
     while True:
-        child, is_over = start(settings), False
+        child, seen = start(settings), {look(settings)}
         wants_write = kills["in_write"] < kills["anywhere"]
-        until = time.monotonic() + rng.uniform(0.1, 0.5)
+        num_calls = rng.randint(2, 12)
         while not (is_over := has_ended(child)):
-            is_due = time.monotonic() > until and sum(kills.values()) < num_kills
+            seen.add(look(settings))
+            is_due = len(seen) > num_calls and sum(kills.values()) < num_kills
             if is_due and (not wants_write or is_writing(settings.data_dir)):
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -77,10 +78,22 @@ def kill_until_done(settings: ServerSettings, num_kills: int) -> dict[str, int]:
             return kills
 
 
+def look(settings: ServerSettings) -> tuple[int, ...]:
+    """How far the jobs are."""
+    store = JobStore(DataDir(settings.data_dir).database)
+    jobs = store.page("local", 10)
+    store.close()
+    return tuple(job.steps_done for job in jobs)
+
+
 def describe(data_dir: DataDir, job: Job) -> dict[str, object]:
     folder = data_dir.job(job.id)
-    hashes = [hashlib.sha256(x).hexdigest() for x in (frames_of(folder.video).tobytes(), folder.stream.read_bytes())]  # fmt: skip
-    return {"status": job.status, "runs": job.runs, "frames": hashes[0], "stream": hashes[1]}
+    return {
+        "status": job.status,
+        "runs": job.runs,
+        "frames": hashlib.sha256(frames_of(folder.video).tobytes()).hexdigest(),
+        "stream": hashlib.sha256(folder.stream.read_bytes()).hexdigest(),
+    }
 
 
 def main(model: Path, directory: Path, num_kills: int) -> None:

@@ -38,8 +38,9 @@ async def read_body(request: Request, max_bytes: int) -> Body:
         ApiError: It is neither JSON nor a form, or a field is unknown or cannot be read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    uploads: dict[str, bytes] = {}
     if kind == "application/json":
-        fields, uploads = _parse_json(await request.body()), {}
+        fields = _parse_json(await request.body())
     elif kind == "multipart/form-data":
         fields, uploads = await _read_form(request, max_bytes)
     else:

@@ -88,7 +88,7 @@ def main() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         found = _in_child(partial(answer, question, server, outlines), server.limits)
-        print(json.dumps(found), file=answers, flush=True)
+        print(json.dumps({**found, "number": question["number"]}), file=answers, flush=True)
 
 
 def _in_child(function: Any, limits: Limits) -> Answer:
@@ -105,7 +105,8 @@ def _in_child(function: Any, limits: Limits) -> Answer:
         text = pipe.read()
     os.waitpid(child, 0)
     try:
-        return Answer(**json.loads(text))
+        found: Answer = json.loads(text)
+        return found
     except ValueError:
         return Answer(
             error="the uploaded files take too much memory or time to read; send smaller ones",

@@ -2,10 +2,9 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
 
 from swifti2v.jobs.load import load, outline
 from swifti2v.jobs.resolve import Resolved
@@ -76,14 +75,18 @@ def _key(resolved: Resolved) -> str:
 def weight_bytes(pipe: SwiftI2VPipeline) -> int:
     """Memory that the weights of a pipeline take."""
     parts = pipe.components
-    models: tuple[nn.Module | None, ...] = (
+    models: list[Any] = [
         parts.text_encoder,
         parts.image_encoder,
         parts.stage1_transformer,
         parts.stage1_vae,
         parts.stage2_transformer,
         parts.stage2_vae,
-    )
-    tensors: Callable[[nn.Module], list[torch.Tensor]] = lambda m: [*m.parameters(), *m.buffers()]  # noqa: E731
-    found = {id(t): t.nbytes for model in models if model is not None for t in tensors(model)}
-    return sum(found.values())
+    ]
+    tensors = [
+        tensor
+        for model in models
+        if model is not None
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
+    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())  # stages may share a VAE

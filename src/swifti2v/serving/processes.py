@@ -44,6 +44,7 @@ class Checker:
         self._settings = settings
         self._process: Process | None = None
         self._lock = asyncio.Lock()
+        self._number = 0
         self.models: dict[str, dict[str, Any]] = {}
         """Facts of each model, by name."""
 
@@ -65,16 +66,25 @@ class Checker:
             for _ in range(2):
                 if self._process is None:
                     await self.start()
-                assert self._process is not None
-                assert self._process.stdin is not None
                 try:
-                    self._process.stdin.write(json.dumps(question).encode() + b"\n")
-                    await self._process.stdin.drain()
-                    return await self._read(self._process)
+                    return await self._exchange(question)
                 except (ConnectionError, EOFError):
                     logger.warning("the process that checks requests died and is started again")
                     self._process = None
         raise SwiftI2VError("the process that checks requests dies at this one")
+
+    async def _exchange(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Ask and read; answers to questions that nobody waits for any more are passed over."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        self._number += 1
+        line = json.dumps({**question, "number": self._number})
+        process.stdin.write(line.encode() + b"\n")
+        await process.stdin.drain()
+        while (answer := await self._read(process))["number"] != self._number:
+            pass
+        return answer
 
     async def stop(self) -> None:
         """End the process."""

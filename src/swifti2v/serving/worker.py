@@ -66,16 +66,23 @@ class ParkedError(CancelledError):
 
 def main() -> None:
     """Work until stdin ends or SIGTERM comes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s")
+    logging.basicConfig(format="%(asctime)s worker: %(message)s")
+    logging.getLogger("swifti2v.serving").setLevel(logging.INFO)
+    logging.getLogger("swifti2v.progress").setLevel(logging.INFO)
     server = ServerSettings.from_json(sys.argv[1])
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server says when to end
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    threading.Thread(target=_stop_at_end_of_stdin, args=(stop,), daemon=True).start()
     data_dir = DataDir(server.data_dir)
     with _only_worker(data_dir.worker_lock, stop):
         if not stop.is_set():
             Worker(server, data_dir, stop).work()
+
+
+def _stop_at_end_of_stdin(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 
 from swifti2v.jobs.load import load
 from swifti2v.jobs.request import ClipRequest
-from swifti2v.jobs.resolve import resolve
+from swifti2v.jobs.resolve import Resolved, resolve
 from swifti2v.serving.loaded_models import LoadedModels, weight_bytes
 from tests.command_line import copy_model, save_photo
 from tests.tiny import SIZE
@@ -16,7 +16,7 @@ from tests.tiny import SIZE
 def ask(model, tmp_path):
     photo = save_photo(tmp_path / "photo.png", SIZE, SIZE)
 
-    def resolve_for(name: str):
+    def resolve_for(name: str) -> Resolved:
         other = copy_model(model, tmp_path / name)
         return resolve(
             ClipRequest(

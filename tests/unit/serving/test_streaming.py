@@ -41,7 +41,7 @@ def stream(live: Live, id: str, delay: float = 0) -> bytes:
 
 
 def decode(content: bytes) -> Any:
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 

@@ -25,8 +25,8 @@ def test_the_openai_package_makes_the_video_that_the_command_line_makes(client, 
     video = client.videos.create_and_poll(
         prompt="zoom",
         model="tiny",
-        seconds="1",  # type: ignore[arg-type]
-        size=f"{SIZE}x{SIZE}",  # type: ignore[arg-type]
+        seconds="1",
+        size=f"{SIZE}x{SIZE}",
         input_reference=tmp_path / "photo.png",
         extra_body={"seed": 7},
     )
