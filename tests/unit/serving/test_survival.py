@@ -25,7 +25,8 @@ START_SECONDS = 300.0
 
 
 def run_killed(model: Path, directory: Path, num_kills: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.serving_killed", str(model), directory, str(num_kills)]
+    command = [sys.executable, "-m", "tests.serving_killed", str(model), str(directory)]
+    command.append(str(num_kills))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
