@@ -1,7 +1,7 @@
 import pytest
 
-from tests.serving import serve
-from tests.tiny import tiny_pipeline
+from tests.helpers.serving import serve
+from tests.helpers.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from swifti2v.serving.settings import Limits
-from tests.command_line import save_clip
-from tests.serving import NoWorker, form, photo, refusal, serve
+from tests.helpers.command_line import save_clip
+from tests.helpers.serving import NoWorker, form, photo, refusal, serve
 
 LIMITS = Limits(photo_pixels=1_000_000, video_pixels=512 * 512, video_frames=65, clip_frames=40)
 

@@ -7,7 +7,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from swifti2v.serving.settings import Limits
-from tests.serving import NoWorker, ok, serve
+from tests.helpers.serving import NoWorker, ok, serve
 
 CHECKS = (
     schemathesis.checks.not_a_server_error,

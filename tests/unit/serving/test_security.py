@@ -19,8 +19,8 @@ from swifti2v.serving.checking import _in_child
 from swifti2v.serving.fetching import fetch, is_public
 from swifti2v.serving.keys import Keys
 from swifti2v.serving.settings import Limits
-from tests.command_line import swifti2v
-from tests.serving import NoWorker, form, ok, photo, refusal, serve
+from tests.helpers.command_line import swifti2v
+from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from tests.serving import Live
+from tests.helpers.serving import Live
 
 
 def follow(live: Live, id: str, **headers: str) -> Iterator[tuple[str, Any, str | None]]:

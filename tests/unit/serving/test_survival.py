@@ -16,8 +16,8 @@ import pytest
 
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import JobStore
-from tests.command_line import assert_same_frames
-from tests.serving import form, ok, wait
+from tests.helpers.command_line import assert_same_frames
+from tests.helpers.serving import form, ok, wait
 
 NUM_KILLS = 6
 START_SECONDS = 300.0
@@ -25,7 +25,7 @@ START_SECONDS = 300.0
 
 
 def run_killed(model: Path, directory: Path, num_kills: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.serving_killed", str(model), str(directory)]
+    command = [sys.executable, "-m", "tests.helpers.serving_killed", str(model), str(directory)]
     command.append(str(num_kills))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,9 +7,9 @@ from openai import OpenAI
 
 from swifti2v.jobs.settings import read_settings
 from swifti2v.serving.settings import Limits
-from tests.command_line import assert_same_frames, generate, succeed
-from tests.serving import NoWorker, form, ok, photo, refusal, serve, wait
-from tests.tiny import NUM_FRAMES, SIZE
+from tests.helpers.command_line import assert_same_frames, generate, succeed
+from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve, wait
+from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of client.videos
 
@@ -92,7 +92,7 @@ def test_progress_is_real_and_only_grows(live):
 
 
 def test_an_own_clip_takes_the_place_of_stage_1(live, tmp_path):
-    from tests.command_line import save_clip
+    from tests.helpers.command_line import save_clip
 
     clip = save_clip(tmp_path / "clip.mkv", 9).read_bytes()
     video = live.finish(live.submit(motion_reference=clip)["id"])

@@ -24,7 +24,7 @@ from swifti2v.serving.processes import Checker, WorkerProcess
 from swifti2v.serving.service import Service
 from swifti2v.serving.settings import Limits, ServerSettings
 from swifti2v.serving.worker import Worker
-from tests.tiny import SIZE
+from tests.helpers.tiny import SIZE
 
 WAIT_SECONDS = 60.0
 """For what takes a second on an idle machine."""

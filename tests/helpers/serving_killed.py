@@ -18,8 +18,8 @@ from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import Job, JobStore
 from swifti2v.serving.settings import ServerSettings
 from swifti2v.serving.worker import Worker
-from tests.command_line import frames_of
-from tests.serving import NoWorker, serve
+from tests.helpers.command_line import frames_of
+from tests.helpers.serving import NoWorker, serve
 
 JOBS = (
     {"num_frames": 17, "num_inference_steps": 4},
