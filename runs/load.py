@@ -48,12 +48,13 @@ class Load:
             data = {**FIELDS, "seed": str(number % NUM_SEEDS)}
             files = {"input_reference": PHOTO.read_bytes()}
             video = self._time("submit", lambda: client.post("/v1/videos", data=data, files=files))
-            with client.stream("GET", f"{video['polling_url']}/stream") as response:
+            path = video["polling_url"]
+            with client.stream("GET", f"{path}/stream") as response:
                 next(response.iter_raw(), b"")
             self._note("first_frame", time.monotonic() - started)
             while video["status"] in ("queued", "in_progress"):
                 time.sleep(POLL_SECONDS)
-                video = self._time("status", lambda: client.get(video["polling_url"]))
+                video = self._time("status", lambda: client.get(path))
             return video
 
     def _time(self, name: str, ask: Any) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def main() -> None:
         "seconds_per_job_of_command_line": round(by_hand, 3),
         "times_faster": round(by_hand * asked.jobs / spent, 2),
     }
-    print(json.dumps(result, indent=2))
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
