@@ -1,5 +1,6 @@
 """Nothing is lost and nothing is made twice, whoever dies."""
 
+import asyncio
 import json
 import os
 import signal
@@ -13,15 +14,65 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from swifti2v.errors import InputError
+from swifti2v.serving.app import create_app
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import JobStore
 from tests.helpers.command_line import assert_same_frames
-from tests.helpers.serving import form, ok, wait
+from tests.helpers.serving import NoWorker, form, ok, serve, wait
 
 NUM_KILLS = 6
 START_SECONDS = 300.0
 """For what takes ten seconds on an idle machine: PyTorch is imported twice."""
+
+
+def has_segment(video: dict[str, Any]) -> bool:
+    return bool(video["segments_done"])
+
+
+def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path):
+    with serve(model, tmp_path) as live:
+        id = live.submit(num_inference_steps=60)["id"]
+        wait(lambda: live.get(id), has_segment)
+    with serve(model, tmp_path) as live:
+        assert live.finish(id)["status"] == "completed"
+        again = live.finish(live.submit(num_inference_steps=60)["id"])
+        assert [live.service.store.find(each).runs for each in (id, again["id"])] == [2, 1]
+        folders = [live.service.data_dir.job(each) for each in (id, again["id"])]
+    assert_same_frames(folders[0].video, folders[1].video)
+    assert folders[0].stream.read_bytes() == folders[1].stream.read_bytes()
+
+
+def test_a_job_that_another_version_began_begins_anew(model, tmp_path):
+    with serve(model, tmp_path) as live:
+        id = live.submit(num_inference_steps=60)["id"]
+        wait(lambda: live.get(id), has_segment)
+        plan = live.service.data_dir.job(id).work / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": "0.0.1"}))
+    with serve(model, tmp_path) as live:
+        assert live.finish(id)["status"] == "completed"
+
+
+def test_a_second_server_on_the_same_folder_is_refused(model, tmp_path):
+    async def begin(app: FastAPI) -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    with serve(model, tmp_path, worker=NoWorker) as live:
+        with pytest.raises(InputError, match="another server runs on"):
+            asyncio.run(begin(create_app(live.settings)))
+
+
+def test_what_a_killed_server_left_of_requests_is_cleared(model, tmp_path):
+    for folder in ("incoming/video_1", "jobs/video_2"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "photo.png").write_bytes(b"")
+    with serve(model, tmp_path, worker=NoWorker) as live:
+        id = live.submit()["id"]
+    with serve(model, tmp_path, worker=NoWorker) as live:
+        assert live.files() == {id, f"{id}/photo.png"}
 
 
 def run_killed(model: Path, directory: Path, num_kills: int) -> dict[str, Any]:
@@ -74,10 +125,6 @@ def is_ready(client: httpx.Client) -> bool:
 def wait_for(client: httpx.Client, id: str, is_good: Callable[[dict[str, Any]], bool]) -> None:
     """Wait until a job is as wanted."""
     wait(lambda: ok(client.get(f"/v1/videos/{id}")), is_good, START_SECONDS)
-
-
-def has_segment(video: dict[str, Any]) -> bool:
-    return bool(video["segments_done"])
 
 
 def is_completed(video: dict[str, Any]) -> bool:
