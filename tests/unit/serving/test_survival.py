@@ -60,9 +60,11 @@ def test_a_second_server_on_the_same_folder_is_refused(model, tmp_path):
         async with app.router.lifespan_context(app):
             pass
 
-    with serve(model, tmp_path, worker=NoWorker) as live:
-        with pytest.raises(InputError, match="another server runs on"):
-            asyncio.run(begin(create_app(live.settings)))
+    with (
+        serve(model, tmp_path, worker=NoWorker) as live,
+        pytest.raises(InputError, match="another server runs on"),
+    ):
+        asyncio.run(begin(create_app(live.settings)))
 
 
 def test_what_a_killed_server_left_of_requests_is_cleared(model, tmp_path):
