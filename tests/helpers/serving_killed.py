@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 
 from swifti2v.serving.data_dir import DataDir
-from swifti2v.serving.job_store import Job, JobStore
+from swifti2v.serving.job import Job
+from swifti2v.serving.job_store import JobStore
 from swifti2v.serving.settings import ServerSettings
 from swifti2v.serving.worker import Worker
 from tests.helpers.command_line import frames_of

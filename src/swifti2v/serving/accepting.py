@@ -16,7 +16,8 @@ from swifti2v.serving.bodies import FILES, Body
 from swifti2v.serving.clip_order import ClipOrder, JobFolder
 from swifti2v.serving.failures import ApiError
 from swifti2v.serving.fetching import fetch
-from swifti2v.serving.job_store import Job, KeyReusedError, NewJob, QueueFullError, new_id
+from swifti2v.serving.job import Job, NewJob, new_id
+from swifti2v.serving.job_store import KeyReusedError, QueueFullError
 from swifti2v.serving.schemas import Estimate, Lora, VideoRequest
 from swifti2v.serving.service import Service
 

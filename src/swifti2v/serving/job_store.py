@@ -5,18 +5,16 @@ statement that names the state it starts from, so of two that race one does noth
 """
 
 import json
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from swifti2v.serving.clip_order import ClipOrder
+from swifti2v.serving.job import Job, NewJob, Status
 
-Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 MAX_CRASHES = 5
 """Deaths of the worker at one job, without a finished segment between them, after which it is given up."""
 RATE_JOBS = 5
@@ -65,93 +63,12 @@ CREATE TABLE IF NOT EXISTS worker (one INTEGER PRIMARY KEY CHECK (one = 1), stat
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewJob:
-    """A checked request, as it is queued."""
-
-    id: str
-    owner: str
-    """Name of the API key; only its jobs are shown to it."""
-    idempotency_key: str | None
-    body_sha256: str
-    """Of all that was asked for, to tell a repeated request from another one with the same key."""
-    model: str
-    prompt: str
-    order_json: str
-    image_sha256: str
-    motion_sha256: str | None
-    width: int
-    height: int
-    num_frames: int
-    fps: int
-    seed: int
-    seconds: str
-    """Length as the client asked for it, or as it follows from the frames."""
-    notes: str
-    """JSON list."""
-    segments_total: int
-    stage1_steps: int
-    """Model calls of Stage I."""
-    segment_steps: int
-    """Model calls of each segment."""
-
-    @property
-    def steps_total(self) -> int:
-        """Model calls of the whole video."""
-        return self.stage1_steps + self.segments_total * self.segment_steps
-
-    @property
-    def work(self) -> float:
-        """What the seconds of a model's jobs are proportional to, roughly."""
-        return float(self.width * self.height * self.num_frames * max(1, self.segment_steps))
-
-    @property
-    def order(self) -> ClipOrder:
-        """All that makes the video."""
-        return ClipOrder.from_json(self.order_json)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job(NewJob):
-    """A job as it stands."""
-
-    number: int
-    """Place in the order of arrival."""
-    status: Status
-    created_at: float
-    started_at: float | None
-    """When it was last begun or continued."""
-    ended_at: float | None
-    stage: str | None
-    steps_done: int
-    segments_done: int
-    stage_seconds: str
-    """JSON object."""
-    peak_memory_bytes: int | None
-    runs: int
-    """How often it was begun or continued."""
-    crashes: int
-    """Deaths of the worker since its last finished segment."""
-    error_code: str | None
-    error_message: str | None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.status not in ("queued", "in_progress")
-
-
 class QueueFullError(Exception):
     """No room for another job; the message says whose limit it is."""
 
 
 class KeyReusedError(Exception):
     """An idempotency key came with another request."""
-
-
-def new_id() -> str:
-    """An id that cannot be guessed."""
-    return f"video_{secrets.token_hex(16)}"
 
 
 class JobStore:

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from swifti2v.serving.accepting import accept, estimate
 from swifti2v.serving.bodies import read_body
 from swifti2v.serving.failures import ApiError
-from swifti2v.serving.job_store import Job
+from swifti2v.serving.job import Job
 from swifti2v.serving.keys import LOCAL
 from swifti2v.serving.schemas import (
     DeletedVideo,

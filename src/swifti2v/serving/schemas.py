@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from swifti2v.config import Stage
-from swifti2v.serving.job_store import Status
+from swifti2v.serving.job import Status
 
 
 def _from_json_text(value: Any) -> Any:

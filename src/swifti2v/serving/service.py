@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.failures import ApiError
-from swifti2v.serving.job_store import Job, JobStore
+from swifti2v.serving.job import Job
+from swifti2v.serving.job_store import JobStore
 from swifti2v.serving.keys import Keys
 from swifti2v.serving.processes import Checker, WorkerProcess
 from swifti2v.serving.schemas import Video, VideoError

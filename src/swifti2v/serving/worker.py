@@ -33,17 +33,14 @@ from swifti2v.jobs.report import RunReport
 from swifti2v.jobs.resolve import Resolved, resolve
 from swifti2v.jobs.run import run
 from swifti2v.jobs.settings import FileRecord
-from swifti2v.jobs.work_dir import WorkDir
-from swifti2v.pipelines.progress import Progress, Stopwatch
-from swifti2v.pipelines.transition import MotionReference
-from swifti2v.pipelines.two_stage import SegmentOutput
 from swifti2v.planning.measurement import memory_bytes
 from swifti2v.serving.clip_order import JobFolder
 from swifti2v.serving.data_dir import DataDir
-from swifti2v.serving.job_store import Job, JobStore
+from swifti2v.serving.job import Job
+from swifti2v.serving.job_store import JobStore
 from swifti2v.serving.loaded_models import LoadedModels
-from swifti2v.serving.previews import save_frame, save_sheet
 from swifti2v.serving.settings import ServerSettings
+from swifti2v.serving.watching import ParkedError, PreviewingWorkDir, Watcher
 
 logger = logging.getLogger("swifti2v.serving.worker")
 
@@ -58,10 +55,6 @@ CODES = (
     (OSError, "storage_failed"),
 )
 """``error.code`` of a failed job, the first that fits."""
-
-
-class ParkedError(CancelledError):
-    """The worker is to end; the job goes on later."""
 
 
 def main() -> None:
@@ -182,63 +175,9 @@ class Worker:
         folder.stream.touch()
         folder.video.unlink(missing_ok=True)
         folder.video.hardlink_to(folder.stream)
-        watcher = _Watcher(self._store, job, folder, self._stop)
+        watcher = Watcher(self._store, job, folder, self._stop)
         watcher.advance("loading")
         return run(checked, watcher.on_progress, watcher.on_segment, stopwatch=watcher.stopwatch)
-
-
-class _Watcher:
-    """Notes how far a job is, and stops it between two model calls."""
-
-    def __init__(self, store: JobStore, job: Job, folder: JobFolder, stop: threading.Event) -> None:
-        self._store = store
-        self._job = job
-        self._folder = folder
-        self._stop = stop
-        self.stopwatch = Stopwatch()
-
-    def on_progress(self, progress: Progress) -> None:
-        before = 0
-        if progress.stage == "stage2":
-            before = self._job.stage1_steps + progress.segment * self._job.segment_steps
-        self.advance(progress.stage, steps_done=before + progress.step)
-
-    def on_segment(self, segment: SegmentOutput) -> None:
-        frame = segment.frames[-1 if segment.index else 0]
-        save_frame(frame, self._folder.segment_preview(segment.index))
-        num_done = segment.index + 1
-        steps_done = self._job.stage1_steps + num_done * self._job.segment_steps
-        self.advance("stage2", steps_done=steps_done, segments_done=num_done)
-
-    def advance(self, stage: str, *, steps_done: int = 0, segments_done: int = 0) -> None:
-        """Note a state.
-
-        Raises:
-            CancelledError: The job was cancelled or deleted, or the worker is to end.
-        """
-        is_wanted = self._store.advance(
-            self._job.id,
-            stage=stage,
-            steps_done=steps_done,
-            segments_done=segments_done,
-            stage_seconds=self.stopwatch.seconds,
-        )
-        if not is_wanted:
-            raise CancelledError("it was cancelled")
-        if self._stop.is_set():
-            raise ParkedError("the worker is to end")
-
-
-class _PreviewingWorkDir(WorkDir):
-    """Shows Stage I's clip as soon as it is kept."""
-
-    def __init__(self, folder: JobFolder) -> None:
-        super().__init__(folder.work, resume=True)
-        self._preview = folder.stage1_preview
-
-    def save_motion_reference(self, motion: MotionReference) -> None:
-        super().save_motion_reference(motion)
-        save_sheet(motion.frames, self._preview)
 
 
 def _with_upload_names(resolved: Resolved, job: Job) -> Resolved:
@@ -257,13 +196,13 @@ def _with_upload_names(resolved: Resolved, job: Job) -> Resolved:
 
 def _with_work_dir(resolved: Resolved, folder: JobFolder) -> Resolved:
     """The request with its work dir; one that another version of this software began is emptied."""
-    work_dir = _PreviewingWorkDir(folder)
+    work_dir = PreviewingWorkDir(folder)
     try:
         work_dir.require_same(resolved.settings.plan())
     except InputError as error:
         logger.warning("%s: %s; it begins anew", folder.path.name, error)
         shutil.rmtree(folder.work)
-        work_dir = _PreviewingWorkDir(folder)
+        work_dir = PreviewingWorkDir(folder)
     return replace(resolved, work_dir=work_dir)
 
 

@@ -66,7 +66,10 @@ CASES = {
     "an unknown field": ({"num_frame": 9}, "num_frame: there is no such field"),
     "an unknown model": ({"model": "sora-2"}, "model 'sora-2' is not served; known: tiny"),
     "an unknown LoRA": ({"loras": "../mine"}, "LoRA '../mine' is not there; known: mine"),
-    "a colour that is none": ({"background": "mauvish"}, "background 'mauvish' is not an opaque colour"),
+    "a colour that is none": (
+        {"background": "mauvish"},
+        "background 'mauvish' is not an opaque colour",
+    ),
     "another fit": ({"fit": "stretch"}, "fit: Input should be 'crop' or 'pad'"),
 }
 

@@ -6,15 +6,8 @@ from typing import Any
 import pytest
 
 from swifti2v.serving.clip_order import ClipOrder
-from swifti2v.serving.job_store import (
-    MAX_CRASHES,
-    Job,
-    JobStore,
-    KeyReusedError,
-    NewJob,
-    QueueFullError,
-    new_id,
-)
+from swifti2v.serving.job import Job, NewJob, new_id
+from swifti2v.serving.job_store import MAX_CRASHES, JobStore, KeyReusedError, QueueFullError
 
 
 @pytest.fixture
