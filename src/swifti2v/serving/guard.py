@@ -22,6 +22,8 @@ SECURITY_HEADERS = {
     "X-Frame-Options": "DENY",
 }
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+PROBES = ("/health", "/ready")
+"""Paths that tell nothing of value, and that a cluster asks for by the address of the machine."""
 
 
 class Guard:
@@ -54,16 +56,17 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._judge(scope["method"], Headers(scope=scope))
+        refusal = self._judge(scope["method"], scope["path"], Headers(scope=scope))
         if refusal is not None:
             await refusal.to_response()(scope, receive, send_with_headers)
         else:
             await self._app(scope, self._counted(receive), send_with_headers)
 
-    def _judge(self, method: str, headers: Headers) -> ApiError | None:
+    def _judge(self, method: str, path: str, headers: Headers) -> ApiError | None:
         """Why a request is refused, if it is."""
         host = headers.get("host", "")
-        if "*" not in self._hosts and _without_port(host) not in self._hosts:
+        is_known = "*" in self._hosts or _without_port(host) in self._hosts
+        if not is_known and path not in PROBES:
             return ApiError(400, "invalid_host", "this server is not called by that name")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

@@ -124,8 +124,9 @@ class Worker:
         self._store.close()
 
     def _tell(self, state: str, job: str | None = None) -> None:
-        pid, models = os.getpid(), self._models.names
-        self._store.tell_worker_state(state=state, job=job, pid=pid, models=models)
+        names = {model: name for name, model in self._server.model_names.items()}
+        models = [names[model] for model in self._models.names]
+        self._store.tell_worker_state(state=state, job=job, pid=os.getpid(), models=models)
 
     def _do(self, job: Job) -> None:
         """Make a job, and note how it ended."""

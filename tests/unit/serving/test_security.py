@@ -85,6 +85,10 @@ def test_pages_of_other_sites_reach_nothing(live, headers, code):
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_a_cluster_may_ask_for_health_by_address(live):
+    assert ok(live.client.get("/health", headers={"Host": "10.1.2.3:8000"}))["worker"]
+
+
 def test_its_own_page_may_ask(live):
     headers = {"Origin": live.url, "Sec-Fetch-Site": "same-origin"}
     video = ok(live.client.post("/v1/videos", headers=headers, **form()))
