@@ -141,7 +141,8 @@ async def _check(
             folder=str(folder.path), order=order.to_json(), wants_memory=wants_memory
         )
         if "error" in answer:
-            raise ApiError(400, answer["code"], answer["error"])
+            is_fault = answer["code"] == "internal_error"
+            raise ApiError(500 if is_fault else 400, answer["code"], answer["error"])
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise

@@ -12,7 +12,8 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ CODES = (
 """``error.code`` of what a client did wrong, the first that fits."""
 API_NAMES = {"steps": "num_inference_steps", "image": "input_reference", "lora": "loras"}
 """Fields that are not called like their option of the command line."""
+INTERNAL_ERROR = "internal_error"
 SPARE_SECONDS = 10
 """Beyond the processor time, for a child that waits for a disk."""
 
@@ -70,6 +72,12 @@ class Answer(TypedDict, total=False):
     """Predicted peak of the device, where it was asked for."""
     models: dict[str, dict[str, Any]]
     """Facts of each model, by name; said once, when the process is ready."""
+
+
+TOO_MUCH = Answer(
+    error="the uploaded files take too much memory or time to read; send smaller ones",
+    code="invalid_media",
+)
 
 
 def main() -> None:
@@ -91,27 +99,35 @@ def main() -> None:
         print(json.dumps({**found, "number": question["number"]}), file=answers, flush=True)
 
 
-def _in_child(function: Any, limits: Limits) -> Answer:
+def _in_child(function: Callable[[], Answer], limits: Limits) -> Answer:
+    """What a function gives in a process that may use so much time and memory and no more."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        os.close(reader)
-        _limit(limits)
-        with os.fdopen(writer, "w") as pipe:
-            json.dump(function(), pipe)
-        os._exit(0)
+        try:
+            os.close(reader)
+            _limit(limits)
+            _write_answer(function, writer)
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
+    found: Answer = json.loads(text) if text else TOO_MUCH  # a child that was killed says nothing
+    return found
+
+
+def _write_answer(function: Callable[[], Answer], writer: int) -> None:
     try:
-        found: Answer = json.loads(text)
-        return found
-    except ValueError:
-        return Answer(
-            error="the uploaded files take too much memory or time to read; send smaller ones",
-            code="invalid_media",
-        )
+        found = function()
+    except MemoryError:
+        found = TOO_MUCH
+    except Exception:
+        traceback.print_exc()
+        found = Answer(error="the server failed to check it; its log says why", code=INTERNAL_ERROR)
+    with os.fdopen(writer, "w") as pipe:
+        json.dump(found, pipe)
 
 
 def _limit(limits: Limits) -> None:
@@ -145,8 +161,6 @@ def answer(
     except SwiftI2VError as error:
         code = next((code for kind, code in CODES if isinstance(error, kind)), "invalid_model")
         return Answer(error=in_words_of_api(error, folder), code=code)
-    except MemoryError:
-        return Answer(error="the uploaded files need too much memory", code="invalid_media")
 
 
 def _resolve(folder: JobFolder, order: ClipOrder, server: ServerSettings) -> Resolved:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from swifti2v.errors import InputError
 from swifti2v.media import load_image
-from swifti2v.serving.checking import _in_child
+from swifti2v.serving.checking import Answer, _in_child
 from swifti2v.serving.fetching import fetch, is_public
 from swifti2v.serving.keys import Keys
 from swifti2v.serving.settings import Limits
@@ -152,16 +152,16 @@ def test_prompts_are_not_logged(live, caplog):
     assert "SECRET" not in caplog.text
 
 
-def hungry() -> dict[str, str]:
-    return {"error": str(len(bytearray(2**30)))}
+def hungry() -> Answer:
+    return Answer(error=str(len(bytearray(2**30))))
 
 
-def slow() -> dict[str, str]:
+def slow() -> Answer:
     while True:
         pass
 
 
-def crashing() -> dict[str, str]:
+def crashing() -> Answer:
     os.abort()
 
 
@@ -171,6 +171,15 @@ def test_a_file_that_takes_too_much_or_crashes_its_decoder_hurts_nobody(function
     found = _in_child(function, Limits(check_seconds=1, check_bytes=100 * 2**20))
     assert found["code"] == "invalid_media"
     assert time.monotonic() - started < 30
+
+
+def failing() -> Answer:
+    raise RuntimeError("a fault of ours")
+
+
+def test_a_fault_of_the_checker_is_no_fault_of_the_file(capfd):
+    assert _in_child(failing, Limits())["code"] == "internal_error"
+    assert "a fault of ours" in capfd.readouterr().err
 
 
 def test_the_server_process_loads_no_decoder_and_no_torch():

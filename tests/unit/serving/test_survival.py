@@ -34,11 +34,11 @@ def has_segment(video: dict[str, Any]) -> bool:
 
 def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path):
     with serve(model, tmp_path) as live:
-        id = live.submit(num_inference_steps=60)["id"]
+        id = live.submit(num_inference_steps=25)["id"]
         wait(lambda: live.get(id), has_segment)
     with serve(model, tmp_path) as live:
         assert live.finish(id)["status"] == "completed"
-        again = live.finish(live.submit(num_inference_steps=60)["id"])
+        again = live.finish(live.submit(num_inference_steps=25)["id"])
         assert [live.service.store.find(each).runs for each in (id, again["id"])] == [2, 1]
         folders = [live.service.data_dir.job(each) for each in (id, again["id"])]
     assert_same_frames(folders[0].video, folders[1].video)
@@ -47,7 +47,7 @@ def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path
 
 def test_a_job_that_another_version_began_begins_anew(model, tmp_path):
     with serve(model, tmp_path) as live:
-        id = live.submit(num_inference_steps=60)["id"]
+        id = live.submit(num_inference_steps=25)["id"]
         wait(lambda: live.get(id), has_segment)
         plan = live.service.data_dir.job(id).work / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": "0.0.1"}))
