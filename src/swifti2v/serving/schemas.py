@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from swifti2v.config import Stage
+from swifti2v.config import StageName
 from swifti2v.serving.job import Status
 
 
@@ -36,7 +36,7 @@ class Lora(_Strict):
 
     name: str
     strength: float = Field(1.0, allow_inf_nan=False)
-    stage: Stage = "stage1"
+    stage: StageName = "stage1"
 
 
 def _to_lora(value: Any) -> Any:
