@@ -98,6 +98,12 @@ class Live:
         )
         return found
 
+    def runs(self, id: str) -> int:
+        """How often a job was begun or continued."""
+        job = self.service.store.find(id)
+        assert job is not None
+        return job.runs
+
     def files(self) -> set[str]:
         """Everything below the folders of jobs."""
         folders = (self.service.data_dir.jobs, self.service.data_dir.incoming)

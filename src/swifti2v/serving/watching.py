@@ -4,9 +4,9 @@ import threading
 
 from swifti2v.errors import CancelledError
 from swifti2v.jobs.work_dir import WorkDir
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import Progress, Stopwatch
 from swifti2v.pipelines.transition import MotionReference
-from swifti2v.pipelines.two_stage import SegmentOutput
 from swifti2v.serving.clip_order import JobFolder
 from swifti2v.serving.job import Job
 from swifti2v.serving.job_store import JobStore

@@ -39,7 +39,7 @@ def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path
     with serve(model, tmp_path) as live:
         assert live.finish(id)["status"] == "completed"
         again = live.finish(live.submit(num_inference_steps=25)["id"])
-        assert [live.service.store.find(each).runs for each in (id, again["id"])] == [2, 1]
+        assert [live.runs(each) for each in (id, again["id"])] == [2, 1]
         folders = [live.service.data_dir.job(each) for each in (id, again["id"])]
     assert_same_frames(folders[0].video, folders[1].video)
     assert folders[0].stream.read_bytes() == folders[1].stream.read_bytes()
