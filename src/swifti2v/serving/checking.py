@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from PIL import Image
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import (
@@ -86,6 +87,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     torch.set_num_threads(1)  # no pool of threads that a fork would lack
+    Image.init()  # loads its plugins here, not in each child
     server = ServerSettings.from_json(sys.argv[1])
     try:
         outlines = {name: outline(model) for name, model in server.model_names.items()}

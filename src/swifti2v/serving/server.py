@@ -1,6 +1,7 @@
 """Run the application until SIGINT or SIGTERM."""
 
 import logging
+import signal
 
 import uvicorn
 
@@ -30,6 +31,8 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises them again once it has ended
     server.run()
     if not server.started:
         raise SwiftI2VError("the server did not start; the lines above say why")
