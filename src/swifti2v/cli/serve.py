@@ -26,8 +26,8 @@ def serve(
         Path | None, typer.Option(help="Folder whose .safetensors may be asked for by name.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="As of generate.")] = None,
-    placement: Annotated[Placement | None, typer.Option(help="As of generate.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Number type of the weights.")] = None,
+    placement: Annotated[Placement | None, typer.Option(help="Place of the weights.")] = None,
     memory: Annotated[
         float | None,
         typer.Option(help="GB of weights that stay loaded (default half of the device's memory)."),
@@ -35,7 +35,7 @@ def serve(
     queue_size: Annotated[int, typer.Option(help="Jobs that may wait.")] = 64,
     jobs_per_key: Annotated[int, typer.Option(help="Unfinished jobs of one API key.")] = 16,
     upload_mb: Annotated[int, typer.Option(help="Most MB of a request.")] = 64,
-    keep_hours: Annotated[float, typer.Option(help="How long finished jobs are kept.")] = 24,
+    keep_hours: Annotated[float, typer.Option(help="Hours that a finished job is kept.")] = 24,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="Another name by which the server is called; * for any."),

@@ -189,7 +189,7 @@ async def _write_uploads(service: Service, body: Body, folder: JobFolder) -> Non
 
 
 def make_order(service: Service, body: Body) -> ClipOrder:
-    """What is asked for, with the defaults of the server.
+    """Make the order of a request, with the defaults of the server.
 
     Raises:
         ApiError: An unknown model or LoRA.

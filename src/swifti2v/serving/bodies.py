@@ -22,7 +22,7 @@ _DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*;base64,", re.IGN
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Body:
-    """What a client sent."""
+    """Fields and files that a client sent."""
 
     video: VideoRequest
     uploads: dict[str, bytes]

@@ -63,7 +63,7 @@ SPARE_SECONDS = 10
 
 
 class Answer(TypedDict, total=False):
-    """What a child says: the facts of a request that can be made, or what is wrong with it."""
+    """Facts of a request that can be made, or an error."""
 
     error: str
     code: str
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def _in_child(function: Callable[[], Answer], limits: Limits) -> Answer:
-    """What a function gives in a process that may use so much time and memory and no more."""
+    """Call a function in a process of its own, within limits of time and memory."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -248,7 +248,7 @@ def outline(model: str) -> SwiftI2VPipeline:
 
 
 def describe_model(pipe: SwiftI2VPipeline) -> dict[str, Any]:
-    """What ``GET /v1/models`` tells of a model."""
+    """Facts of a model that ``GET /v1/models`` tells."""
     config = pipe.config
     return {
         "default_size": f"{config.width}x{config.height}",

@@ -1,4 +1,4 @@
-"""What is stored of an accepted request: all that makes its video, and where its files lie."""
+"""Orders: the stored form of an accepted request, and the files of its job."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class ClipOrder:
 
     @classmethod
     def from_json(cls, text: str) -> "ClipOrder":
-        """What ``to_json`` wrote."""
+        """Read what ``to_json`` wrote."""
         return _ADAPTER.validate_json(text)
 
 
@@ -75,7 +75,7 @@ class JobFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.uploaded_photo = path / "input_reference"
-        """As the client sent it; gone once it is checked."""
+        """Photo as the client sent it; deleted once it is checked."""
         self.uploaded_motion = path / "motion_reference"
         self.photo = path / "photo.png"
         """The upload's pixels without anything else that its file held."""

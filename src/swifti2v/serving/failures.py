@@ -13,7 +13,7 @@ CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The error itself."""
 
     message: str
     type: str
@@ -61,7 +61,7 @@ class ApiError(Exception):
 
 
 def from_validation(error: ValidationError | RequestValidationError) -> ApiError:
-    """What is wrong with a field, the first one that is."""
+    """Name the first field that is wrong, and the reason."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = place[0] if place else None

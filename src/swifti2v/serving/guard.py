@@ -1,4 +1,4 @@
-"""What stands before every request: which host it names, where it comes from, how large it is."""
+"""Checks before every request: the host it names, the site it comes from, its size."""
 
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -63,7 +63,7 @@ class Guard:
             await self._app(scope, self._counted(receive), send_with_headers)
 
     def _judge(self, method: str, path: str, headers: Headers) -> ApiError | None:
-        """Why a request is refused, if it is."""
+        """The reason to refuse a request, if there is one."""
         host = headers.get("host", "")
         is_known = "*" in self._hosts or _without_port(host) in self._hosts
         if not is_known and path not in PROBES:

@@ -18,7 +18,7 @@ class NewJob:
     """Name of the API key; only its jobs are shown to it."""
     idempotency_key: str | None
     body_sha256: str
-    """Of all that was asked for, to tell a repeated request from another one with the same key."""
+    """Hash of the whole request: tells a repeated one from another one with the same key."""
     model: str
     prompt: str
     order_json: str
@@ -46,7 +46,7 @@ class NewJob:
 
     @property
     def work(self) -> float:
-        """What the seconds of a model's jobs are proportional to, roughly."""
+        """Size of the job, to which its seconds are roughly proportional."""
         return float(self.width * self.height * self.num_frames * max(1, self.segment_steps))
 
     @property
@@ -64,7 +64,7 @@ class Job(NewJob):
     status: Status
     created_at: float
     started_at: float | None
-    """When it was last begun or continued."""
+    """Time of the last begin or continuation."""
     ended_at: float | None
     stage: str | None
     steps_done: int
@@ -73,7 +73,7 @@ class Job(NewJob):
     """JSON object."""
     peak_memory_bytes: int | None
     runs: int
-    """How often it was begun or continued."""
+    """Number of times it was begun or continued."""
     crashes: int
     """Deaths of the worker since its last finished segment."""
     error_code: str | None

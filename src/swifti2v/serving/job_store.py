@@ -151,7 +151,7 @@ class JobStore:
         return Job(**row)
 
     def find(self, id: str, owner: str | None = None) -> Job | None:
-        """A job; None if there is none, or if it is another owner's."""
+        """A job; None if it is unknown or another owner's."""
         rows = self._run(
             "SELECT * FROM jobs WHERE id = ? AND owner = coalesce(?, owner)", id, owner
         )
@@ -206,7 +206,7 @@ class JobStore:
         return {row["status"]: row["jobs"] for row in rows}
 
     def totals(self) -> dict[str, float]:
-        """What was counted since the database was made, by name."""
+        """Counts since the database was made, by name."""
         return {row["name"]: row["value"] for row in self._run("SELECT * FROM totals")}
 
     def queue_position(self, job: Job) -> int:
@@ -329,7 +329,7 @@ class JobStore:
         )
 
     def worker_state(self) -> dict[str, Any]:
-        """What the worker said last; empty before it did."""
+        """Last state that the worker told; empty before the first one."""
         rows = self._run("SELECT state FROM worker")
         return dict(json.loads(rows[0]["state"])) if rows else {}
 

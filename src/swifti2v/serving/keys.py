@@ -51,7 +51,7 @@ class Keys:
         """Forget a key.
 
         Raises:
-            InputError: There is none of that name.
+            InputError: The name is unknown.
         """
         if self._hashes.pop(name, None) is None:
             raise InputError(

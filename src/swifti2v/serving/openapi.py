@@ -17,7 +17,7 @@ FILES = {
     "/v1/videos/sync": ("video/mp4",),
     "/metrics": ("text/plain",),
 }
-"""What some paths answer with instead of JSON."""
+"""Media types of paths that do not answer with JSON."""
 RANGES = ("/v1/videos/{id}/content", "/v1/videos/{id}/stream")
 HEALTH = ("/health", "/ready")
 ERRORS = {

@@ -17,7 +17,7 @@ logger = logging.getLogger("swifti2v.serving")
 LINE_BYTES = 4 * 1024**2
 """Longest answer of the checker."""
 STOP_SECONDS = 30.0
-"""Until a worker that shall end is killed; its job goes on from its finished segments."""
+"""Patience with a worker that is told to end; then it is killed, which loses no segment."""
 SOON_SECONDS = 5.0
 """A worker that dies sooner than this after its start is not started again at once."""
 MAX_DELAY_SECONDS = 30.0
@@ -112,7 +112,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs; None while there is none."""
+        """Id of the process; None while it does not run."""
         is_running = self._process is not None and self._process.returncode is None
         return self._process.pid if is_running and self._process else None
 

@@ -37,14 +37,14 @@ def get_service(request: Request) -> Service:
 
 
 AnyService = Annotated[Service, Depends(get_service)]
-_bearer = HTTPBearer(auto_error=False, description="An API key; not needed where there is none.")
+_bearer = HTTPBearer(auto_error=False, description="An API key; needed where the server has keys.")
 
 
 def get_owner(
     service: AnyService,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> str:
-    """Who asks: the holder of the API key.
+    """Find the holder of the API key.
 
     Raises:
         ApiError: The key is missing or unknown.

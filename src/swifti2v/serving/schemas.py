@@ -99,7 +99,7 @@ class VideoForm(VideoRequest):
 
 
 class VideoError(BaseModel):
-    """Why a job failed."""
+    """Reason of a failure."""
 
     code: str
     message: str
@@ -154,7 +154,7 @@ class DeletedVideo(BaseModel):
 
 
 class Estimate(BaseModel):
-    """What a request would take."""
+    """Memory and time that a request would take."""
 
     model: str
     size: str

@@ -1,4 +1,4 @@
-"""What the routes share: the parts of a running server, and jobs as clients see them."""
+"""Parts of a running server that its routes share, and jobs as clients see them."""
 
 import asyncio
 import json
@@ -33,13 +33,13 @@ class Service:
     checker: Checker
     worker: WorkerProcess
     is_stopping: Callable[[], bool] = field(default=lambda: False)
-    """Whether the server is to end, so that streams shall."""
+    """Whether the server is about to end; streams end then."""
 
     def find(self, id: str, owner: str) -> Job:
         """A job of an owner.
 
         Raises:
-            ApiError: There is none.
+            ApiError: The id is unknown.
         """
         job = self.store.find(id, owner)
         if job is None:

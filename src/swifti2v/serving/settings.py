@@ -10,7 +10,7 @@ from swifti2v.models.runtime.roles import Placement
 
 @settings
 class Limits:
-    """What one request may ask for, and how much may wait."""
+    """Limits of a request, of the queue and of what is kept."""
 
     queue_size: int = 64
     """Jobs that may wait."""
@@ -33,9 +33,9 @@ class Limits:
     check_bytes: int = 4 * 1024**3
     """Memory to check one request."""
     keep_seconds: int = 24 * 3600
-    """How long a job that has ended is kept."""
+    """Seconds that a job is kept after its end."""
     sync_seconds: int = 3600
-    """How long ``/v1/videos/sync`` waits."""
+    """Seconds that ``/v1/videos/sync`` waits."""
 
 
 @settings
@@ -81,7 +81,7 @@ class ServerSettings:
 
     @classmethod
     def from_json(cls, text: str) -> "ServerSettings":
-        """What ``to_json`` wrote."""
+        """Read what ``to_json`` wrote."""
         return _ADAPTER.validate_json(text)
 
 

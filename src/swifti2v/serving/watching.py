@@ -1,4 +1,4 @@
-"""What a running job shows of itself, and where it may be stopped."""
+"""Progress and previews of a running job, and the places where it may be stopped."""
 
 import threading
 
