@@ -98,6 +98,10 @@ class Live:
         )
         return found
 
+    def rest(self) -> None:
+        """Wait until the worker has cleared up after its last job."""
+        wait(lambda: self.service.store.worker_state()["state"], lambda state: state == "idle")
+
     def runs(self, id: str) -> int:
         """How often a job was begun or continued."""
         job = self.service.store.find(id)

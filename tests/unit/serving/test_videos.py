@@ -76,7 +76,8 @@ def test_a_finished_video_tells_what_it_took(live):
     ]  # fmt: skip
     part = live.client.get(f"{video['polling_url']}/content", headers={"Range": "bytes=0-1"})
     assert (part.status_code, len(part.content)) == (206, 2)
-    assert not list(live.service.data_dir.job(video["id"]).work.glob("*"))
+    live.rest()
+    assert not live.service.data_dir.job(video["id"]).work.exists()
 
 
 def test_progress_is_real_and_only_grows(live):
@@ -109,6 +110,7 @@ def test_waiting_for_a_video_gives_the_file(live):
 
 
 def test_an_estimate_stores_nothing(live):
+    live.rest()
     before = live.files()
     found = ok(live.client.post("/v1/videos/estimate", **form(seconds=2)))
     assert (found["size"], found["num_frames"], found["seconds"]) == (f"{SIZE}x{SIZE}", 33, "2")
