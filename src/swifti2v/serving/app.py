@@ -21,6 +21,7 @@ from swifti2v.serving.processes import Checker, WorkerProcess
 from swifti2v.serving.routes import operations, videos
 from swifti2v.serving.service import Service
 from swifti2v.serving.settings import ServerSettings
+from swifti2v.serving.web_page import add_page
 
 
 def create_app(
@@ -70,6 +71,7 @@ def create_app(
     add_handlers(app)
     app.include_router(videos)
     app.include_router(operations)
+    add_page(app)
     describe(app)
     app.add_middleware(Guard, hosts=settings.hosts, max_bytes=settings.limits.upload_bytes)
     app.add_middleware(CountRequests, metrics=metrics)
