@@ -21,6 +21,7 @@ from swifti2v.cli.serve import serve
 from swifti2v.cli.threads import limit_threads
 from swifti2v.cli.train import train_app
 from swifti2v.cli.transition import transition
+from swifti2v.cli.ui import ui
 from swifti2v.cli.upscale import upscale
 from swifti2v.cli.vbench import vbench_app
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, refine, upscale, plan, info, doctor, evaluate, serve):
+for command in (generate, refine, upscale, plan, info, doctor, evaluate, serve, ui):
     app.command()(command)
 for command in (transition, cache):
     data_app.command()(command)

@@ -12,6 +12,7 @@ import av
 
 from swifti2v.errors import InputError
 from swifti2v.evaluation.side_by_side.pairs import Pair
+from swifti2v.shipped import PACKAGE
 from swifti2v.storage import whole_file, write_whole
 
 INDEX, VIDEOS = "index.html", "videos"
@@ -79,11 +80,12 @@ def render_page(data: dict[str, Any]) -> str:
     """The HTML with style, code and data in it."""
     static = resources.files("swifti2v.evaluation.side_by_side") / "static"
     parts = {name: (static / name).read_text(encoding="utf-8") for name in _PARTS}
+    look = (PACKAGE / "look" / "look.css").read_text(encoding="utf-8")
     # "</" would end the script element wherever it stands, as in a name.
     text = json.dumps(data, ensure_ascii=False).replace("</", "<\\/")
     return (
         parts["page.html"]
-        .replace("/*style*/", parts["page.css"])
+        .replace("/*style*/", look + parts["page.css"])
         .replace("/*script*/", parts["page.js"])
         .replace("/*data*/", text)
     )

@@ -51,6 +51,7 @@ export class Composer {
     find("#lora-field").hidden = !model.loras.length;
     find("#loras").replaceChildren(...model.loras.map(loraRow));
     this.markChips();
+    this.estimate();
   }
 
   // Put a phrase of the vocabulary into the prompt, or take it out.
@@ -128,7 +129,8 @@ export class Composer {
 
   async estimate() {
     const place = find("#estimate");
-    if (!this.isComplete) return place.replaceChildren();
+    if (!this.isComplete) return this.askForMore();
+    if (!find("strong", place)) place.textContent = "Checking\u2026";
     const { signal } = (this.estimating = new AbortController());
     try {
       const found = await estimate(this.body(), signal);
@@ -140,6 +142,11 @@ export class Composer {
     } finally {
       if (!signal.aborted) place.classList.remove("is-old");
     }
+  }
+
+  askForMore() {
+    find("#estimate").classList.remove("is-old");
+    find("#estimate").textContent = "With a photo and a prompt, time and memory are shown here.";
   }
 
   async submit() {

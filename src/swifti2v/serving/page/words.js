@@ -19,7 +19,7 @@ export function duration(seconds) {
 
 export function memory(bytes) {
   const gigabytes = bytes / 1e9;
-  return `${gigabytes >= 10 ? Math.round(gigabytes) : gigabytes.toFixed(1)} GB`;
+  return `${gigabytes >= 10 ? Math.round(gigabytes) : gigabytes.toFixed(1)}\u00a0GB`;
 }
 
 // Length as the form asks for it: the frames after the first one.
