@@ -52,7 +52,8 @@ function choose(id) {
 function showChosen() {
   const id = location.hash.slice(1) || null;
   lists.choose(id);
-  if (id) viewer.show(id);
+  if (id) viewer.show(id, photos.get(id));
+  else if (viewer.id) viewer.clear();
 }
 
 function report(error) {
@@ -115,7 +116,7 @@ async function reuse(video) {
   const { prompt, seed, model, size, fps, num_frames: frames } = video;
   const simple = { prompt, seed, model, size, fps, seconds: lengthOf(frames, fps) };
   composer.fill(stored ? { ...fromStored(stored), model } : simple, photos.get(video.id));
-  if (!photos.has(video.id)) composer.showProblem("The settings are back. Choose their photo again.", "input_reference");
+  if (!photos.has(video.id)) composer.ask("The settings are back. Choose their photo again.", "input_reference");
   find("#prompt").focus();
 }
 
@@ -127,8 +128,8 @@ async function reuseFile(file) {
       `${file.name} carries no settings. To use its motion, choose it under More settings, Motion clip.`);
   }
   composer.fill(fromStored(stored));
-  if (!composer.photo) composer.showProblem("The settings are back. Choose their photo.", "input_reference");
-  else if (stored.motion) composer.showProblem("The settings are back. Choose their motion clip.", "motion_reference");
+  if (!composer.photo) composer.ask("The settings are back. Choose their photo.", "input_reference");
+  else if (stored.motion) composer.ask("The settings are back. Choose their motion clip.", "motion_reference");
 }
 
 const stem = (path) => path.split(/[\\/]/).at(-1).replace(/\.(yaml|safetensors)$/, "");

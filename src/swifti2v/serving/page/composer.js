@@ -4,6 +4,7 @@ import { createVideo, estimate } from "./api.js";
 import { duration, element, find, lengthOf, memory, plural, sizeOf } from "./words.js";
 
 const ESTIMATE_MILLISECONDS = 500;
+const HALF_SIZE = "Give width and height, or neither.";
 const MORE = ["motion_reference", "num_inference_steps", "guidance_scale", "fps", "negative_prompt",
   "segment_size", "context_size", "fit", "background", "loras"];
 
@@ -114,7 +115,7 @@ export class Composer {
       if (typeof value === "string" && value.trim()) body.append(name, value.trim());
     }
     const [width, height] = [find("#width").value, find("#height").value];
-    if (width || height) body.append("size", `${width || 0}x${height || 0}`);
+    if (width) body.append("size", `${width}x${height}`);
     const loras = [...find("#loras").children].map(readLora).filter(Boolean);
     if (loras.length) body.append("loras", JSON.stringify(loras));
     if (this.photo) body.append("input_reference", this.photo, this.photo.name);
@@ -123,8 +124,12 @@ export class Composer {
     return body;
   }
 
+  get hasWholeSize() {
+    return Boolean(find("#width").value) === Boolean(find("#height").value);
+  }
+
   get isComplete() {
-    return Boolean(this.photo && find("#prompt").value.trim());
+    return Boolean(this.photo && find("#prompt").value.trim() && this.hasWholeSize);
   }
 
   async estimate() {
@@ -146,15 +151,16 @@ export class Composer {
 
   askForMore() {
     find("#estimate").classList.remove("is-old");
-    find("#estimate").textContent = "With a photo and a prompt, time and memory are shown here.";
+    find("#estimate").textContent = this.hasWholeSize
+      ? "With a photo and a prompt, time and memory are shown here." : HALF_SIZE;
   }
 
   async submit() {
     if (this.isSending) return;
     if (!this.photo) return this.showProblem("Choose a photo first.", "input_reference");
     if (!find("#prompt").value.trim()) return this.showProblem("Say what happens in the video.", "prompt");
+    if (!this.hasWholeSize) return this.showProblem(HALF_SIZE, "size");
     clearTimeout(this.timer);
-    this.estimating?.abort();
     this.setSending(true);
     // A request that is sent again after a broken connection makes no second video.
     this.repeatKey ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
@@ -182,9 +188,17 @@ export class Composer {
     else this.showProblem(error.message, error.param);
   }
 
+  // Say what is missing, which is no error.
+  ask(message, param) {
+    this.showProblem(message, param);
+    find("#problem").classList.remove("error");
+  }
+
   showProblem(message, param) {
-    find("#problem").textContent = message;
-    find("#problem").hidden = false;
+    const place = find("#problem");
+    place.textContent = message;
+    place.hidden = false;
+    place.classList.add("error");
     if (MORE.includes(param)) find("#more").open = true;
     const field = param && find(`[data-field="${CSS.escape(param)}"]`);
     for (const input of field?.querySelectorAll("input, textarea, select") ?? []) {

@@ -2,6 +2,7 @@
 
 import { call, pieces, sleep } from "./api.js";
 import { streamType } from "./mp4.js";
+import { wantsCalm } from "./words.js";
 
 const RETRY_SECONDS = 1;
 const LOOP_SECONDS = 1; // a part shorter than this would flicker
@@ -15,11 +16,11 @@ export const canPlayLive = Boolean(Source);
 // skips what is here already: the server sends the same bytes again.
 export async function playLive(element, video, signal) {
   const source = new Source();
-  const stillMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
   element.disableRemotePlayback = true; // a managed source opens only without AirPlay
-  element.src = URL.createObjectURL(source);
-  signal.addEventListener("abort", () => URL.revokeObjectURL(element.src), { once: true });
-  if (!stillMotion) loopWhatIsThere(element, signal);
+  const url = URL.createObjectURL(source);
+  element.src = url;
+  signal.addEventListener("abort", () => URL.revokeObjectURL(url), { once: true });
+  if (!wantsCalm()) loopWhatIsThere(element, signal);
   await opened(source, signal);
   const feed = new Feed(source, video);
   let numSeen = 0;
@@ -34,7 +35,7 @@ export async function playLive(element, video, signal) {
         if (!fresh.length) continue;
         numSeen += fresh.length;
         await feed.add(fresh);
-        if (!hasBegun && feed.buffer && !stillMotion) {
+        if (!hasBegun && feed.buffer && !wantsCalm()) {
           hasBegun = true;
           element.play().catch(() => {});
         }

@@ -1,49 +1,41 @@
 // One job, followed from the queue to the finished video.
 
-import { cancelVideo, deleteVideo, events, getVideo, mediaUrl, sleep } from "./api.js";
+import { cancelVideo, deleteVideo, events, mediaUrl, sleep } from "./api.js";
 import { canPlayLive, playLive } from "./live.js";
-import { duration, element, find, isActive, memory, remaining, sizeOf, stateOf } from "./words.js";
+import { duration, element, find, isActive, memory, remaining, sizeOf, stateOf, wantsCalm } from "./words.js";
 
 const RETRY_SECONDS = 1;
 
 export class Viewer {
   // `onReuse(video)` and `onChange(video)` are told of clicks and of new states; `onError(error)` of failures.
   constructor({ onReuse, onChange, onError }) {
-    Object.assign(this, { onReuse, onChange, onError, video: null, lastEvent: null });
+    Object.assign(this, { onReuse, onChange, onError, id: null, video: null, lastEvent: null });
     this.screen = find("#screen");
     this.player = find("#video");
     this.preview = find("#preview");
-    find("#cancel").addEventListener("click", () => this.act(() => cancelVideo(this.video.id)));
+    this.download = find("#download");
+    find("#cancel").addEventListener("click", () => this.act(() => cancelVideo(this.id)));
     find("#delete").addEventListener("click", () => this.remove());
     find("#reuse").addEventListener("click", () => this.onReuse(this.video));
     document.addEventListener("visibilitychange", () => {
       // Browsers open six connections to a server: a page that nobody sees holds none.
       if (document.hidden) this.following?.abort();
-      else if (this.video && isActive(this.video)) this.follow();
+      else if (this.id && this.download.hidden) this.follow();
     });
   }
 
-  // Show a job; null shows none.
-  async show(id) {
-    if (id === this.video?.id) return;
+  // Show a job, with the photo that it was sent with if this page has it.
+  show(id, photo) {
+    if (id === this.id) return;
     this.clear();
-    if (!id) return;
-    const choice = (this.choice = Symbol(id));
-    try {
-      const video = await getVideo(id);
-      if (choice !== this.choice) return;
-      this.take(video);
-      if (isActive(video)) this.follow();
-      else await this.finish(video);
-    } catch (error) {
-      if (choice === this.choice) this.onError(error);
-    }
+    this.id = id;
+    if (photo) this.showPicture(URL.createObjectURL(photo), "Your photo");
+    this.follow();
   }
 
   clear() {
-    this.choice = null;
     this.following?.abort();
-    this.video = null;
+    this.id = this.video = null;
     this.lastEvent = null;
     this.player.removeAttribute("src");
     this.player.removeAttribute("poster");
@@ -56,11 +48,11 @@ export class Viewer {
     this.screen.style.aspectRatio = "";
   }
 
-  // Previews, progress and the stream of a job, until it has ended.
+  // Previews, progress and the stream of a job until it has ended, and then its video.
   async follow() {
     this.following?.abort();
     const { signal } = (this.following = new AbortController());
-    const { id } = this.video;
+    const { id } = this;
     this.isStreaming = false;
     while (!signal.aborted) {
       try {
@@ -72,7 +64,7 @@ export class Viewer {
           else if (!data) return this.forget();
           else this.take(data);
           if (event === "done") return await this.finish(data, signal);
-          this.stream(signal);
+          if (isActive(this.video)) this.stream(signal);
         }
       } catch (error) {
         if (signal.aborted) return;
@@ -87,8 +79,11 @@ export class Viewer {
   stream(signal) {
     if (this.isStreaming || !canPlayLive || !this.video.segments_done) return;
     this.isStreaming = true;
-    this.player.addEventListener("loadeddata", () => this.showPlayer(), { once: true, signal });
-    playLive(this.player, this.video, signal).catch((error) => {
+    const live = (this.live = new AbortController());
+    signal.addEventListener("abort", () => live.abort());
+    this.player.addEventListener("loadeddata", () => this.showPlayer(), { once: true, signal: live.signal });
+    playLive(this.player, this.video, live.signal).catch((error) => {
+      if (live.signal.aborted) return;
       this.player.hidden = true; // the previews go on
       console.warn(error);
     });
@@ -96,26 +91,31 @@ export class Viewer {
 
   // What the job made, as a plain file; the place where it plays now is kept.
   async finish(video, signal) {
-    this.take(video);
     if (!video.segments_done) return;
     const path = `/v1/videos/${video.id}/content`;
-    const wasPlaying = this.isStreaming && !this.player.paused;
-    const place = this.isStreaming ? this.player.currentTime : 0;
+    const { isStreaming, player } = this;
+    const isPlaying = isStreaming ? !player.paused : !wantsCalm();
+    if (!isStreaming) player.poster = await mediaUrl(`${path}?variant=thumbnail`);
     const url = await mediaUrl(path);
-    if (signal?.aborted || this.video?.id !== video.id) return;
-    this.following?.abort();
-    this.isStreaming = false;
-    this.player.disableRemotePlayback = false;
-    if (!place) this.player.poster = await mediaUrl(`${path}?variant=thumbnail`);
-    this.player.addEventListener("loadedmetadata", () => {
+    if (signal.aborted) return;
+    const place = isStreaming ? player.currentTime : 0;
+    this.live?.abort();
+    player.disableRemotePlayback = false;
+    player.addEventListener("loadedmetadata", () => {
       this.showPlayer();
-      this.player.currentTime = place;
-      if (wasPlaying) this.player.play().catch(() => {});
-    }, { once: true });
-    this.player.src = url;
-    const link = find("#download");
-    Object.assign(link, { href: url, download: `${video.id}.mp4`, hidden: false });
-    link.textContent = video.status === "completed" ? "Download" : "Download what is finished";
+      player.currentTime = place;
+      if (isPlaying) player.play().catch(() => {});
+    }, { once: true, signal });
+    player.addEventListener("error", () => this.showNoVideo(), { once: true, signal });
+    player.src = url;
+    Object.assign(this.download, { href: url, download: `${video.id}.mp4`, hidden: false });
+    this.download.textContent = video.status === "completed" ? "Download" : "Download what is finished";
+  }
+
+  showNoVideo() {
+    this.player.hidden = this.preview.hidden = true;
+    find("#empty").hidden = false;
+    find("#empty").textContent = "This browser cannot play the video. Download it.";
   }
 
   showPlayer() {
@@ -123,11 +123,15 @@ export class Viewer {
     this.preview.hidden = find("#empty").hidden = true;
   }
 
+  showPicture(url, alt) {
+    this.preview.onload = () => { find("#empty").hidden = true; };
+    this.preview.onerror = () => { this.preview.hidden = true; };
+    Object.assign(this.preview, { src: url, alt, hidden: false });
+  }
+
   addPreview({ name, segment, image }) {
     if (this.player.hidden) {
-      const alt = name === "stage1" ? "Four frames of the planned motion" : "The newest finished frame";
-      Object.assign(this.preview, { src: image, alt, hidden: false });
-      find("#empty").hidden = true;
+      this.showPicture(image, name === "stage1" ? "Four frames of the planned motion" : "The newest finished frame");
     }
     find("#strip").children[segment]?.replaceChildren(element("img", { src: image, alt: "" }));
   }
@@ -145,11 +149,11 @@ export class Viewer {
     [...find("#strip").children].forEach((cell, number) => {
       cell.classList.toggle("is-now", video.status === "in_progress" && number === video.segments_done);
     });
-    find("#strip").hidden = video.status === "failed" && !video.segments_done;
+    find("#strip").hidden = !active && !video.segments_done;
     find("#failure").hidden = !video.error;
     find("#failure").textContent = video.error?.message ?? "";
     find("#facts").textContent = facts(video).join(" \u00b7 ");
-    if (!active && !video.segments_done) find("#empty").textContent = "Nothing of it was finished.";
+    find("#empty").textContent = active ? stateOf(video) : "Nothing of it was finished.";
     if (before?.id !== video.id || stateOf(before) !== stateOf(video)) {
       find("#news").textContent = stateOf(video);
       this.onChange(video);
@@ -158,8 +162,7 @@ export class Viewer {
 
   begin(video) {
     find("#about").hidden = false;
-    find("#download").hidden = true;
-    find("#empty").textContent = "";
+    this.download.hidden = true;
     find("#shown-prompt").textContent = video.prompt;
     this.screen.style.aspectRatio = video.size.replace("x", " / ");
     const cells = Array.from({ length: video.segments_total }, () => element("li"));
@@ -178,8 +181,7 @@ export class Viewer {
   async remove() {
     if (!confirm("Delete this video for good?")) return;
     try {
-      const { id } = this.video;
-      await deleteVideo(id);
+      await deleteVideo(this.id);
       this.forget();
     } catch (error) {
       this.onError(error);

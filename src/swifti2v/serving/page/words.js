@@ -11,7 +11,7 @@ export function element(tag, fields = {}, ...children) {
 
 export function duration(seconds) {
   if (seconds < 1) return "1 s";
-  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 60) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
   if (minutes < 90) return `${minutes} min`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
@@ -55,3 +55,5 @@ export function stateOf(video) {
 export function remaining(video) {
   return isActive(video) && video.eta_seconds != null ? `about ${duration(video.eta_seconds)} left` : "";
 }
+
+export const wantsCalm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
