@@ -121,9 +121,10 @@ def serve(
     *,
     limits: Limits | None = None,
     worker: type[WorkerProcess] = ThreadWorker,
+    port: int = 0,
     **more: Any,
 ) -> Iterator[Live]:
-    """Run a server on a thread."""
+    """Run a server on a thread, at a free port if none is given."""
     settings = ServerSettings(
         data_dir=data_dir, models=(str(model),), limits=limits or Limits(), **more
     )
@@ -133,7 +134,8 @@ def serve(
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,0 +1,61 @@
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swifti2v.shipped import PACKAGE
+from tests.helpers.serving import Live, photo, serve
+
+playwright = pytest.importorskip("playwright.sync_api")
+EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
+WAIT_MILLISECONDS = 90_000
+NANO = PACKAGE / "nano"
+OpenPage = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, EXECUTABLES)), None)
+    if found is None:
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as tools:
+        yield tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    folder = tmp_path_factory.mktemp("served")
+    with serve(NANO, folder) as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[OpenPage]:
+    """Opens the page of a server; nothing may fail in it, and nothing come from elsewhere."""
+    contexts, errors, urls = [], [], []
+
+    def open_one(url: str, **settings: Any) -> Any:
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        context.set_default_timeout(WAIT_MILLISECONDS)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: urls.append((url, request.url)))
+        page.goto(url)
+        page.wait_for_selector("#suggestions button")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not errors
+    assert not [used for own, used in urls if not used.startswith((own, "blob:", "data:"))]
+
+
+@pytest.fixture(scope="session")
+def photo_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "hills.png"
+    path.write_bytes(photo(96, 64))
+    return path
