@@ -62,9 +62,7 @@ def assert_usable(page: Any) -> None:
         assert not [(rule["id"], rule["nodes"]) for rule in found["violations"]]
 
 
-def test_a_photo_becomes_a_video_that_plays_while_it_is_made(
-    live, open_page, photo_file, tmp_path
-):
+def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, photo_file, tmp_path):
     page = open_page(live.url, accept_downloads=True)
     assert_usable(page)
     fill(page, photo_file, steps=SLOW)

@@ -32,9 +32,7 @@ def ui(
         open_page(port)  # one that runs already; its data dir has one server only
         return
     threading.Thread(target=_open_when_ready, args=(port,), daemon=True).start()
-    serve(
-        model=model, port=port, data_dir=data_dir, lora_dir=lora_dir, device=device, debug=debug
-    )
+    serve(model=model, port=port, data_dir=data_dir, lora_dir=lora_dir, device=device, debug=debug)
 
 
 def listens(port: int) -> bool:
