@@ -33,18 +33,20 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Opens the page of a server; nothing may fail in it, and nothing come from elsewhere."""
+    """Opens the page of a server; no script may fail in it, and nothing come from elsewhere."""
     contexts, errors, urls = [], [], []
 
-    def open_one(url: str, **settings: Any) -> Any:
+    def open_one(url: str, *, script: str = "", is_ready: bool = True, **settings: Any) -> Any:
         context = browser.new_context(**settings)
         contexts.append(context)
         context.set_default_timeout(WAIT_MILLISECONDS)
+        context.add_init_script(script)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: urls.append((url, request.url)))
         page.goto(url)
-        page.wait_for_selector("#suggestions button")
+        if is_ready:
+            page.wait_for_selector("#suggestions button")
         return page
 
     yield open_one

@@ -13,6 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from swifti2v.jobs.settings import read_settings
+from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.keys import Keys
 from tests.browser.conftest import NANO, WAIT_MILLISECONDS
 from tests.helpers.serving import serve, wait
 
@@ -21,6 +23,8 @@ SLOW = 30
 """Steps of a video that is still being made when it is looked at."""
 BEING_MADE = re.compile("segment [23] of 3")
 PHONE = {"width": 390, "height": 844}
+IPHONE = "self.ManagedMediaSource = self.MediaSource; delete self.MediaSource;"
+"""What iPhones have in its place."""
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
@@ -43,6 +47,20 @@ def make(page: Any, photo: Path, **settings: int) -> str:
     page.click("#submit")
     wait_while(page, lambda: page.url == before)
     return str(page.url).partition("#")[2]
+
+
+def drop(page: Any, path: Path, kind: str, event: str = "drop") -> None:
+    """Drop a file on the page, or paste it."""
+    page.evaluate(
+        """([bytes, name, type, event]) => {
+          const files = new DataTransfer();
+          files.items.add(new File([new Uint8Array(bytes)], name, { type }));
+          const settings = { dataTransfer: files, clipboardData: files, bubbles: true };
+          const made = event === "drop" ? new DragEvent(event, settings) : new ClipboardEvent(event, settings);
+          document.body.dispatchEvent(made);
+        }""",
+        [list(path.read_bytes()), path.name, kind, event],
+    )
 
 
 def wait_while(page: Any, is_so: Any) -> None:
@@ -90,7 +108,7 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
     assert read_settings(made).seed == 7
 
     other = open_page(live.url)
-    other.set_input_files("#reuse-file", made)
+    drop(other, made, "video/mp4")
     expect(other.locator("#seed")).to_have_value("7")
     expect(other.locator("#problem")).to_contain_text("photo")
     for name, value in {"prompt": "pan left", "width": "96", "seconds": "2", "steps": SLOW}.items():
@@ -156,10 +174,18 @@ def test_a_restart_of_the_server_is_waited_for_and_the_video_goes_on(
         page.close()
 
 
-def test_a_phone_shows_all_of_it(live, open_page, photo_file):
-    page = open_page(live.url, viewport=PHONE, has_touch=True, is_mobile=True)
-    make(page, photo_file)
-    expect(page.locator("#state")).to_have_text("Finished")
+def test_a_phone_shows_all_of_it_and_what_a_cancelled_video_has(live, open_page, photo_file):
+    page = open_page(live.url, script=IPHONE, viewport=PHONE, has_touch=True, is_mobile=True)
+    id = make(page, photo_file, steps=SLOW)
+    player = page.locator("#video")
+    expect(player).to_be_visible()
+    assert player.evaluate("video => video.src.startsWith('blob:') && video.disableRemotePlayback")
+    page.click("#cancel")
+    expect(page.locator("#state")).to_have_text("Cancelled")
+    expect(page.locator("#download")).to_have_text("Download what is finished")
+    expect(player).to_have_attribute("src", f"/v1/videos/{id}/content")
+    wait_while(page, lambda: player.evaluate("video => video.readyState") < 2)
+
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     small = page.evaluate(
         "[...document.querySelectorAll('button, a.button, input, select, summary')]"
@@ -170,13 +196,30 @@ def test_a_phone_shows_all_of_it(live, open_page, photo_file):
     assert_usable(page)
 
 
+def test_a_server_with_keys_asks_for_one(open_page, photo_file, tmp_path):
+    key = Keys(DataDir(tmp_path).keys).add("someone")
+    with serve(NANO, tmp_path) as server:
+        page = open_page(server.url, is_ready=False)
+        page.fill("#key", "wrong")
+        page.click("text=Go on")
+        expect(page.locator("#key-problem")).to_contain_text("send a valid API key")
+        page.fill("#key", key)
+        page.click("text=Go on")
+        page.wait_for_selector("#suggestions button")
+        make(page, photo_file)
+        expect(page.locator("#state")).to_have_text("Finished")
+        expect(page.locator("#video")).to_have_attribute("src", re.compile("^blob:"))
+        expect(page.locator("#gallery-list img")).to_be_visible()
+        page.close()
+
+
 def test_the_keyboard_alone_is_enough(live, open_page, photo_file):
     page = open_page(live.url)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "photo"
-    page.set_input_files("#photo", photo_file)
+    drop(page, photo_file, "image/png", "paste")
     page.focus("#prompt")
     page.keyboard.type("zoom in")
     expect(page.locator("[aria-pressed=true]")).to_have_text("zoom in")

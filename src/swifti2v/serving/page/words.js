@@ -18,7 +18,7 @@ export function duration(seconds) {
 }
 
 export function memory(bytes) {
-  const gigabytes = bytes / 1e9;
+  const gigabytes = bytes / 2 ** 30; // as cards are sold
   return `${gigabytes >= 10 ? Math.round(gigabytes) : gigabytes.toFixed(1)}\u00a0GB`;
 }
 
