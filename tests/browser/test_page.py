@@ -85,7 +85,7 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
     assert_usable(page)
     fill(page, photo_file, steps=SLOW)
     expect(page.locator("#estimate strong")).to_contain_text("33 frames")
-    expect(page.locator("#estimate")).to_contain_text("GB")
+    expect(page.locator("#estimate")).to_contain_text("of memory")
     page.click("#submit")
     player = page.locator("#video")
     expect(player).to_be_visible()

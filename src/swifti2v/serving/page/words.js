@@ -17,9 +17,10 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
+// A GB is 2^30 bytes, as memory is sold.
 export function memory(bytes) {
-  const gigabytes = bytes / 2 ** 30; // as cards are sold
-  return `${gigabytes >= 10 ? Math.round(gigabytes) : gigabytes.toFixed(1)}\u00a0GB`;
+  const [unit, size] = bytes >= 0.1 * 2 ** 30 ? ["GB", 2 ** 30] : ["MB", 2 ** 20];
+  return `${(bytes / size).toFixed(1)}\u00a0${unit}`;
 }
 
 // Length as the form asks for it: the frames after the first one.
