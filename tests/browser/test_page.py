@@ -113,6 +113,9 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
     expect(other.locator("#problem")).to_contain_text("photo")
     for name, value in {"prompt": "pan left", "width": "96", "seconds": "2", "steps": SLOW}.items():
         expect(other.locator(f"#{name}")).to_have_value(str(value))
+    other.set_input_files("#photo", photo_file)
+    other.set_input_files("#motion", made)
+    expect(other.locator("#estimate")).to_contain_text("33 frames")
 
 
 def test_what_is_wrong_is_said_in_the_servers_words(live, open_page, photo_file, tmp_path):
