@@ -4,23 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from swifti2v.shipped import PACKAGE
 from tests.helpers.serving import Live, photo, serve
 
-playwright = pytest.importorskip("playwright.sync_api")
 EXECUTABLES = ("chromium", "chromium-browser", "google-chrome")
 WAIT_MILLISECONDS = 90_000
 NANO = PACKAGE / "nano"
-OpenPage = Callable[..., Any]
+OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, EXECUTABLES)), None)
     if found is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as tools:
+    with sync_playwright() as tools:
         yield tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 
@@ -32,11 +32,13 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[OpenPage]:
+def open_page(browser: Browser) -> Iterator[OpenPage]:
     """Opens the page of a server; no script may fail in it, and nothing come from elsewhere."""
-    contexts, errors, urls = [], [], []
+    contexts: list[BrowserContext] = []
+    errors: list[str] = []
+    urls: list[tuple[str, str]] = []
 
-    def open_one(url: str, *, script: str = "", is_ready: bool = True, **settings: Any) -> Any:
+    def open_one(url: str, *, script: str = "", is_ready: bool = True, **settings: Any) -> Page:
         context = browser.new_context(**settings)
         contexts.append(context)
         context.set_default_timeout(WAIT_MILLISECONDS)

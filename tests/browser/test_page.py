@@ -1,16 +1,12 @@
 """The page in a real browser, on the model that ships."""
 
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-pytest.importorskip("playwright.sync_api")
-
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from swifti2v.jobs.settings import read_settings
 from swifti2v.serving.data_dir import DataDir
@@ -28,7 +24,7 @@ IPHONE = "self.ManagedMediaSource = self.MediaSource; delete self.MediaSource;"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
-def fill(page: Any, photo: Path, *, steps: int = 1, seed: int = 7) -> None:
+def fill(page: Page, photo: Path, *, steps: int = 1, seed: int = 7) -> None:
     """Fill the form for a small video."""
     page.set_input_files("#photo", photo)
     page.fill("#prompt", "")
@@ -40,16 +36,16 @@ def fill(page: Any, photo: Path, *, steps: int = 1, seed: int = 7) -> None:
     page.fill("#steps", str(steps))
 
 
-def make(page: Any, photo: Path, **settings: int) -> str:
+def make(page: Page, photo: Path, **settings: int) -> str:
     """Send the form; the id of the job."""
     before = page.url
     fill(page, photo, **settings)
     page.click("#submit")
     wait_while(page, lambda: page.url == before)
-    return str(page.url).partition("#")[2]
+    return page.url.partition("#")[2]
 
 
-def drop(page: Any, path: Path, kind: str, event: str = "drop") -> None:
+def drop(page: Page, path: Path, kind: str, event: str = "drop") -> None:
     """Drop a file on the page, or paste it."""
     page.evaluate(
         """([bytes, name, type, event]) => {
@@ -63,7 +59,7 @@ def drop(page: Any, path: Path, kind: str, event: str = "drop") -> None:
     )
 
 
-def wait_while(page: Any, is_so: Any) -> None:
+def wait_while(page: Page, is_so: Callable[[], bool]) -> None:
     for _ in range(WAIT_MILLISECONDS // 50):
         if not is_so():
             return
@@ -71,7 +67,7 @@ def wait_while(page: Any, is_so: Any) -> None:
     raise AssertionError("it stays so")
 
 
-def assert_usable(page: Any) -> None:
+def assert_usable(page: Page) -> None:
     """No rule of WCAG 2.2 AA that a program can check is broken, in either theme."""
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
@@ -127,15 +123,16 @@ def test_what_is_wrong_is_said_in_the_servers_words(live, open_page, photo_file,
     expect(page.locator("#problem")).to_contain_text("must be a multiple of 32")
     text = tmp_path / "notes.png"
     text.write_text("no picture")
-    page.set_input_files("#photo", text)
     page.fill("#height", "64")
-    answer = page.wait_for_event("response", lambda got: got.url.endswith("/estimate"))
-    assert answer.status == 400
-    expect(page.locator("#problem")).to_have_text(json.loads(answer.text())["error"]["message"])
+    expect(page.locator("#problem")).to_be_hidden()
+    with page.expect_response(lambda got: got.status == 400) as refused:
+        page.set_input_files("#photo", text)
+    expect(page.locator("#problem")).to_have_text(refused.value.json()["error"]["message"])
     page.set_input_files("#reuse-file", text)
     expect(page.locator("#problem")).to_contain_text("notes.png carries no settings")
 
 
+@pytest.mark.slow
 def test_two_tabs_show_the_same_and_a_reload_goes_on(live, open_page, photo_file):
     first, second = open_page(live.url), open_page(live.url)
     running = make(first, photo_file, steps=SLOW)
@@ -156,10 +153,11 @@ def test_two_tabs_show_the_same_and_a_reload_goes_on(live, open_page, photo_file
 
     first.on("dialog", lambda dialog: dialog.accept())
     first.click("#delete")
-    expect(first.locator("#empty")).to_have_text("This video was deleted.")
+    expect(first.locator("#empty")).to_have_text("This video is gone.")
     assert live.client.get(f"/v1/videos/{running}").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_server_is_waited_for_and_the_video_goes_on(
     open_page, photo_file, tmp_path
 ):

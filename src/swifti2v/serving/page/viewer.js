@@ -190,7 +190,7 @@ export class Viewer {
 
   forget() {
     this.clear();
-    find("#empty").textContent = "This video was deleted.";
+    find("#empty").textContent = "This video is gone.";
     this.onChange(null);
   }
 }
