@@ -116,7 +116,7 @@ async function reuse(video) {
   const { prompt, seed, model, size, fps, num_frames: frames } = video;
   const simple = { prompt, seed, model, size, fps, seconds: lengthOf(frames, fps) };
   composer.fill(stored ? { ...fromStored(stored), model } : simple, photos.get(video.id));
-  if (!photos.has(video.id)) composer.ask("The settings are back. Choose their photo again.", "input_reference");
+  if (!photos.has(video.id)) composer.ask("The settings are back. Choose their photo.", "input_reference");
   find("#prompt").focus();
 }
 

@@ -78,7 +78,8 @@ export class Composer {
     view.hidden = true;
     view.onload = () => {
       view.hidden = false;
-      find("#photo-text").textContent = `${file.name}, ${view.naturalWidth}\u2009\u00d7\u2009${view.naturalHeight}. Choose another`;
+      const size = sizeOf(`${view.naturalWidth}x${view.naturalHeight}`);
+      find("#photo-text").textContent = `${file.name}, ${size}. Choose another`;
     };
     view.src = URL.createObjectURL(file); // some browsers show no HEIC: then its name is all
     view.alt = `Your photo ${file.name}`;
@@ -231,7 +232,7 @@ export class Composer {
     const names = new Map((values.loras ?? []).map((lora) => [lora.name, lora]));
     for (const row of find("#loras").children) writeLora(row, names.get(row.dataset.name));
     this.setMotion(null);
-    find("#more").open = MORE.some((name) => values[name] != null && values[name] !== "" && values[name].length !== 0);
+    find("#more").open = MORE.some((name) => String(values[name] ?? ""));
     if (photo) this.setPhoto(photo);
     this.markChips();
     this.changed(find("#prompt"));
@@ -239,10 +240,12 @@ export class Composer {
 }
 
 function describe(found) {
-  const time = found.eta_seconds == null ? "time not known before the first video" : `about ${duration(found.eta_seconds)}`;
+  const time = found.eta_seconds == null
+    ? "time not known before the first video" : `about ${duration(found.eta_seconds)}`;
   const parts = [time, `${memory(found.memory_bytes)} of memory`];
   if (found.queue_length) parts.push(`${plural(found.queue_length, "video")} ahead`);
-  const shape = `${sizeOf(found.size)}, ${plural(found.num_frames, "frame")}, ${(found.num_frames / found.fps).toFixed(1)} s`;
+  const seconds = (found.num_frames / found.fps).toFixed(1);
+  const shape = `${sizeOf(found.size)}, ${plural(found.num_frames, "frame")}, ${seconds} s`;
   const lines = [element("strong", { textContent: shape }), parts.join(" \u00b7 ")];
   if (found.notes.length) {
     lines.push(element("ul", {}, ...found.notes.map((note) => element("li", { textContent: note }))));

@@ -1,7 +1,7 @@
 // The queue and the videos that are there, kept up to date.
 
 import { cancelVideo, listVideos, mediaUrl } from "./api.js";
-import { element, find, isActive, remaining, stateOf } from "./words.js";
+import { element, find, isActive, remaining, sizeOf, stateOf } from "./words.js";
 
 export class Lists {
   // `onChoose(id)` is told of a click, `onError(error)` of failures.
@@ -103,7 +103,7 @@ export class Lists {
       mark: (isChosen) => mark(open, isChosen),
       update: (video) => {
         detail.textContent = video.status === "completed"
-          ? `${video.size.replace("x", "\u2009\u00d7\u2009")} \u00b7 ${Number(video.seconds).toFixed(1)} s` : stateOf(video);
+          ? `${sizeOf(video.size)} \u00b7 ${Number(video.seconds).toFixed(1)} s` : stateOf(video);
       },
     };
   }

@@ -70,7 +70,7 @@ class Feed {
   append(bytes) {
     return new Promise((resolve, reject) => {
       this.buffer.addEventListener("updateend", resolve, { once: true });
-      this.buffer.addEventListener("error", () => reject(new Error("This browser cannot play it.")), { once: true });
+      this.buffer.addEventListener("error", () => reject(new Error("not playable")), { once: true });
       this.buffer.appendBuffer(bytes);
     });
   }
