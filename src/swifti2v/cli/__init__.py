@@ -7,6 +7,7 @@ import typer
 from swifti2v import __version__
 from swifti2v.cli.bench import bench_app
 from swifti2v.cli.cache import cache
+from swifti2v.cli.comfyui import comfyui_app
 from swifti2v.cli.compare import compare_app
 from swifti2v.cli.configs import configs_app
 from swifti2v.cli.data import data_app
@@ -42,6 +43,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 app.add_typer(vbench_app, name="vbench")
 app.add_typer(compare_app, name="compare")
+app.add_typer(comfyui_app, name="comfyui")
 
 
 def _print_version(is_asked: bool) -> None:
