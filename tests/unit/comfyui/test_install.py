@@ -48,6 +48,11 @@ def test_a_comfyui_without_the_interface_is_refused(checkout):
     assert "update it" in error_line(swifti2v("comfyui", "install", checkout))
 
 
+def identity(place: Path) -> tuple[int, int, int]:
+    status = place.lstat()
+    return status.st_ino, status.st_mode, status.st_mtime_ns
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "link", "broken link"])
 def test_something_else_of_that_name_is_kept(checkout, tmp_path, kind):
     place = checkout / "custom_nodes" / "swifti2v"
@@ -57,9 +62,9 @@ def test_something_else_of_that_name_is_kept(checkout, tmp_path, kind):
         place.write_text("mine")
     else:
         place.symlink_to(tmp_path if kind == "link" else tmp_path / "gone")
-    before = place.lstat()
+    before = identity(place)
 
     line = error_line(swifti2v("comfyui", "install", checkout))
 
     assert str(place) in line
-    assert place.lstat() == before
+    assert identity(place) == before

@@ -171,7 +171,8 @@ def test_memory_does_not_grow_with_the_clip(tmp_path):
         for _ in range(20):
             frames = np.zeros((4, SIZE, SIZE, 3), np.uint8)
             alive.append(weakref.ref(frames))
-            assert sum(frames() is not None for frames in alive) <= 5  # two wait to be written
+            # Two are queued, one is written, one handed over, one made and one still named.
+            assert sum(frames() is not None for frames in alive) < 7
             yield type("Segment", (), {"frames": frames})()
             del frames
 
