@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-NODES = "swifti2v.comfyui.nodes"
+IMPORTERS = [f"swifti2v.comfyui.{name}" for name in ("nodes", "inputs", "runs")]
+"""Modules that import ComfyUI's."""
 
 
 @dataclass
@@ -126,7 +127,8 @@ class Schema:
     enable_expand: bool = False
 
     def __post_init__(self) -> None:
-        ids = [part.id for part in (*self.inputs, *self.outputs) if part.id is not None]
+        ids = [part.id for part in self.inputs]
+        ids += [part.id for part in self.outputs if part.id is not None]
         if len(ids) != len(set(ids)):
             raise ValueError(f"ids of {self.node_id} are not unique: {ids}")
 
@@ -335,5 +337,5 @@ def running_comfyui(folder: Path) -> Iterator[ComfyUI]:
     try:
         yield comfyui
     finally:
-        for name in (*modules, NODES):
+        for name in (*modules, *IMPORTERS):
             sys.modules.pop(name, None)

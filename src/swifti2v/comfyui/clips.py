@@ -42,27 +42,41 @@ def load(
     )
 
 
-def configure(
-    config: GenerationConfig, changes: Mapping[str, Any], *, fps: int = 0, **own: Any
-) -> GenerationConfig:
-    """Put the changes of a node on top of a model's settings.
-
-    Args:
-        config: Settings of the model.
-        changes: Settings by name, see ``SwiftI2VPipeline.configure``.
-        fps: Frames per second; 0 keeps the model's.
-        own: Settings that have an input of their own.
+def configure(config: GenerationConfig, changes: Mapping[str, Any]) -> GenerationConfig:
+    """Put changes on top of settings, see ``SwiftI2VPipeline.configure``.
 
     Raises:
         ConfigError: An unknown name or a value out of range.
     """
-    nested = expand_shorthands({**changes, **own, "fps": fps or None})
-    return parse_config(GenerationConfig, merge(to_dict(config), nested), "settings")
+    nested = merge(to_dict(config), expand_shorthands(changes))
+    return parse_config(GenerationConfig, nested, "settings")
 
 
-def resize(config: GenerationConfig, size: FrameSize) -> GenerationConfig:
-    """Settings with another output size."""
-    return replace(config, height=size.height, width=size.width)
+def prepare(
+    pipe: SwiftI2VPipeline,
+    image: Tensor,
+    fit: Fit,
+    height: int,
+    width: int,
+    changes: Mapping[str, Any],
+) -> tuple[Image.Image, GenerationConfig]:
+    """Fit a photo to the output size.
+
+    Args:
+        pipe: The model.
+        image: IMAGE of one picture.
+        fit: Way to fit a photo of another aspect.
+        height: Height of the output; 0 follows, see ``SwiftI2VPipeline.size_for``.
+        width: Width of the output, in the same way.
+        changes: Changes of the model's settings.
+
+    Returns:
+        The photo and all settings.
+    """
+    photo = to_photo(image)
+    size = pipe.size_for(photo, height=height or None, width=width or None)
+    config = replace(configure(pipe.config, changes), height=size.height, width=size.width)
+    return fit_photo(photo, config, fit), config
 
 
 def follow_clip(
@@ -84,7 +98,7 @@ def follow_clip(
     if height or width:
         frame = Image.fromarray(clip[0])
         size = pipe.size_for(frame, height=height or None, width=width or None)
-    return resize(replace(config, num_frames=num_frames), size)
+    return replace(config, num_frames=num_frames, height=size.height, width=size.width)
 
 
 def count_steps(

@@ -122,7 +122,7 @@ def test_upscale_makes_a_clip_larger(comfyui):
 
 def test_the_size_follows_the_photo_or_the_given_side(comfyui):
     inputs = clip_inputs(image=make_image(1, 48, 96))
-    given = {}, {"height": 64}, {"width": 64, "height": 128}
+    given: list[dict[str, int]] = [{}, {"height": 64}, {"width": 64, "height": 128}]
     sizes = [
         probe_clip(comfyui.run("SwiftI2VGenerate", **inputs, **more)[0].get_stream_source())
         for more in given
@@ -230,6 +230,15 @@ def test_inputs_that_do_not_fit_are_refused_with_the_remedy(comfyui):
     with pytest.raises(ShapeError, match="aspects differ"):
         comfyui.run("SwiftI2VRefine", **given, motion=make_image(9, 16, 16))
     assert comfyui.reports == []
+
+
+def test_notes_of_an_error_are_in_its_message(comfyui):
+    from swifti2v.comfyui.runs import whole_message
+
+    error = ShapeError("height 65 does not fit")
+    error.add_note("tokens are pooled")
+    with pytest.raises(ShapeError, match="does not fit; tokens are pooled"), whole_message():
+        raise error
 
 
 def test_a_fourth_channel_is_left_out(comfyui):
