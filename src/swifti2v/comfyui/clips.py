@@ -4,22 +4,30 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from swifti2v.config import GenerationConfig, expand_shorthands, merge, parse_config, to_dict
+from swifti2v.config import (
+    GenerationConfig,
+    StageName,
+    expand_shorthands,
+    merge,
+    parse_config,
+    to_dict,
+)
 from swifti2v.errors import MediaError
 from swifti2v.media import Frames, fit_image, open_writer
 from swifti2v.media.images import Fit
 from swifti2v.models.loading.sources import LoraSource
 from swifti2v.models.runtime.roles import Placement
+from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.transition import MotionReference
-from swifti2v.pipelines.two_stage import SegmentOutput, SwiftI2VPipeline
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import FrameSize
 
 logger = logging.getLogger(__name__)
@@ -104,7 +112,7 @@ def follow_clip(
 def count_steps(
     pipe: SwiftI2VPipeline,
     config: GenerationConfig,
-    stages: Sequence[Literal["stage1", "stage2"]],
+    stages: Sequence[StageName],
 ) -> int:
     """Number of times that the run of some stages reports progress."""
     rounds = {"stage1": 1, "stage2": len(pipe.plan(config))}

@@ -17,8 +17,8 @@ from swifti2v.errors import SwiftI2VError
 
 if TYPE_CHECKING:
     from swifti2v.media import Frames
+    from swifti2v.pipelines.decoding import SegmentOutput
     from swifti2v.pipelines.progress import Progress
-    from swifti2v.pipelines.two_stage import SegmentOutput
 
 
 class NodeProgress:
