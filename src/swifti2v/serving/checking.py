@@ -58,8 +58,8 @@ CODES = (
 API_NAMES = {"steps": "num_inference_steps", "image": "input_reference", "lora": "loras"}
 """Fields that are not called like their option of the command line."""
 INTERNAL_ERROR = "internal_error"
-SPARE_SECONDS = 10
-"""Beyond the processor time, for a child that waits for a disk."""
+SPARE_SECONDS = 90
+"""Beyond the processor time, for a child that waits for a disk, or for its turn on a busy machine."""
 
 
 class Answer(TypedDict, total=False):

@@ -153,7 +153,9 @@ class Worker:
     def _note_failure(self, job: Job, folder: JobFolder, error: BaseException) -> None:
         is_out_of_memory = isinstance(error.__cause__, torch.OutOfMemoryError)
         code = next(code for kind, code in CODES if isinstance(error, kind))
-        text = str(error).replace(f"{folder.path}/", "")
+        text = str(error)
+        for path in (folder.path, self._server.lora_dir):
+            text = text.replace(f"{path}/", "")
         if self._store.fail(job.id, "out_of_memory" if is_out_of_memory else code, text):
             logger.warning("%s failed: %s", job.id, text)
         if is_out_of_memory:
@@ -169,8 +171,9 @@ class Worker:
 
     def _make(self, job: Job, folder: JobFolder) -> RunReport:
         resolved = resolve(job.order.to_request(folder, self._server))
-        resolved = _with_work_dir(_with_upload_names(resolved, job), folder)
-        checked = check(resolved, self._models.get(resolved))
+        pipe = self._models.get(resolved)
+        resolved = _with_work_dir(_with_public_names(resolved, job), folder)
+        checked = check(resolved, pipe)
         # The video is written under two names. When it is complete, the one with an index takes
         # the place of the first; readers of the stream keep the fragments.
         folder.stream.touch()
@@ -181,16 +184,20 @@ class Worker:
         return run(checked, watcher.on_progress, watcher.on_segment, stopwatch=watcher.stopwatch)
 
 
-def _with_upload_names(resolved: Resolved, job: Job) -> Resolved:
-    """The request with settings that name the uploads, as they were sent, and not the server's files.
+def _with_public_names(resolved: Resolved, job: Job) -> Resolved:
+    """The request with settings that name uploads, model and LoRAs as the client does.
 
-    They are stored in the video, so that ``--like`` knows the photo again.
+    They are stored in the video, so that ``--like`` knows the photo again, and tell nobody where the
+    server keeps its files.
     """
+    loras = [replace(lora, path=Path(lora.path).stem) for lora in resolved.settings.loras]
     motion = FileRecord(path="motion_reference", sha256=job.motion_sha256 or "")
     settings = replace(
         resolved.settings,
         image=FileRecord(path="input_reference", sha256=job.image_sha256),
         motion=motion if job.motion_sha256 else None,
+        model=job.model,
+        loras=tuple(loras),
     )
     return replace(resolved, settings=settings)
 

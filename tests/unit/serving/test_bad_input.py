@@ -122,6 +122,7 @@ def test_a_job_that_fails_is_told_with_its_reason(model, tmp_path):
         assert video["status"] == "failed"
         assert video["error"]["code"] == "loading_failed"
         assert "broken.safetensors" in video["error"]["message"]
+        assert str(loras) not in video["error"]["message"]
         sync = live.client.post("/v1/videos/sync", **form(loras="broken"))
         assert (sync.status_code, refusal(sync)["code"]) == (422, "loading_failed")
         assert live.finish(live.submit(num_frames=9)["id"])["status"] == "completed"

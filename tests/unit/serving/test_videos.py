@@ -7,7 +7,13 @@ from openai import OpenAI
 
 from swifti2v.jobs.settings import read_settings
 from swifti2v.serving.settings import Limits
-from tests.helpers.command_line import assert_same_frames, generate, succeed
+from tests.helpers.command_line import (
+    assert_same_frames,
+    generate,
+    save_clip,
+    save_lora,
+    succeed,
+)
 from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve, wait
 from tests.helpers.tiny import NUM_FRAMES, SIZE
 
@@ -35,9 +41,10 @@ def test_the_openai_package_makes_the_video_that_the_command_line_makes(client, 
     client.videos.download_content(video.id).write_to_file(tmp_path / "served.mp4")
     succeed(generate(model, tmp_path / "photo.png", tmp_path / "alone.mp4"))
     assert_same_frames(tmp_path / "served.mp4", tmp_path / "alone.mp4")
-    assert read_settings(tmp_path / "served.mp4").image.path == "input_reference"
+    served = read_settings(tmp_path / "served.mp4")
+    assert (served.image.path, served.model) == ("input_reference", "tiny")  # no path of the server
     alone = read_settings(tmp_path / "alone.mp4").image.sha256
-    assert read_settings(tmp_path / "served.mp4").image.sha256 == alone
+    assert served.image.sha256 == alone
     assert video.id in [each.id for each in client.videos.list(limit=3).data]
     assert client.videos.delete(video.id).deleted
     with pytest.raises(Exception, match="there is no such video"):
@@ -93,12 +100,23 @@ def test_progress_is_real_and_only_grows(live):
 
 
 def test_an_own_clip_takes_the_place_of_stage_1(live, tmp_path):
-    from tests.helpers.command_line import save_clip
-
     clip = save_clip(tmp_path / "clip.mkv", 9).read_bytes()
     video = live.finish(live.submit(motion_reference=clip)["id"])
     assert (video["status"], video["num_frames"], video["fps"]) == ("completed", 9, 8)
     assert video["stage_seconds"]["stage1"] == 0
+
+
+def test_a_lora_changes_the_frames_and_its_folder_is_not_told(model, tmp_path):
+    loras = tmp_path / "loras"
+    loras.mkdir()
+    save_lora(loras / "mine.safetensors")
+    with serve(model, tmp_path / "data", lora_dir=loras) as live:
+        videos = [live.finish(live.submit(**more)["id"]) for more in ({}, {"loras": "mine"})]
+        plain, adapted = (live.client.get(f"{v['polling_url']}/content").content for v in videos)
+        assert str(tmp_path) not in str(videos)
+    assert plain != adapted
+    (tmp_path / "adapted.mp4").write_bytes(adapted)
+    assert [lora.path for lora in read_settings(tmp_path / "adapted.mp4").loras] == ["mine"]
 
 
 def test_waiting_for_a_video_gives_the_file(live):
