@@ -15,8 +15,9 @@ NANO = PACKAGE / "nano"
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Chromium; it ends with its tests, as others cannot run an event loop beside Playwright's."""
     found = next(filter(None, map(shutil.which, EXECUTABLES)), None)
     if found is None:
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
