@@ -69,7 +69,7 @@ class Guard:
         if not is_known and path not in PROBES:
             return ApiError(400, "invalid_host", "this server is not called by that name")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _host_of(origin) != host.lower():
             return ApiError(403, "foreign_origin", "pages of other sites may not call this server")
         site = headers.get("sec-fetch-site", "none")
         if method not in SAFE_METHODS and site not in ("none", "same-origin"):
@@ -102,3 +102,11 @@ def _without_port(host: str) -> str:
     """Name of a ``Host`` header."""
     name, _, port = host.lower().rpartition(":")
     return name if name and port.isdecimal() else host.lower()
+
+
+def _host_of(origin: str) -> str:
+    """Name and port of an ``Origin`` header; nothing for one that is no origin."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""

@@ -1,19 +1,22 @@
 """Requests and answers of the API, as OpenAPI describes them."""
 
-import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import from_json
 
 from swifti2v.config import StageName
 from swifti2v.serving.job import Status
+
+SIZE = r"\d{1,5}x\d{1,5}"
 
 
 def _from_json_text(value: Any) -> Any:
     """A list or an object that came as text, as in a form."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return from_json(value)
         except ValueError:
             return value
     return value
@@ -53,6 +56,12 @@ def _to_reference(value: Any) -> Any:
     return {"image_url": value} if isinstance(value, str) else value
 
 
+def _to_size(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(SIZE, value, re.ASCII):
+        raise ValueError(f"{value[:20]!r} is no size; write WIDTHxHEIGHT, such as 640x384")
+    return value
+
+
 AnyReference = Annotated[
     Reference | str | None,
     BeforeValidator(_to_reference),
@@ -66,7 +75,9 @@ class VideoRequest(_Strict):
     input_reference: AnyReference = Field(None, description="The photo.")
     model: str | None = Field(None, description="A name of GET /v1/models.")
     seconds: float | None = Field(None, gt=0, le=3600, description="Length; not with num_frames.")
-    size: str | None = Field(None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT.")
+    size: Annotated[str | None, BeforeValidator(_to_size)] = Field(
+        None, pattern=f"^{SIZE}$", description="WIDTHxHEIGHT."
+    )
     num_frames: int | None = Field(None, description="4k + 1, at least 5.")
     fps: int | None = Field(None, description="Frames a second.")
     seed: int | None = Field(None, ge=-1, le=2**63 - 1, description="-1 draws one.")

@@ -29,6 +29,7 @@ def animated() -> bytes:
     return buffer.getvalue()
 
 
+JSON = {"content-type": "application/json"}
 CASES = {
     "no photo": ({"input_reference": None}, "input_reference is missing"),
     "an empty photo": ({"input_reference": b""}, "image input_reference is empty (0 bytes)"),
@@ -48,7 +49,7 @@ CASES = {
     ),
     "a clip that is none": ({"motion_reference": b"hello"}, "motion_reference"),
     "a size that does not fit": ({"size": "100x64"}, "width 100"),
-    "a size that is none": ({"size": "big"}, "size: String should match pattern"),
+    "a size that is none": ({"size": "big"}, "size: 'big' is no size; write WIDTHxHEIGHT"),
     "a size that is too large": (
         {"size": "1024x512"},
         "size is 524288 pixels; this server makes at most 262144 pixels",
@@ -98,7 +99,10 @@ def test_a_clip_that_is_too_long_or_too_short(live, tmp_path):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"content": b"{", "headers": {"content-type": "application/json"}}, "the body is not JSON"),
+        ({"content": b"{", "headers": JSON}, "the body is not JSON"),
+        ({"content": b'{"prompt":' + b"[" * 5000, "headers": JSON}, "the body is not JSON"),
+        ({"content": b'{"prompt": "\\ud800"}', "headers": JSON}, "the body is not JSON"),
+        ({"json": {"prompt": "a", "loras": "[" * 5000}}, "is not there; known: mine"),
         ({"json": [1]}, "the body is not a JSON object"),
         ({"content": b"x", "headers": {"content-type": "text/plain"}}, "send application/json"),
         ({"json": {"input_reference": "data:,"}}, "prompt: Field required"),

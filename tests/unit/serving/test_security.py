@@ -76,6 +76,7 @@ def test_a_host_other_than_this_machine_needs_a_key(tmp_path):
         ({"Host": ""}, "invalid_host"),
         ({"Origin": "https://evil.example"}, "foreign_origin"),
         ({"Origin": "null"}, "foreign_origin"),
+        ({"Origin": "http://[no-address"}, "foreign_origin"),
         ({"Sec-Fetch-Site": "cross-site"}, "foreign_origin"),
     ],
 )
