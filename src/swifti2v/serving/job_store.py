@@ -258,12 +258,15 @@ class JobStore:
         segments_done: int = 0,
         stage_seconds: Mapping[str, float],
     ) -> bool:
-        """Note how far a job is; False if it was cancelled or deleted meanwhile."""
-        return self._changes(
-            "UPDATE jobs SET stage = ?, steps_done = max(steps_done, ?), "
-            "crashes = iif(segments_done < ?, 0, crashes), "
+        """Note how far a job is; False if it was cancelled or deleted meanwhile.
+
+        Of a cancelled job the segments count that were finished nevertheless.
+        """
+        rows = self._run(
+            "UPDATE jobs SET stage = iif(status = 'in_progress', ?, stage), "
+            "steps_done = max(steps_done, ?), crashes = iif(segments_done < ?, 0, crashes), "
             "segments_done = max(segments_done, ?), stage_seconds = ? "
-            "WHERE id = ? AND status = 'in_progress'",
+            "WHERE id = ? AND status IN ('in_progress', 'cancelled') RETURNING status",
             stage,
             steps_done,
             segments_done,
@@ -271,6 +274,7 @@ class JobStore:
             json.dumps({name: round(value, 3) for name, value in stage_seconds.items()}),
             id,
         )
+        return [row["status"] for row in rows] == ["in_progress"]
 
     def complete(self, id: str, stage_seconds: Mapping[str, float], peak_memory_bytes: int) -> bool:
         """End a job whose video is there; False if it was cancelled or deleted meanwhile."""

@@ -70,6 +70,15 @@ def test_what_ends_first_stays(store, end):
     assert store.totals()["jobs_completed"] == 1
 
 
+def test_a_segment_that_is_finished_as_its_job_is_cancelled_counts(store):
+    id = add(store).id
+    store.claim()
+    store.cancel(id)
+    assert not store.advance(id, stage="stage2", segments_done=1, stage_seconds={})
+    job = store.find(id)
+    assert (job.status, job.stage, job.segments_done) == ("cancelled", None, 1)
+
+
 def test_an_interrupted_job_comes_first_again_with_what_it_had_finished(store):
     first, second = add(store).id, add(store).id
     store.claim()
