@@ -20,6 +20,7 @@ from swifti2v.serving.job import Job, NewJob, new_id
 from swifti2v.serving.job_store import KeyReusedError, QueueFullError
 from swifti2v.serving.schemas import Estimate, Lora, VideoRequest
 from swifti2v.serving.service import Service
+from swifti2v.shapes import TIME_FACTOR
 
 logger = logging.getLogger("swifti2v.serving")
 
@@ -34,7 +35,6 @@ CHANGES = (
 )
 """Fields of a request that are settings of the model."""
 RETRY_SECONDS = 5
-FRAMES_PER_LATENT = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,9 +207,7 @@ def make_order(service: Service, body: Body) -> ClipOrder:
         asked["width"], asked["height"] = map(int, video.size.split("x"))
     if video.seconds is not None:
         fps = video.fps or service.checker.models[model]["default_fps"]
-        asked["num_frames"] = (
-            max(1, round(video.seconds * fps / FRAMES_PER_LATENT)) * FRAMES_PER_LATENT + 1
-        )
+        asked["num_frames"] = max(1, round(video.seconds * fps / TIME_FACTOR)) * TIME_FACTOR + 1
     return ClipOrder(
         model=model,
         prompt=video.prompt,

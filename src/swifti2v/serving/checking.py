@@ -43,7 +43,6 @@ from swifti2v.models.loading.sources import resolve as find_source
 from swifti2v.pipelines.outline import outline_pipeline
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.planning.plans import Wish
-from swifti2v.sampling import plan_sigmas
 from swifti2v.serving.clip_order import SOURCE, ClipOrder, JobFolder
 from swifti2v.serving.settings import Limits, ServerSettings
 
@@ -180,8 +179,6 @@ def _resolve(folder: JobFolder, order: ClipOrder, server: ServerSettings) -> Res
 
 def _describe(job: Job, folder: JobFolder, order: ClipOrder) -> dict[str, Any]:
     config = job.settings.config
-    stage2 = config.stage2.sampling
-    sigmas = plan_sigmas(stage2.num_inference_steps, stage2.shift, stage2.strength)
     return {
         "image_sha256": job.settings.image.sha256,
         "motion_sha256": job.settings.motion.sha256 if job.settings.motion else None,
@@ -192,7 +189,7 @@ def _describe(job: Job, folder: JobFolder, order: ClipOrder) -> dict[str, Any]:
         "notes": json.dumps([_reword(note, folder) for note in job.notes]),
         "segments_total": len(job.pipe.plan(config)),
         "stage1_steps": 0 if order.has_motion else config.stage1.sampling.num_inference_steps,
-        "segment_steps": len(sigmas) - 1,
+        "segment_steps": config.stage2.sampling.num_inference_steps,
     }
 
 
