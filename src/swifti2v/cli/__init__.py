@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from swifti2v import __version__
+from swifti2v.cli.batch import batch
 from swifti2v.cli.bench import bench_app
 from swifti2v.cli.cache import cache
 from swifti2v.cli.comfyui import comfyui_app
@@ -32,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, refine, upscale, plan, info, doctor, evaluate, serve, ui):
+for command in (generate, refine, upscale, batch, plan, info, doctor, evaluate, serve, ui):
     app.command()(command)
 for command in (transition, cache):
     data_app.command()(command)

@@ -310,8 +310,14 @@ class GenerateOptions(ClipOptions):
 
     command: ClassVar[Command] = "generate"
 
-    image: Annotated[
-        Path | None, typer.Argument(help="The photo. Needed without --like.", show_default=False)
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[IMAGE]...",
+            help="The photo. Needed without --like. Of several, each gives a video of its name, and "
+            "--output is a folder.",
+            show_default=False,
+        ),
     ] = None
 
 

@@ -29,6 +29,7 @@ from swifti2v.errors import (
 )
 from swifti2v.jobs.check import check
 from swifti2v.jobs.devices import choose_device
+from swifti2v.jobs.loaded_models import LoadedModels
 from swifti2v.jobs.report import RunReport
 from swifti2v.jobs.resolve import Resolved, resolve
 from swifti2v.jobs.run import run
@@ -38,7 +39,6 @@ from swifti2v.serving.clip_order import JobFolder
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job import Job
 from swifti2v.serving.job_store import JobStore
-from swifti2v.serving.loaded_models import LoadedModels
 from swifti2v.serving.settings import ServerSettings
 from swifti2v.serving.watching import ParkedError, PreviewingWorkDir, Watcher
 

@@ -1,6 +1,5 @@
 """Reading of manifests: tables, folders, webdataset archives and Hugging Face datasets."""
 
-import csv
 import json
 import os
 import tarfile
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from swifti2v.errors import InputError
+from swifti2v.tables import read_csv, read_json_lines
 from swifti2v.training.data.entries import (
     OPTIONAL_COLUMNS,
     Listing,
@@ -35,7 +35,6 @@ PHOTO_SUFFIXES = frozenset(
 )
 DATASET_FILES = ("dataset_dict.json", "state.json")
 """Files that ``save_to_disk`` of Hugging Face ``datasets`` writes."""
-_MAX_FIELD_BYTES = 2**24  # of a CSV; captions may exceed Python's 128 KiB
 
 
 def read_manifest(
@@ -95,44 +94,12 @@ def _list(path: Path, root: Path, listing: Listing) -> None:
     suffix = path.suffix.lower()
     if suffix == ".tar":
         return _list_archive(path, path.name, listing)
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+    readers = {".csv": read_csv, ".jsonl": read_json_lines, ".parquet": _parquet_rows}
     if suffix not in readers:
         raise InputError(
             f"manifest {path} is of an unknown kind; give .csv, .jsonl, .parquet, .tar or a folder"
         )
     return _list_table(path, readers[suffix](path), root, listing)
-
-
-def _csv_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    limit = csv.field_size_limit(_MAX_FIELD_BYTES)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            for row in reader:
-                if None in row:
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: more fields than columns; "
-                        "put quotes around texts with commas"
-                    )
-                yield row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a CSV in UTF-8: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _jsonl_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number} must be an object with keys and values")
-            yield row
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
