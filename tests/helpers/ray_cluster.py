@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -15,10 +16,9 @@ NODE_BYTES = 100 * 2**20
 def cluster(*cpus: int) -> Iterator[Any]:
     """A cluster with a head without cores and a node for each number of them."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
+    cluster_utils: Any = import_module("ray.cluster_utils")
     options = {"object_store_memory": NODE_BYTES, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 0})
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 0})
     try:
         for number in cpus:
             made.add_node(num_cpus=number, object_store_memory=NODE_BYTES)

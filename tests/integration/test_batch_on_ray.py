@@ -4,18 +4,16 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swifti2v.batch.on_ray import count_places
 from swifti2v.storage import hash_file
 from tests.helpers.command_line import save_photo, succeed, swifti2v
-
-pytest.importorskip("ray", reason="needs the extra 'ray'")
-pytestmark = pytest.mark.slow
-
-from tests.helpers.ray_cluster import cluster, find_actors, kill  # noqa: E402
+from tests.helpers.ray_cluster import cluster, find_actors, kill
 
 SETTINGS = ["num_frames=81", "width=160", "height=96", "stage2.segment_size=1"]
 NUM_SEGMENTS = 20
@@ -41,7 +39,7 @@ def start(manifest: Path, output: Path, address: str) -> subprocess.Popen[bytes]
     return subprocess.Popen(words)
 
 
-def wait_for(condition, what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str) -> None:
     end = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < end, f"{what} did not come"
@@ -54,10 +52,11 @@ def is_under_way(output: Path) -> bool:
     return any(3 <= len(list(folder.glob("segment_*"))) < NUM_SEGMENTS // 2 for folder in folders)
 
 
-def records(output: Path) -> list[dict]:
+def records(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_actor_node_and_driver_are_lost_and_the_videos_are_the_same(manifest, tmp_path):
     succeed(swifti2v(*command(manifest, tmp_path / "here")))
     out = tmp_path / "out"
@@ -79,7 +78,9 @@ def test_actor_node_and_driver_are_lost_and_the_videos_are_the_same(manifest, tm
         assert driver.wait(WAIT_SECONDS) == 0
 
     made = records(out)
-    assert [record["sha256"] for record in made] == [r["sha256"] for r in records(tmp_path / "here")]
+    assert [record["sha256"] for record in made] == [
+        r["sha256"] for r in records(tmp_path / "here")
+    ]
     assert [hash_file(out / record["video"]) for record in made] == [r["sha256"] for r in made]
     assert not list(out.glob("work/clip*"))
 

@@ -136,6 +136,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_photo(place / "photo.jpg", 160, 96)
     for name in ("small.mp4", "clip.mp4"):
         save_counting_clip(folder / name, 5, height=64, width=96)
+    save_csv(
+        folder / "photos.csv", ("image", "prompt"), [{"image": "photo.jpg", "prompt": "pan left"}]
+    )
     save_csv(folder / "clips.csv", ("video", "prompt"), [{"video": "clip.mp4", "prompt": "fog"}])
     made = ("generate", "photo.jpg", "-p", "zoom in", "-o", folder / "out.mp4", *SMALL)
     with pytest.MonkeyPatch.context() as patch:

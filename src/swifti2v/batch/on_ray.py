@@ -10,10 +10,12 @@ Source:
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from swifti2v.batch.making import ClipMaker, OnSegment
@@ -69,7 +71,7 @@ def connect(cluster: Cluster) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
+        ray: Any = import_module("ray")
     except ImportError:
         raise ConfigError("--ray needs Ray; install it with: pip install 'swifti2v[ray]'") from None
     started_here = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
@@ -171,8 +173,7 @@ class _Crew:
         cluster: Cluster,
         on_segment: OnSegment,
     ) -> None:
-        import ray
-
+        ray: Any = import_module("ray")  # its types know nothing of actors
         self._ray = ray
         self._rows = {row.id: row for row in rows}
         self._waiting = deque(rows)
@@ -181,8 +182,8 @@ class _Crew:
         self._results = results
         self._cluster = cluster
         self._on_segment = on_segment
-        kind = ray.remote(ClipActor).options(**cluster.options())
-        self._start_actor = lambda: kind.remote(results.url, machine)
+        self._machine = machine
+        self._kind: Any = ray.remote(ClipActor).options(**cluster.options())
 
     def work(self) -> Iterator[ClipRecord]:
         try:
@@ -200,10 +201,14 @@ class _Crew:
         num_starting = sum(run.row is None for run in self._running.values())
         num_wanted = min(num_places - len(self._running), len(self._waiting) - num_starting)
         for _ in range(num_wanted):
-            actor = self._start_actor()
+            actor = self._kind.remote(self._results.url, self._machine)
             self._running[actor.is_ready.remote()] = _Run(actor=actor)
 
     def _take_finished(self) -> Iterator[ClipRecord]:
+        if not self._running:  # all nodes are gone; others may come
+            logger.warning("no node of the cluster has room for an actor")
+            time.sleep(LOOK_SECONDS)
+            return
         done, _ = self._ray.wait(list(self._running), timeout=LOOK_SECONDS)
         for reference in done:
             run = self._running.pop(reference)
@@ -255,15 +260,10 @@ class _Crew:
 
     def _show_progress(self) -> None:
         busy = [run.actor for run in self._running.values() if run.row]
-        answers, _ = (
-            self._ray.wait(
-                [actor.progress.remote() for actor in busy],
-                num_returns=len(busy),
-                timeout=LOOK_SECONDS,
-            )
-            if busy
-            else ([], [])
-        )
+        if not busy:
+            return
+        asked = [actor.progress.remote() for actor in busy]
+        answers, _ = self._ray.wait(asked, num_returns=len(busy), timeout=LOOK_SECONDS)
         for answer in answers:
             try:
                 id_, num_done, num_segments = self._ray.get(answer)

@@ -36,7 +36,7 @@ class ClipRecord:
     id: str
     status: Literal["completed", "failed"]
     row: dict[str, Any]
-    """What was asked for: the fields of ``ClipRow``."""
+    """Fields of the ``ClipRow``."""
     video: str | None = None
     """Name of the video in the folder."""
     sha256: str | None = None
@@ -208,9 +208,8 @@ class Workplace:
         self.run = path / "run"
         """The work dir, see ``swifti2v.jobs.work_dir``."""
         self.video = path / f"{row.id}{'.mkv' if row.codec == 'ffv1' else '.mp4'}"
-        self.files = RowFiles(
-            image=self._fetch(row.image, path), motion=row.motion and self._fetch(row.motion, path)
-        )
+        motion = None if row.motion is None else self._fetch(row.motion, path)
+        self.files = RowFiles(image=self._fetch(row.image, path), motion=motion)
         self._kept = set(self._list())
 
     def begin_anew(self) -> None:
@@ -251,7 +250,7 @@ class Workplace:
 
 
 def _without_files(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is asked for but the places of photo and clip; their hashes are compared."""
+    """Values of a row but the places of photo and clip, whose hashes are compared."""
     return {name: value for name, value in row.items() if name not in FILES}
 
 

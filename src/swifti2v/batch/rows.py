@@ -74,7 +74,9 @@ class ClipRow:
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; it must be at least 0")
         if self.codec == "png":
-            raise ConfigError("codec png makes a folder of pictures; take ffv1 for a lossless video")
+            raise ConfigError(
+                "codec png makes a folder of pictures; take ffv1 for a lossless video"
+            )
 
     def to_request(self, output: Path, machine: "Machine", files: "RowFiles") -> ClipRequest:
         """The request that ``swifti2v.jobs.resolve`` takes."""

@@ -43,7 +43,7 @@ def run_batch(
         KeyboardInterrupt: It was stopped; a note says what is finished.
     """
     interruption, results = Interruption(), ResultFolder(output)
-    with interruption.catch(), results.open():
+    with interruption.catch(), nullcontext() if dry_run else results.open():
         records = {row.id: results.find(row) for row in rows}
         left = [row for row in rows if records[row.id] is None]
         typer.echo(f"{len(rows)} clips, {len(rows) - len(left)} are finished", err=True)

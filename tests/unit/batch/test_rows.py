@@ -1,6 +1,8 @@
 """Rows of a manifest: read strictly, before anything is made."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def write_csv(folder, *lines):
+def write_csv(folder: Path, *lines: str) -> Path:
     (folder / "clips.csv").write_text("\n".join(lines), encoding="utf-8")
     return folder / "clips.csv"
 
 
-def write_jsonl(folder, *rows):
+def write_jsonl(folder: Path, *rows: dict[str, Any]) -> Path:
     (folder / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "clips.jsonl"
 
