@@ -11,6 +11,7 @@ import typer
 
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM, parse_lora
+from swifti2v.cli.processes import parse_processes
 from swifti2v.cli.seeds import require_seed
 from swifti2v.config import StageName, expand_shorthands, parse_override, read_config
 from swifti2v.jobs.input_files import InputFiles
@@ -184,6 +185,14 @@ class ClipOptions:
             "refuse before loading. Keeps --placement and stage2.vae_tile if they are given.",
         ),
     ] = None
+    context_parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ulysses:N",
+            help="Share every model call between N processes, each with a GPU of its own; this command "
+            "starts them.",
+        ),
+    ] = None
     preview_decoder: Annotated[
         Path | None,
         typer.Option(
@@ -253,6 +262,7 @@ class ClipOptions:
             dtype=self.dtype.value if self.dtype else None,
             placement=self.placement.value if self.placement else None,
             memory=self.memory,
+            num_processes=parse_processes(self.context_parallel),
             preview_decoder=self.preview_decoder,
             work_dir=self.work_dir,
             resume=self.resume,

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import typer
 import yaml
 
 from swifti2v.cli.flags import naming_flags
+from swifti2v.cli.processes import join, start_processes
 from swifti2v.cli.report import ProgressDisplay
 from swifti2v.config import to_dict
 from swifti2v.jobs.check import Job, check
@@ -31,18 +33,29 @@ def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
         dry_run: Check, print a description of the run and stop.
         as_json: Print JSON instead of lines.
     """
+    if not dry_run:
+        start_processes(request)
     interruption = Interruption()
-    with interruption.catch():
+    with (
+        interruption.catch(),
+        join(request) if not dry_run else nullcontext((request, True)) as (
+            request,
+            is_first,
+        ),
+    ):
         with naming_flags(request.layers):
             resolved = resolve(request)
         job = _plan(resolved) if dry_run else _check(resolved)
         if dry_run:
             typer.echo(describe_plan(job, as_json=as_json))
             return
+        job.pipe.keeps_stage1 = False  # this process makes one clip
+        if not is_first:
+            run(job, interruption=interruption, is_first=False)
+            return
         for note in job.notes if as_json else ():
             typer.echo(f"note: {note}", err=True)
         typer.echo(f"seed: {job.settings.seed}", err=True)
-        job.pipe.keeps_stage1 = False  # this process makes one clip
         with ProgressDisplay(len(job.pipe.plan(job.settings.config))) as display:
             report = run(job, display.on_progress, display.on_segment, interruption)
     typer.echo(report.to_json() if as_json else "\n".join([*report.to_lines(), *job.notes]))

@@ -6,6 +6,7 @@ import torch
 
 from swifti2v.jobs.devices import cache_dir
 from swifti2v.jobs.resolve import Resolved
+from swifti2v.jobs.sharing import share_models
 from swifti2v.models.loading.availability import find_missing_weights, require_obtainable
 from swifti2v.models.loading.components import STAGES
 from swifti2v.models.text import PromptCache
@@ -21,8 +22,9 @@ def load(resolved: Resolved) -> SwiftI2VPipeline:
     Raises:
         LoadingError: Weights are neither here nor to be had, or damaged.
         ConfigError: A setting that the model does not take.
+        ShapeError: A size that the processes cannot share.
     """
-    settings = resolved.settings
+    settings, num_processes = resolved.settings, resolved.request.num_processes
     with_stage1 = settings.motion is None
     missing = find_missing_weights(settings.model, with_stage1=with_stage1)
     require_obtainable(settings.model, missing)
@@ -36,6 +38,8 @@ def load(resolved: Resolved) -> SwiftI2VPipeline:
         stages=STAGES if with_stage1 else ("stage2",),
         speed={stage: getattr(settings.config, stage).speed for stage in STAGES},
     )
+    if num_processes > 1:
+        share_models(pipe, settings.config, num_processes, resolved.device)
     pipe.encoder.cache = PromptCache(cache_dir() / "prompts")
     if settings.preview_decoder is not None:
         pipe.load_preview_decoder(settings.preview_decoder.path)

@@ -67,6 +67,8 @@ class ClipRequest:
     memory: str | None = None
     """Device memory to use, ``auto`` or GB: a plan chooses placement and VAE tiles that are left
     open."""
+    num_processes: int = 1
+    """Processes, each with a GPU of its own, that share every model call of this clip."""
     preview_decoder: Path | None = None
     """Light decoder in place of the model's VAE."""
     work_dir: Path | None = None

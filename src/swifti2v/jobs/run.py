@@ -11,9 +11,10 @@ from swifti2v.jobs.interruption import Interruption
 from swifti2v.jobs.outputs import ContactSheet, make_writer
 from swifti2v.jobs.placing import suggest_plan
 from swifti2v.jobs.report import RunReport, SegmentReport, peak_rss_bytes, stage_seconds
-from swifti2v.media.writer import FrameWriter
+from swifti2v.media.writer import DiscardingWriter, FrameWriter
 from swifti2v.pipelines.decoding import SegmentOutput
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
+from swifti2v.pipelines.store import ReadOnlyStore
 from swifti2v.shapes import pixel_frames
 
 
@@ -23,6 +24,8 @@ def run(
     on_segment: Callable[[SegmentOutput], None] | None = None,
     interruption: Interruption | None = None,
     stopwatch: Stopwatch | None = None,
+    *,
+    is_first: bool = True,
 ) -> RunReport:
     """Generate and write the clip.
 
@@ -32,6 +35,7 @@ def run(
         on_segment: Called with each segment once it is in the video.
         interruption: Its signals end the run, but never within a segment's frames.
         stopwatch: Takes the seconds of each stage.
+        is_first: False in all processes that share the clip but the first: they write nothing.
 
     Raises:
         SwiftI2VError: The run stopped; finished segments are in the video and in the work dir, and
@@ -43,12 +47,14 @@ def run(
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     request, config = job.request, job.settings.config
-    writer = make_writer(request.output, job.settings, metadata=request.stores_settings)
+    writer: FrameWriter = DiscardingWriter(request.output, config.height, config.width)
+    if is_first:
+        writer = make_writer(request.output, job.settings, metadata=request.stores_settings)
     sheet = ContactSheet(config.num_frames)
     segments = []
     try:
         with writer:
-            for segment in _stream(job, on_progress, stopwatch):
+            for segment in _stream(job, on_progress, stopwatch, is_first=is_first):
                 with interruption.shield():
                     writer.write(segment.frames)
                 sheet.add(segment.frames)
@@ -67,7 +73,7 @@ def run(
     except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:
         error.add_note(_kept(job, writer))
         raise
-    if request.contact_sheet is not None:
+    if request.contact_sheet is not None and is_first:
         sheet.save(request.contact_sheet)
     return RunReport(
         output=str(request.output.resolve()),
@@ -85,11 +91,11 @@ def run(
 
 
 def _stream(
-    job: Job, on_progress: OnProgress | None, stopwatch: Stopwatch
+    job: Job, on_progress: OnProgress | None, stopwatch: Stopwatch, *, is_first: bool
 ) -> Iterator[SegmentOutput]:
     """Make the segments in order; Stage I and segments in the work dir are not made again."""
     settings, work_dir = job.settings, job.work_dir
-    if work_dir is not None:
+    if work_dir is not None and is_first:
         work_dir.start(settings.plan())
     pipe = job.pipe
     start = pipe.stream if job.motion is None else partial(pipe.refine, job.motion)
@@ -100,7 +106,7 @@ def _stream(
         config=settings.config,
         on_progress=on_progress,
         stopwatch=stopwatch,
-        store=work_dir,
+        store=work_dir if is_first or work_dir is None else ReadOnlyStore(work_dir),
     )
 
 

@@ -249,6 +249,22 @@ class FrameWriter(ABC):
         return
 
 
+class DiscardingWriter(FrameWriter):
+    """Counts frames and writes none: of a process that shares a clip with the one that writes.
+
+    Args:
+        path: The video of that one.
+        height: Pixels.
+        width: Pixels.
+    """
+
+    def __init__(self, path: Path, height: int, width: int) -> None:
+        super().__init__(path, height, width, queue_size=1)
+
+    def _save(self, frames: NDArray[np.uint8]) -> None:
+        self._num_frames_written += len(frames)
+
+
 class VideoWriter(FrameWriter):
     """Writes an MP4 or MKV that is playable after every piece.
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
     WanAttnProcessor,
@@ -86,9 +87,9 @@ def attend_from(attention: Any, hidden: Tensor, rotary: Rotary, first: int) -> T
     query, key, value = _project(attention, hidden, first)
     later = (rotary[0][:, first:], rotary[1][:, first:])
     query, key = rotate(query, later), rotate(key, rotary)
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    output = F.scaled_dot_product_attention(query, key, value)
-    return _project_back(attention, output.transpose(1, 2), hidden)
+    parallel: Any = attention.processor._parallel_config  # the processes that share the tokens
+    output = dispatch_attention_fn(query, key, value, parallel_config=parallel)
+    return _project_back(attention, output, hidden)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import Rotary, attend_from
+from swifti2v.models.context_parallel import Bands
 
 
 class SegmentTransformerBlock(WanTransformerBlock):
@@ -74,6 +75,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
     has_float32_residual = False
     """Whether the sum of the blocks' output is kept in float32, see ``models.residual``."""
+    _cp_plan: ClassVar[dict[str, Any]] = {}
+    """Nothing for diffusers to divide: ``forward`` divides the rows, see ``context_parallel``."""
     _no_split_modules = ["SegmentTransformerBlock"]  # noqa: RUF012 - declared so in diffusers
     _repeated_blocks = ["SegmentTransformerBlock"]  # noqa: RUF012
 
@@ -183,7 +186,9 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         if not 0 <= num_given < frames:
             raise ShapeError(f"{num_given} of {frames} frames are given; one at least is predicted")
 
-        rotary = self._rotary_embedding(positions, rows, columns)
+        bands = Bands.of(self)
+        hidden_states, seen = bands.take(hidden_states), bands.rows(rows)
+        rotary = self._rotary_embedding(positions, seen, columns)
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         embedding, modulation, index, text = self._conditions(sigma, encoder_hidden_states, tokens)
         if self.has_float32_residual:
@@ -202,10 +207,10 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         shift, scale = levels.unsqueeze(3).unbind(2)  # [B, N', 1, D] each
         tokens = _modulate(self.norm_out, tokens, shift, scale).type_as(text)
         values = self.proj_out(tokens)
-        sizes = (frames - num_given, rows, columns, patch_rows, patch_columns)
+        sizes = (frames - num_given, len(seen), columns, patch_rows, patch_columns)
         values = values.view(batch, *sizes, -1)
         cells: Tensor = values.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-        return cells
+        return bands.gather(cells)
 
     def _require_fit(self, hidden_states: Tensor, sigma: Tensor, positions: Sequence[int]) -> None:
         batch, channels, frames, height, width = hidden_states.shape
@@ -248,19 +253,19 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         return embedding, modulation, index, text
 
     def _rotary_embedding(
-        self, positions: Sequence[int], rows: int, columns: int
+        self, positions: Sequence[int], rows: range, columns: int
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines ``[1, N * rows * columns, 1, head_dim]`` for explicit frame positions."""
+        """Cosines and sines ``[1, N * len(rows) * columns, 1, head_dim]`` for explicit positions."""
         rope: Any = self.rope
         sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
         index = torch.as_tensor(list(positions), device=rope.freqs_cos.device)
-        shape = (len(positions), rows, columns, -1)
+        shape = (len(positions), len(rows), columns, -1)
 
         def spread(table: Tensor) -> Tensor:
             time, row, column = torch.split(table, sizes, dim=1)
             parts = (
                 time[index][:, None, None].expand(shape),
-                row[:rows][None, :, None].expand(shape),
+                row[rows.start : rows.stop][None, :, None].expand(shape),
                 column[:columns][None, None].expand(shape),
             )
             return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]

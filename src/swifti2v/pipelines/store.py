@@ -21,3 +21,21 @@ class SegmentStore(Protocol):
 
     def save_segment(self, index: int, latents: Tensor) -> None:
         """Keep the latents of a segment; called as soon as they are finished."""
+
+
+class ReadOnlyStore:
+    """A store that nothing is added to: of a process that shares a clip with the one that writes.
+
+    Args:
+        store: What is kept already.
+    """
+
+    def __init__(self, store: SegmentStore) -> None:
+        self.load_motion_reference = store.load_motion_reference
+        self.load_segment = store.load_segment
+
+    def save_motion_reference(self, motion: MotionReference) -> None:
+        """Keep nothing."""
+
+    def save_segment(self, index: int, latents: Tensor) -> None:
+        """Keep nothing."""

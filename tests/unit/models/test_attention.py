@@ -257,7 +257,7 @@ def test_a_key_pooled_before_rotation_stands_in_the_middle_of_its_square(pool):
     """The mean of equal keys is the key itself, rotated by the mean position."""
     model = segment_transformer()
     grid = TokenGrid(2, 6, 12)
-    rotary = model._rotary_embedding([0, 1], 6, 12)
+    rotary = model._rotary_embedding([0, 1], range(6), 12)
     middle = (pool - 1) / 2
     cosine, sine = (table[..., 0::2] for table in pool_rotary(rotary, grid, pool))
     angle = torch.atan2(sine, cosine)[0, 0, 0]
@@ -272,7 +272,7 @@ def test_a_key_pooled_before_rotation_stands_in_the_middle_of_its_square(pool):
 
 def test_rotation_is_that_of_diffusers():
     model = segment_transformer()
-    rotary = model._rotary_embedding([0, 3], 2, 3)
+    rotary = model._rotary_embedding([0, 3], range(2), 3)
     tokens = torch.randn(2, 12, 2, 24)
     pairs = torch.view_as_complex(torch.unflatten(tokens, -1, (-1, 2)).contiguous())
     turn = torch.complex(rotary[0][..., 0::2], rotary[1][..., 0::2])

@@ -1,0 +1,54 @@
+"""Models whose calls are shared between processes, see ``ClipRequest.num_processes``."""
+
+import logging
+
+import torch
+
+from swifti2v.config import GenerationConfig
+from swifti2v.errors import ConfigError
+from swifti2v.models.context_parallel import Bands, parallelize
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.shapes import latent_frames
+
+progress = logging.getLogger("swifti2v.progress")
+
+
+def share_models(
+    pipe: SwiftI2VPipeline, config: GenerationConfig, number: int, device: torch.device
+) -> None:
+    """Let a loaded pipeline share its model calls with the other processes.
+
+    Stage I is small: where its tokens do not divide, each process makes all of it.
+
+    Args:
+        pipe: A pipeline; a stage without weights is left alone.
+        config: Settings of the clip.
+        number: Processes.
+        device: Device of this one.
+
+    Raises:
+        ConfigError: An attention that cannot be shared, or heads that do not divide.
+        ShapeError: Stage II's rows of tokens do not divide.
+    """
+    attention = config.stage2.attention
+    if attention.kind != "full" or attention.context != "bidirectional":
+        raise ConfigError(
+            "--context-parallel goes with stage2.attention.kind full and context bidirectional, not "
+            f"with {attention.kind} and {attention.context}"
+        )
+    Bands(number).rows(config.height // pipe.stage2.scale.side)
+    parallelize(pipe.stage2.transformer, number, device)
+    stage1 = pipe.stage1.transformer
+    if any(tensor.is_meta for tensor in stage1.parameters()):
+        return
+    num_tokens = _count_stage1_tokens(pipe, config)
+    if num_tokens % number:
+        progress.info("Stage I's %d tokens do not divide: each process makes all", num_tokens)
+        return
+    parallelize(stage1, number, device)
+
+
+def _count_stage1_tokens(pipe: SwiftI2VPipeline, config: GenerationConfig) -> int:
+    side = pipe.stage1.scale.side * config.stage1.downscale
+    rows, columns = config.height // side, config.width // side
+    return latent_frames(config.num_frames, pipe.stage1.scale.time) * rows * columns
