@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import typer
 
+from swifti2v.errors import InputError
 from swifti2v.jobs.request import RANDOM, ClipRequest, draw_seed
 
 FORM = re.compile(r"ulysses:([1-9]\d?)")
@@ -36,8 +37,7 @@ def start_processes(request: ClipRequest) -> None:
     if request.num_processes == 1 or "WORLD_SIZE" in os.environ:
         return
     words = sys.argv[1:]
-    is_open = request.seed is None and request.like is None and not request.resume
-    if is_open or request.seed == RANDOM:
+    if _draws_seed(request):
         words += ["--seed", str(draw_seed())]  # of several, the last one counts
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     number = str(request.num_processes)
@@ -51,10 +51,15 @@ def join(request: ClipRequest) -> Iterator[tuple[ClipRequest, bool]]:
 
     Yields:
         The request with the device of this process, and whether it is the first one.
+
+    Raises:
+        InputError: Each process would draw a seed of its own.
     """
     if request.num_processes == 1:
         yield request, True
         return
+    if _draws_seed(request):
+        raise InputError("several processes need the same seed; give --seed")
     from swifti2v.jobs.devices import choose_device
     from swifti2v.models.context_parallel import join_processes
 
@@ -63,3 +68,9 @@ def join(request: ClipRequest) -> Iterator[tuple[ClipRequest, bool]]:
         device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     with join_processes(request.num_processes, device) as is_first:
         yield replace(request, device=str(device)), is_first
+
+
+def _draws_seed(request: ClipRequest) -> bool:
+    """Whether neither the request nor the run that it repeats or continues has a seed."""
+    is_open = request.seed is None and request.like is None and not request.resume
+    return is_open or request.seed == RANDOM

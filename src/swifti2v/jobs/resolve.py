@@ -71,7 +71,6 @@ def resolve(request: ClipRequest) -> Resolved:
         SwiftI2VError: The request cannot work; nothing was written.
     """
     before = _Before.of(request)
-    before.require_shared_seed()
     given = before.merge_layers()
     image, clip = before.find_inputs()
     require_writable_outputs(request, before.find_video(), [image, clip])
@@ -191,12 +190,6 @@ class _Before:
         if "seed" in self.plan:
             return int(self.plan["seed"])
         return self.like.seed if self.like is not None and asked is None else draw_seed()
-
-    def require_shared_seed(self) -> None:
-        """Refuse a seed that each of several processes would draw for itself."""
-        is_drawn = self.request.seed in (None, RANDOM) and self.like is None and not self.plan
-        if self.request.num_processes > 1 and is_drawn:
-            raise InputError("several processes need the same seed; give --seed")
 
     def find_model(self) -> str:
         """The model; a preset or directory of the user's may lie beside the video or the work dir."""

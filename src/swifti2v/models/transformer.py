@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -75,7 +75,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
     has_float32_residual = False
     """Whether the sum of the blocks' output is kept in float32, see ``models.residual``."""
-    _cp_plan: ClassVar[dict[str, Any]] = {}
+    _cp_plan: dict[str, Any] = {}  # noqa: RUF012 - declared so in diffusers
     """Nothing for diffusers to divide: ``forward`` divides the rows, see ``context_parallel``."""
     _no_split_modules = ["SegmentTransformerBlock"]  # noqa: RUF012 - declared so in diffusers
     _repeated_blocks = ["SegmentTransformerBlock"]  # noqa: RUF012
