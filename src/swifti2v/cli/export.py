@@ -92,7 +92,7 @@ def export_stage2(
         import torch
 
         from swifti2v import __version__
-        from swifti2v.models.loading.components import load_component
+        from swifti2v.models.loading.components import load_component, require_unpacked
         from swifti2v.models.loading.sources import find_model
         from swifti2v.models.weights.files import write_tensors
 
@@ -107,6 +107,7 @@ def export_stage2(
             torch.device("cpu"),
             loras,
         )
+        require_unpacked(STAGE2, transformer)
         metadata = {
             "swifti2v_version": __version__,
             "swifti2v_model": model,

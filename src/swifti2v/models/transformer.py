@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from swifti2v.errors import ShapeError
 from swifti2v.models.attention import Rotary, attend_from
 from swifti2v.models.context_parallel import Bands
+from swifti2v.models.weights.packed import packed_layers, share_packed
 
 
 class SegmentTransformerBlock(WanTransformerBlock):
@@ -123,7 +124,7 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
         Args:
             base: A text-or-image-to-video Wan transformer with C input channels (48 for
-                Wan2.2-TI2V-5B). It is not changed.
+                Wan2.2-TI2V-5B). It is not changed; layers with packed weights are shared with it.
             takes_reference: False leaves the patch embedding as it is: the model sees no
                 reference, which then counts only as what its latents are noised from.
 
@@ -137,11 +138,14 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
             config["in_channels"] = 2 * base.config["in_channels"]
         with torch.device("meta"):
             model = cls(**config)
+        share_packed(base, model)
         state = dict(base.state_dict())
         weight = state["patch_embedding.weight"]
         if takes_reference:
             state["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
-        model.load_state_dict({k: v.clone() for k, v in state.items()}, assign=True)
+        shared = tuple(f"{name}." for name, _ in packed_layers(base))
+        own = {k: v if k.startswith(shared) else v.clone() for k, v in state.items()}
+        model.load_state_dict(own, assign=True)
         model.rope = type(base.rope)(
             base.config["attention_head_dim"],
             base.config["patch_size"],

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
-from torch import Tensor
 from transformers import CLIPVisionModel, PreTrainedModel, UMT5EncoderModel
 
 from swifti2v.errors import LoadingError
@@ -30,8 +29,9 @@ from swifti2v.models.loading.sources import (
 )
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
-from swifti2v.models.weights.files import read_names, read_state_dict
+from swifti2v.models.weights.files import read_names, read_state_dict, read_weights
 from swifti2v.models.weights.names import infer_wan_config, wan_transformer_state_dict
+from swifti2v.models.weights.packed import Weight
 from swifti2v.shapes import ScaleFactors
 
 WAN21_I2V_14B = {
@@ -146,7 +146,7 @@ KINDS: dict[str, tuple[Any, ...]] = {
 }
 """Classes of each component of ``swifti2v.models.loading.components.Components`` that has weights; ``vae`` is
 one alone."""
-ORIGINALS: dict[str, Callable[[Mapping[str, Tensor]], tuple[Any, dict[str, Tensor]]]] = {
+ORIGINALS: dict[str, Callable[[Any], tuple[Any, Any]]] = {
     "stage1_vae": originals.convert_vae,
     "stage2_vae": originals.convert_vae,
     "vae": originals.convert_vae,
@@ -257,13 +257,34 @@ def read_architecture(role: str, place: Path) -> Architecture:
     return Architecture(by_name[name], config)
 
 
-def read_original(role: str, file: Path) -> tuple[Architecture, dict[str, Tensor]]:
+def read_component(role: str, place: Path) -> dict[str, Weight]:
+    """Weights of a component under the names of their file; packed ones stay so where they can.
+
+    Raises:
+        LoadingError: See ``read_weights``.
+    """
+    if role.endswith("transformer") or role == "text_encoder":
+        return read_weights(place)
+    return dict(read_state_dict(place))
+
+
+def read_original(role: str, file: Path) -> tuple[Architecture, dict[str, Weight]]:
     """Architecture and weights of an original file, which has no configuration beside it.
 
     Raises:
         LoadingError: It cannot be read, or is no such component.
     """
-    state = read_state_dict(file)
+    return convert_original(role, read_component(role, file))
+
+
+def convert_original(
+    role: str, state: Mapping[str, Weight]
+) -> tuple[Architecture, dict[str, Weight]]:
+    """Architecture and today's names of the weights of an original file.
+
+    Raises:
+        LoadingError: They are no such component.
+    """
     if role.endswith("transformer"):
         state = wan_transformer_state_dict(state)
         return Architecture(WanTransformer3DModel, infer_wan_config(state)), state

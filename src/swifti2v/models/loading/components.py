@@ -29,6 +29,7 @@ from swifti2v.models.loading.architectures import (
     Architecture,
     find_architecture,
     read_architecture,
+    read_component,
     read_original,
     takes_reference,
 )
@@ -49,8 +50,9 @@ from swifti2v.models.lora.scale import PEFT_CONFIG
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.frame_codec import frame_codec, set_dtypes
-from swifti2v.models.weights.files import load_weights, read_state_dict
+from swifti2v.models.weights.files import load_weights, read_weights
 from swifti2v.models.weights.names import wan_transformer_state_dict
+from swifti2v.models.weights.packed import Weight, is_packed, make_room, unpack_all
 from swifti2v.models.weights.quantization import is_quantized
 from swifti2v.shapes import NUM_WAYS
 from swifti2v.version import __version__
@@ -252,8 +254,13 @@ def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> Non
 def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
     """Replace weights by a checkpoint's and merge LoRAs, in place."""
     if files.weights is not None:
-        state = wan_transformer_state_dict(read_state_dict(files.weights))
-        load_weights(component, state, source=str(files.weights))
+        if is_packed(component):
+            raise LoadingError(
+                f"{files.weights} cannot go into {files.place}, whose weights are packed; name it "
+                "as the source of the component, which then needs no other weights"
+            )
+        state = wan_transformer_state_dict(read_weights(files.weights))
+        load_weights(component, unpack_all(state, torch.float32), source=str(files.weights))
     require_base(component, [Path(lora.path) for lora in files.loras])
     reports = tuple(
         merge_lora(component, lora.path, lora.strength, allow_partial=lora.allow_partial)
@@ -274,8 +281,10 @@ def save_components(components: Components, settings: dict[str, Any], directory:
     """Write a directory that ``load_components`` reads; see ``ModelIndex`` for the index.
 
     Raises:
-        ConfigError: Weights are in 8 bits.
+        ConfigError: Weights are in 8 bits, or packed as in their file.
     """
+    for role in LOADERS:
+        require_unpacked(role, getattr(components, role))
     for stage in STAGES:
         if is_quantized(getattr(components, f"{stage}_transformer")):
             raise ConfigError(
@@ -306,9 +315,22 @@ def save_components(components: Components, settings: dict[str, Any], directory:
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def require_unpacked(role: str, component: Any) -> None:
+    """Refuse to write a component whose weights are packed as in the file they came from.
+
+    Raises:
+        ConfigError: Naming the component.
+    """
+    if isinstance(component, nn.Module) and is_packed(component):
+        raise ConfigError(
+            f"{role} keeps the fp8 or GGUF weights of its file and cannot be saved in another "
+            "form; load the model's bf16 files"
+        )
+
+
 def build(
     architecture: Architecture,
-    state: Mapping[str, torch.Tensor],
+    state: Mapping[str, Weight],
     where: Path,
     dtype: torch.dtype,
 ) -> Any:
@@ -316,7 +338,7 @@ def build(
 
     Args:
         architecture: Architecture of the model.
-        state: Every weight.
+        state: Every weight; linear layers keep packed ones so, see ``swifti2v.models.weights.packed``.
         where: Named in errors.
         dtype: Number type of the weights, except those the class keeps in float32: always for
             diffusers, only in float16 for transformers.
@@ -324,11 +346,13 @@ def build(
     with init_empty_weights(include_buffers=False):
         model = architecture.make(str(where))
     keep = float32_parts(model, dtype)
+    ready = make_room(model, state, dtype, keep)
+    packed = ready.keys() - state.keys()
     cast = {
         key: _align(tensor.to(torch.float32 if keep & set(key.split(".")) else dtype))
-        if tensor.is_floating_point()
+        if tensor.is_floating_point() and key not in packed
         else tensor
-        for key, tensor in state.items()
+        for key, tensor in ready.items()
     }
     load_weights(model, cast, source=str(where))
     return model
@@ -364,9 +388,9 @@ def load_model(
     if place.is_file():
         architecture, state = read_original(role, place)
     else:
-        architecture, state = read_architecture(role, place), read_state_dict(place)
+        architecture, state = read_architecture(role, place), read_component(role, place)
         if role == "image_encoder":
-            state = convert_vision_names(state)
+            state = dict(convert_vision_names(unpack_all(state, dtype)))
         elif role.endswith("transformer"):
             state = wan_transformer_state_dict(state)
     if role == "stage2_transformer" and takes_reference(architecture.config, str(place)):

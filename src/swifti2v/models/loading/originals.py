@@ -12,6 +12,7 @@ from swifti2v.models.weights.names import (
     umt5_state_dict,
     wan_vae_state_dict,
 )
+from swifti2v.models.weights.packed import Weight
 
 # Mean and deviation of the Wan2.2 VAE's latents: constants of its reference code
 # (Wan2.2 `wan/modules/vae2_2.py`), not part of its weights.
@@ -33,7 +34,7 @@ WAN22_LATENTS_STD = (
 State = Mapping[str, Tensor]
 
 
-def _find(state: State, key: str) -> Tensor:
+def _find(state: Mapping[str, Weight], key: str) -> Weight:
     if key not in state:
         raise LoadingError(f"the file lacks {key}: it is another model or only a part of one")
     return state[key]
@@ -78,7 +79,9 @@ def convert_vae(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raise LoadingError(f"a Wan VAE has 16 or 48 latent channels; this file has {z_dim}")
 
 
-def convert_text_encoder(state: State) -> tuple[UMT5Config, dict[str, Tensor]]:
+def convert_text_encoder(
+    state: Mapping[str, Weight],
+) -> tuple[UMT5Config, dict[str, Weight]]:
     """Configuration and transformers names of an original UMT5 encoder."""
     converted = umt5_state_dict(state)
     block = "encoder.block.0.layer."

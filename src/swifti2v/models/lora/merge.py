@@ -22,6 +22,7 @@ from swifti2v.models.lora.scale import find_scales
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.weights.files import read_tensors
 from swifti2v.models.weights.names import shorten
+from swifti2v.models.weights.packed import PackedLinear, packed_layers
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,10 @@ class LoraReport:
         )
 
 
+Target = Tensor | PackedLinear
+"""Parameter, or layer with a packed weight, that a change goes into."""
+
+
 class _Change(NamedTuple):
     """One addition to one parameter: ``scale * left @ right``, or ``scale * left``."""
 
@@ -79,7 +84,8 @@ def merge_lora(
 
     ``weight += strength * (alpha / rank * up @ down + diff)``, ``bias += strength * diff_b``,
     ``modulation += strength * diff_m``: in float32, then cast to the dtype of the parameter.
-    Everything is checked before the first write. Several LoRAs are merged by several calls.
+    Everything is checked before the first write. Several LoRAs are merged by several calls. Layers
+    with packed weights (fp8 and GGUF files) keep the pairs and add them each time they unpack.
 
     Args:
         model: A model with the parameter names of diffusers' ``WanTransformer3DModel``.
@@ -163,22 +169,23 @@ def require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
 def _list_places(model: nn.Module) -> set[str]:
     """Layers and bare parameters."""
     names = {name for name, _ in model.named_parameters()}
+    names |= {f"{name}.weight" for name, _ in packed_layers(model)}
     return names | {name.rpartition(".")[0] for name in names}
 
 
 def _plan(
     model: nn.Module, layers: Layers, scales: Mapping[str, float], wrong: Mapping[str, str]
-) -> tuple[list[tuple[Tensor, _Change]], dict[str, str]]:
+) -> tuple[list[tuple[Target, _Change]], dict[str, str]]:
     """Changes to make with their targets, and the reason for each key that has no place in them."""
     targets = _find_targets(model)
-    additions: list[tuple[Tensor, _Change]] = []
+    additions: list[tuple[Target, _Change]] = []
     problems: dict[str, str] = {}
     for place, parts in layers.items():
         changes = _low_rank_changes(place, parts, scales.get(place, 1.0))
         changes += _full_changes(place, parts, targets)
         used = {key for change in changes for key in change.keys}
         bad = {p.key: MISSING for p in parts.values() if p.key not in used}
-        found: list[tuple[Tensor, _Change]] = []
+        found: list[tuple[Target, _Change]] = []
         for change in changes:
             if (target := _choose_target(change, targets)) is None:
                 bad |= dict.fromkeys(change.keys, _explain_misfit(change, targets))
@@ -193,9 +200,10 @@ def _plan(
     return additions, problems
 
 
-def _find_targets(model: nn.Module) -> dict[str, list[Tensor]]:
+def _find_targets(model: nn.Module) -> dict[str, list[Target]]:
     """Parameters by name; of a widened patch embedding also the half that is the base model's."""
-    targets: dict[str, list[Tensor]] = {name: [p] for name, p in model.named_parameters()}
+    targets: dict[str, list[Target]] = {name: [p] for name, p in model.named_parameters()}
+    targets |= {f"{name}.weight": [layer] for name, layer in packed_layers(model)}
     if isinstance(model, SegmentTransformer3DModel):
         num_base_channels = model.config["out_channels"]
         if model.config["in_channels"] == 2 * num_base_channels:
@@ -216,7 +224,7 @@ def _low_rank_changes(place: str, parts: Mapping[str, LoraPart], scale: float) -
 
 
 def _full_changes(
-    place: str, parts: Mapping[str, LoraPart], targets: Mapping[str, list[Tensor]]
+    place: str, parts: Mapping[str, LoraPart], targets: Mapping[str, list[Target]]
 ) -> list[_Change]:
     parameters = {
         "diff": place if place in targets else f"{place}.weight",
@@ -230,14 +238,18 @@ def _full_changes(
     ]
 
 
-def _choose_target(change: _Change, targets: Mapping[str, list[Tensor]]) -> Tensor | None:
-    return next((t for t in targets.get(change.parameter, ()) if _fits(change, t.shape)), None)
+def _choose_target(change: _Change, targets: Mapping[str, list[Target]]) -> Target | None:
+    return next((t for t in targets.get(change.parameter, ()) if _fits(change, t)), None)
 
 
-def _fits(change: _Change, shape: torch.Size) -> bool:
-    left, right = change.left, change.right
+def _shape_of(target: Target) -> torch.Size:
+    return target.weight.shape if isinstance(target, PackedLinear) else target.shape
+
+
+def _fits(change: _Change, target: Target) -> bool:
+    left, right, shape = change.left, change.right, _shape_of(target)
     if right is None:
-        return left.shape == shape
+        return left.shape == shape and not isinstance(target, PackedLinear)
     return (
         left.ndim >= 2
         and right.ndim >= 2
@@ -247,8 +259,14 @@ def _fits(change: _Change, shape: torch.Size) -> bool:
     )
 
 
-def _explain_misfit(change: _Change, targets: Mapping[str, list[Tensor]]) -> str:
-    shapes = " or ".join(str(tuple(t.shape)) for t in targets.get(change.parameter, ()))
+def _explain_misfit(change: _Change, targets: Mapping[str, list[Target]]) -> str:
+    found = targets.get(change.parameter, ())
+    if change.right is None and any(isinstance(target, PackedLinear) for target in found):
+        return (
+            f"it is a whole difference, and the model keeps {change.parameter} packed as in its fp8 "
+            "or GGUF file, which takes pairs alone; use the bf16 files"
+        )
+    shapes = " or ".join(str(tuple(_shape_of(target))) for target in found)
     return (
         f"does not fit {change.parameter} {shapes}"
         if shapes
@@ -256,10 +274,13 @@ def _explain_misfit(change: _Change, targets: Mapping[str, list[Tensor]]) -> str
     )
 
 
-def _require_writable(targets: list[Tensor]) -> None:
-    for target in targets:
+def _require_writable(targets: list[Target]) -> None:
+    for layer in targets:
+        target = layer.packed if isinstance(layer, PackedLinear) else layer
         if target.is_meta:
             raise LoadingError("the model has no weights yet; load them before merging a LoRA")
+        if isinstance(layer, PackedLinear):
+            continue
         if not target.is_floating_point() or target.element_size() < 2:
             raise LoadingError(
                 f"the model's weights are quantized ({target.dtype}); merge the LoRA before that"
@@ -267,7 +288,12 @@ def _require_writable(targets: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def _apply(target: Tensor, change: _Change, strength: float) -> None:
+def _apply(target: Target, change: _Change, strength: float) -> None:
+    if isinstance(target, PackedLinear):
+        assert change.right is not None  # see _fits
+        up = change.left.flatten(1).float() * (strength * change.scale)
+        target.add_low_rank(up, change.right.flatten(1))
+        return
     dtype = torch.promote_types(target.dtype, torch.float32)
     delta = change.left.to(target.device, dtype)
     if change.right is not None:

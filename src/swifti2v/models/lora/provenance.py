@@ -14,6 +14,7 @@ from swifti2v.errors import LoadingError
 from swifti2v.models.fingerprints import sample_evenly, to_bytes
 from swifti2v.models.lora.export import MAGNITUDE, save_lora
 from swifti2v.models.weights.files import read_metadata
+from swifti2v.models.weights.packed import is_packed
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def require_base(transformer: nn.Module, loras: Iterable[Path]) -> None:
     """Refuse LoRAs that do not belong on a transformer's weights.
 
     Files without our metadata, such as those of others, are not judged; neither are hashes for a
-    transformer in float16, which rounds weights that are stored in another type.
+    transformer in float16, fp8 or GGUF, which rounds weights that are stored in another type.
 
     Args:
         transformer: With its weights, before any LoRA is merged.
@@ -118,8 +119,10 @@ def _require_weights(transformer: nn.Module, path: Path, metadata: Mapping[str, 
     wanted = metadata.get(BASE_HASH)
     if wanted is None:
         return
-    if next(transformer.parameters()).dtype == torch.float16:
-        logger.warning("%s: whether it belongs on this model is not checked in float16", path)
+    is_float16 = next(transformer.parameters()).dtype == torch.float16
+    if is_float16 or is_packed(transformer):
+        kind = "float16" if is_float16 else "fp8 or GGUF"
+        logger.warning("%s: whether it belongs on this model is not checked in %s", path, kind)
         return
     base = hash_base(transformer)
     if wanted != base:

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swifti2v.errors import InputError, LoadingError, StorageError
+from swifti2v.models.weights import gguf_files
 from swifti2v.models.weights.names import drop_wrappers, shorten
+from swifti2v.models.weights.packed import Weight, unpack_all
+from swifti2v.models.weights.scales import pack_float8
 from swifti2v.storage import whole_file
 
 logger = logging.getLogger(__name__)
@@ -34,25 +37,39 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, with wrappers and name prefixes taken off.
+    """Read the tensors of a checkpoint as ``read_weights``; packed ones become float32."""
+    return unpack_all(read_weights(path), torch.float32)
+
+
+def read_weights(path: Path | str) -> dict[str, Weight]:
+    """Read the weights of a checkpoint, with wrappers and name prefixes taken off.
 
     A prefix is taken off only if every key has it; parts that PyTorch's sharding and compilation
-    put into names always are. Tensors stay on the CPU in the stored dtype.
+    put into names always are. Tensors stay on the CPU in the stored dtype; those in 8-bit floating
+    point, with or without scales, and the blocks of GGUF come as ``PackedWeight``.
 
     Args:
-        path: A ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, an
+        path: A ``.safetensors``, ``.gguf``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt`` file, an
             ``.index.json`` of shards, or a directory that holds one checkpoint.
 
     Raises:
         LoadingError: The file is missing, empty, cut short, a Git LFS pointer, one shard of
-            many, or holds anything but tensors; the message names the file and the remedy.
+            many, or holds anything but tensors; the message names the file and the remedy. See
+            also ``pack_float8`` and ``read_gguf``.
     """
-    found, _ = read_tensors(path)
-    state = {drop_wrappers(key): tensor for key, tensor in found.items()}
+    path = Path(path)
+    found: Mapping[str, Weight]
+    if path.suffix == gguf_files.SUFFIX:
+        require_whole(path)
+        found, _ = gguf_files.read_gguf(path)
+    else:
+        tensors, metadata = read_tensors(path)
+        found = pack_float8(tensors, metadata, str(path))
+    state = {drop_wrappers(key): weight for key, weight in found.items()}
     if len(state) < len(found):
         raise LoadingError(f"{path} holds the same weights with and without wrappers' names")
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        state = {key.removeprefix(prefix): weight for key, weight in state.items()}
     return state
 
 
@@ -139,7 +156,8 @@ def _find_files(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.exists() and path.suffix not in (".safetensors", *PICKLE_SUFFIXES):
             raise LoadingError(
-                f"{path} is not a weight file; known: .safetensors, {', '.join(PICKLE_SUFFIXES)}"
+                f"{path} is not a weight file; known: .safetensors, .gguf, "
+                f"{', '.join(PICKLE_SUFFIXES)}"
             )
         if (shard := SHARD.search(path.stem)) and int(shard[2]) > 1:
             raise LoadingError(f"{path} is one of {int(shard[2])} shards; give its folder instead")
@@ -160,7 +178,8 @@ def _find_files(path: Path) -> list[Path]:
 def _require_all_shards(folder: Path, files: list[Path]) -> None:
     shards = [SHARD.search(file.stem) for file in files]
     numbers = [(int(shard[1]), int(shard[2])) for shard in shards if shard]
-    if len(numbers) < len(files) or len({total for _, total in numbers}) > 1:
+    sets = {(file.name[: s.start()], s[2]) for file, s in zip(files, shards, strict=True) if s}
+    if len(numbers) < len(files) or len(sets) > 1:
         raise LoadingError(f"{folder} holds {shorten(f.name for f in files)}; name one of them")
     total = numbers[0][1]
     if missing := set(range(1, total + 1)) - {number for number, _ in numbers}:

@@ -11,6 +11,7 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import Tensor
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.weights.packed import Weight
 
 WAN_NAMES = {
     "patch_embedding": "patch_embedding",
@@ -63,6 +64,22 @@ UMT5_NAMES = {
     "ffn.fc2": "layer.1.DenseReluDense.wo",
     "norm2": "layer.1.layer_norm",
 }
+TOKENIZER = "spiece_model"
+"""Key of the tokenizer in ComfyUI's text encoders."""
+GGUF_UMT5_NAMES = {
+    "token_embd.weight": "shared.weight",
+    "enc.output_norm.weight": "encoder.final_layer_norm.weight",
+}
+"""Names of llama.cpp, ``gguf.constants`` under ``T5ENCODER``."""
+GGUF_UMT5_BLOCK_NAMES = {
+    "attn_norm": "layer.0.layer_norm",
+    **{f"attn_{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
 CLIP_NAMES = {
     "patch_embedding": "embeddings.patch_embedding",
     "pre_norm": "pre_layrnorm",  # spelled so in transformers
@@ -101,7 +118,7 @@ def wan_names(num_layers: int) -> dict[str, str]:
     }
 
 
-def wan_transformer_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def wan_transformer_state_dict(state: Mapping[str, Weight]) -> dict[str, Weight]:
     """Rename an original Wan (or DiffSynth) transformer to ``WanTransformer3DModel`` names.
 
     A state dict that has diffusers names already is passed through. Tensors are not copied.
@@ -129,7 +146,7 @@ def wan_transformer_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]
     if unknown:
         raise LoadingError(
             f"not a Wan transformer checkpoint: {len(unknown)} of {len(state)} keys are unknown: "
-            f"{shorten(unknown)}; only text- and image-to-video models without fp8 scales load"
+            f"{shorten(unknown)}; text- and image-to-video models load"
         )
     return renamed
 
@@ -165,16 +182,20 @@ def wan_vae_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stages | converted
 
 
-def umt5_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def umt5_state_dict(state: Mapping[str, Weight]) -> dict[str, Weight]:
     """Rename ``models_t5_umt5-xxl-enc-bf16.pth`` to transformers' ``UMT5EncoderModel`` names.
 
-    A state dict that has transformers names already is passed through. Tensors are not copied.
+    A state dict that has transformers names already is passed through, but for the tokenizer that
+    ComfyUI puts into its files; that of GGUF's T5 encoders is renamed, too. Tensors are not copied.
 
     Raises:
-        LoadingError: A key is not one of the original encoder.
+        LoadingError: A key is not one of the original encoder, or the file holds a T5, which shares
+            one position bias among all blocks where UMT5 has one for each.
     """
+    if "token_embd.weight" in state:
+        return _gguf_umt5_state_dict(state)
     if "shared.weight" in state or "encoder.embed_tokens.weight" in state:
-        return dict(state)
+        return {key: tensor for key, tensor in state.items() if key != TOKENIZER}
     renamed, unknown = {}, []
     for key, tensor in state.items():
         module, _, leaf = key.rpartition(".")
@@ -191,6 +212,29 @@ def umt5_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             unknown.append(key)
     if unknown:
         raise LoadingError(f"not a UMT5 encoder checkpoint; unknown keys: {shorten(unknown)}")
+    return renamed
+
+
+def _gguf_umt5_state_dict(state: Mapping[str, Weight]) -> dict[str, Weight]:
+    renamed, unknown = {}, []
+    for key, weight in state.items():
+        block = re.fullmatch(r"enc\.blk\.(\d+)\.(\w+)\.weight", key)
+        if key in GGUF_UMT5_NAMES:
+            renamed[GGUF_UMT5_NAMES[key]] = weight
+        elif block and block[2] in GGUF_UMT5_BLOCK_NAMES:
+            name = GGUF_UMT5_BLOCK_NAMES[block[2]]
+            renamed[f"encoder.block.{block[1]}.{name}.weight"] = weight
+        else:
+            unknown.append(key)
+    if unknown:
+        raise LoadingError(f"not a UMT5 encoder in GGUF; unknown keys: {shorten(unknown)}")
+    queries = {key.split(".")[2] for key in state if key.endswith("attn_q.weight")}
+    biases = {key.split(".")[2] for key in state if key.endswith("attn_rel_b.weight")}
+    if queries != biases:
+        raise LoadingError(
+            f"{len(biases)} of {len(queries)} blocks have a position bias: this is a T5, and UMT5 "
+            "has one in each; take umt5-xxl-encoder"
+        )
     return renamed
 
 
@@ -234,7 +278,7 @@ def clip_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def infer_wan_config(
-    state: Mapping[str, Tensor], *, attention_head_dim: int = 128
+    state: Mapping[str, Weight], *, attention_head_dim: int = 128
 ) -> dict[str, Any]:
     """Read the ``WanTransformer3DModel`` config off the shapes of its weights.
 
@@ -281,7 +325,7 @@ def infer_wan_config(
     return config
 
 
-def _require_fit(config: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+def _require_fit(config: dict[str, Any], state: Mapping[str, Weight]) -> None:
     with torch.device("meta"):
         model: Any = WanTransformer3DModel(**config)  # type: ignore[no-untyped-call]
     wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError
+from swifti2v.models.weights.packed import is_packed
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = {FLOAT8: torch.finfo(FLOAT8).max, torch.int8: 127.0}
@@ -99,6 +100,11 @@ def quantize(transformer: nn.Module, linear: str, device: torch.device) -> None:
         return
     if is_quantized(transformer):
         raise ConfigError("the linear layers are in 8 bits already; load the model again")
+    if is_packed(transformer):
+        raise ConfigError(
+            f"speed.linear={linear} packs bf16 weights, and these are packed already, as in their "
+            "file; use plain, or the bf16 files"
+        )
     kind, dtype = KINDS[linear]
     model: Any = transformer
     blocks = list(model.blocks)
