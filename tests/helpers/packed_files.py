@@ -213,9 +213,7 @@ def write_gguf(
         values = tensor.float().numpy()
         shape = values.shape
         if keeps(key, tensor) and shape[-1] % block_size == 0:
-            data = (
-                blocks(shape, wanted, seed) if kind in FLOATS else gguf.quantize(values, wanted)
-            )
+            data = blocks(shape, wanted, seed) if kind in FLOATS else gguf.quantize(values, wanted)
             writer.add_tensor(key, data, raw_dtype=wanted)
             meaning[key] = torch.from_numpy(gguf.dequantize(data, wanted).reshape(shape).copy())
             continue

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,11 @@ from swifti2v.models.loading.sources import (
     ComponentSource,
     ModelIndex,
     download,
+    find_here,
+    find_snapshot,
     is_on_hub,
     parent,
+    split_source,
 )
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
@@ -168,13 +172,17 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
         LoadingError: It is nowhere, is no such component, or is a remote file without a
             configuration beside it.
     """
-    place = root / Path(source.source).expanduser() / source.subfolder
-    if place.exists():
+    place = find_here(source.source, source.subfolder, root, source.also)
+    if place is not None:
         architecture = read_architecture(role, find_official_file(role, place) or place)
     else:
-        architecture = _find_known(role, source) or _read_remote(role, source, root)
+        told = source
+        if source.architecture:
+            repo_id, inside = split_source(source.architecture)
+            told = replace(source, source=repo_id, subfolder=inside)
+        architecture = _find_known(role, told) or _read_remote(role, told, root)
     if role == "stage2_transformer":
-        return widen(architecture, source, str(place))
+        return widen(architecture, source, str(place or source.source))
     return architecture
 
 
@@ -198,7 +206,9 @@ def _read_remote(role: str, source: ComponentSource, root: Path) -> Architecture
         raise unknown
     repo_id = f"{organization}/{name}"
     file = "/".join(part for part in (*inside, source.subfolder, CONFIG_NAME) if part)
-    place = (download(repo_id, file) / file).parent
+    snapshot = find_snapshot(repo_id)
+    is_here = snapshot is not None and (snapshot / file).is_file()
+    place = ((snapshot if snapshot and is_here else download(repo_id, file)) / file).parent
     if is_wan_model(place):
         if not role.endswith("transformer"):
             raise unknown
@@ -219,7 +229,8 @@ def find_scale(stage: str, index: ModelIndex, root: Path) -> ScaleFactors:
     """
     vae = find_architecture(f"{stage}_vae", index.components[f"{stage}_vae"], root)
     source = index.components[f"{stage}_transformer"]
-    if (root / Path(source.source).expanduser() / source.subfolder).is_file():
+    place = find_here(source.source, source.subfolder, root, source.also)
+    if place is not None and place.is_file():
         # It has no configuration and is too large to be read twice: one of Wan's own models.
         transformer = Architecture(WanTransformer3DModel, {})
     else:

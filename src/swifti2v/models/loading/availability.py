@@ -1,15 +1,20 @@
 """Find the weights of a model that are not on this machine, before any work."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from swifti2v.errors import LoadingError
-from swifti2v.models.loading.sources import ModelIndex, find_model, is_on_hub, resolve
+from swifti2v.models.loading.sources import (
+    ModelIndex,
+    find_here,
+    find_model,
+    is_on_hub,
+    resolve,
+    split_source,
+)
+from swifti2v.models.weights.headers import require_undamaged
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
 TIMEOUT_SECONDS = 10
 
 
@@ -35,17 +40,20 @@ def find_missing(index: ModelIndex, root: Path, roles: Iterable[str]) -> list[Re
     missing: list[RemoteFiles] = []
     for role in roles:
         source = index.components[role]
-        needed = [(source.source, source.subfolder, role not in WITHOUT_WEIGHTS)]
-        needed += [
-            (path, "", True) for path in (source.weights, *(x.path for x in source.loras)) if path
+        needed: list[tuple[str, str, tuple[str, ...]]] = [
+            (source.source, source.subfolder, source.also)
         ]
-        for name, subfolder, has_weights in needed:
+        needed += [(p, "", ()) for p in (source.weights, *(x.path for x in source.loras)) if p]
+        for name, subfolder, also in needed:
             if not is_on_hub(name, root):
                 resolve(name, subfolder, root)
                 continue
-            owner, repo, *inside = name.split("/")
-            files = RemoteFiles(f"{owner}/{repo}", "/".join([*inside, *filter(None, [subfolder])]))
-            if not _is_here(files, has_weights) and files not in missing:
+            here = find_here(name, subfolder, root, also)
+            if here is not None:
+                require_undamaged(here)
+                continue
+            files = RemoteFiles(*split_source(name, subfolder))
+            if files not in missing:
                 missing.append(files)
     return missing
 
@@ -98,28 +106,3 @@ def _command(repo_id: str, patterns: Sequence[str]) -> str:
         return f"hf download {repo_id} {' '.join(patterns)}"
     folders = " ".join(f'"{pattern}/*"' for pattern in patterns)
     return f"hf download {repo_id} --include {folders}"
-
-
-def _is_here(files: RemoteFiles, has_weights: bool) -> bool:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(files.repo_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return False
-    place = folder / files.pattern
-    if not place.is_dir() or not has_weights:
-        return place.exists()
-    shards = [shard for file in place.glob("*.index.json") for shard in _shards(file)]
-    if shards:
-        return all((place / shard).exists() for shard in shards)
-    return any(next(place.rglob(pattern), None) for pattern in WEIGHTS)
-
-
-def _shards(file: Path) -> set[str]:
-    try:
-        names: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        return set(names.values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return {"?"}

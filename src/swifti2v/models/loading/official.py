@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.loading.models_dir import is_complete
 from swifti2v.models.loading.sources import (
     CONFIG_NAME,
     ComponentSource,
     download,
+    find_here,
+    find_snapshot,
     is_on_hub,
     resolve,
 )
@@ -69,11 +72,25 @@ def locate(role: str, source: ComponentSource, root: Path) -> Path:
         LoadingError: The component is missing, or several files match.
     """
     if source.source.count("/") == 1 and not source.subfolder and is_on_hub(source.source, root):
-        part = _download_part(role, source.source)
+        part = _find_part(role, source.source) or _download_part(role, source.source)
         if part is not None:
             return part
-    place = resolve(source.source, source.subfolder, root)
+    here = find_here(source.source, source.subfolder, root, source.also)
+    place = here or resolve(source.source, source.subfolder, root)
     return find_official_file(role, place) or place
+
+
+def _find_part(role: str, repo_id: str) -> Path | None:
+    """A component of one of Wan's repositories in the Hub's cache; None if it must be asked."""
+    folder = find_snapshot(repo_id)
+    if folder is None or not is_wan_model(folder):
+        return None
+    kind = component_kind(role)
+    if kind == "transformer":
+        has_weights = any(folder.glob("diffusion_pytorch_model*.safetensors"))
+        return folder if has_weights and is_complete(folder) else None
+    found = sorted(folder.glob(FILES[kind])) if kind in FILES else []
+    return found[0] if len(found) == 1 and is_complete(found[0]) else None
 
 
 def _download_part(role: str, repo_id: str) -> Path | None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from swifti2v.config import GenerationConfig, StageName, parse_config, read_yaml, settings
 from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.models.loading.models_dir import find_in, is_complete, models_dir
+from swifti2v.models.weights.headers import list_shards
 
 progress = logging.getLogger("swifti2v.progress")
 """Logger of slow work such as downloads; the command line shows its messages."""
@@ -34,6 +36,24 @@ Reference = Literal["channels", "none"]
 
 
 VaeDtype = Literal["float32", "bfloat16", "float16"]
+WHOLE = "bf16"
+"""Variant that a preset names without saying so: its components as their sources have them."""
+
+
+@settings
+class VariantSource:
+    """Another file with the weights of a component, such as a smaller one."""
+
+    source: str
+    """A file or folder, see ``ComponentSource.source``."""
+    subfolder: str = ""
+    """Folder below ``source``."""
+    gigabytes: float | None = None
+    """Size of the files, of 10**9 bytes; for plans and before a download."""
+    also: tuple[str, ...] = ()
+    """Other names of files with the same weights, for ``--models-dir``."""
+    sha256: str | None = None
+    """SHA-256 of the file, where it is known; for ``models scan --hash``."""
 
 
 @settings
@@ -60,6 +80,17 @@ class ComponentSource:
     """A directory in diffusers layout, an original single file, or a Hub id."""
     subfolder: str = ""
     """Folder of the component below ``source``."""
+    gigabytes: float | None = None
+    """Size of the files, of 10**9 bytes; for plans and before a download."""
+    also: tuple[str, ...] = ()
+    """Names of single files with the same weights, for ``--models-dir``."""
+    sha256: str | None = None
+    """SHA-256 of a single file, where it is known; for ``models scan --hash``."""
+    architecture: str = ""
+    """Folder on the Hub whose configuration a single file has, so that a plan can be made before it
+    is downloaded."""
+    variants: dict[str, VariantSource] = field(default_factory=dict)
+    """Other files with the same weights by the variant's name: ``--model paper:fp8`` takes them."""
     weights: str | None = None
     """A checkpoint loaded on top of a transformer, such as trained Stage II weights."""
     loras: tuple[LoraSource, ...] = ()
@@ -73,6 +104,22 @@ class ComponentSource:
     latents are a condition than where they are decoded."""
     decode_dtype: VaeDtype | None = None
     """Number type of a VAE's decoder; by default that of all weights."""
+
+    def in_variant(self, name: str) -> "ComponentSource":
+        """The source of a variant; the component itself where it has no file of its own for it."""
+        row = self.variants.get(name)
+        if row is None:
+            return self
+        known = self.architecture or "/".join(filter(None, (self.source, self.subfolder)))
+        return replace(
+            self,
+            source=row.source,
+            subfolder=row.subfolder,
+            gigabytes=row.gigabytes,
+            also=row.also,
+            sha256=row.sha256,
+            architecture=known,
+        )
 
 
 @settings
@@ -110,18 +157,50 @@ class ModelIndex:
         plain = {role: replace(source, loras=()) for role, source in self.components.items()}
         return replace(self, components=plain)
 
+    def variants(self) -> list[str]:
+        """Names of the variants, that of the components themselves first."""
+        names = {name: None for source in self.components.values() for name in source.variants}
+        return [WHOLE, *names]
+
+    def in_variant(self, name: str) -> "ModelIndex":
+        """Copy of the index whose components come from the files of a variant.
+
+        Raises:
+            ConfigError: No component has it.
+        """
+        if name not in self.variants():
+            raise ConfigError(
+                f"variant {name!r} is unknown; there are {', '.join(self.variants())}"
+            )
+        chosen = {role: source.in_variant(name) for role, source in self.components.items()}
+        return replace(self, components=chosen)
+
+
+def split_variant(name: str | Path) -> tuple[str, str]:
+    """A model's name and its variant, ``WHOLE`` without one: ``paper:fp8``."""
+    model, colon, variant = str(name).rpartition(":")
+    is_plain = not colon or len(model) < 2 or "/" in variant or "\\" in variant
+    return (str(name), WHOLE) if is_plain or Path(name).exists() else (model, variant)
+
 
 def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
     """Resolve a model's name to its index and the directory its relative paths start from.
 
     Args:
         name: ``"nano"`` or another name that ships with the package, a YAML preset, a directory
-            with ``model_index.json``, or a Hub id of one.
+            with ``model_index.json``, or a Hub id of one; a colon and the name of a variant may
+            follow.
 
     Raises:
-        ConfigError: No such model, or an index with unknown keys.
+        ConfigError: No such model or variant, or an index with unknown keys.
         LoadingError: The Hub has no such model.
     """
+    model, variant = split_variant(name)
+    index, root = _find_index(model)
+    return index.in_variant(variant), root
+
+
+def _find_index(name: str) -> tuple[ModelIndex, Path]:
     shipped = Path(str(resources.files("swifti2v")))
     path = Path(name)
     yamls = (path, shipped / "presets" / f"{name}.yaml")
@@ -178,23 +257,87 @@ def resolve(source: str, subfolder: str, root: Path, beside: Sequence[str] = ())
     Raises:
         LoadingError: It is nowhere.
     """
-    local = root / Path(source).expanduser() / subfolder  # an absolute path stays as it is
-    if local.exists():
-        return local
+    here = find_here(source, subfolder, root, beside=beside)
+    if here is not None:
+        return here
     if not is_on_hub(source, root):
         raise LoadingError(
-            f"{local} does not exist; name a directory, a file or a Hub id 'org/repo'"
+            f"{root / Path(source).expanduser() / subfolder} does not exist; name a directory, a "
+            "file or a Hub id 'org/repo'"
         )
-    organization, name, *rest = source.split("/")
-    repo_id = f"{organization}/{name}"
-    inside = "/".join(part for part in (*rest, subfolder) if part)
+    repo_id, inside = split_source(source, subfolder)
     patterns = [inside, f"{inside}/*", *(f"{parent(inside)}{name}" for name in beside)]
     place = download(repo_id, patterns if inside else None) / inside
     if not place.exists():
         raise LoadingError(f"the Hub's {repo_id!r} has no {inside}")
-    if shards := _list_shards(place):
+    if shards := list_shards(place):
         download(repo_id, [parent(inside) + shard for shard in shards])
     return place
+
+
+def find_here(
+    source: str,
+    subfolder: str,
+    root: Path,
+    also: Sequence[str] = (),
+    beside: Sequence[str] = (),
+) -> Path | None:
+    """Path of a source on this machine: below ``root``, in the models directory or the Hub's cache.
+
+    Args:
+        source: See ``resolve``.
+        subfolder: See ``resolve``.
+        root: See ``resolve``.
+        also: Other names of the file in the models directory.
+        beside: See ``resolve``; where the cache does not know whether the Hub has such a file, it
+            must be asked.
+
+    Returns:
+        None if it is not here or not whole.
+
+    Raises:
+        LoadingError: See ``find_in``.
+    """
+    local = root / Path(source).expanduser() / subfolder  # an absolute path stays as it is
+    if local.exists():
+        return local
+    if not is_on_hub(source, root):
+        return None
+    folder = models_dir()
+    found = find_in(folder, source, subfolder, also) if folder else None
+    if found is not None:
+        return found
+    repo_id, inside = split_source(source, subfolder)
+    snapshot = find_snapshot(repo_id)
+    if snapshot is None or not is_complete(snapshot / inside):
+        return None
+    names = [parent(inside) + name for name in beside]
+    return snapshot / inside if all(_is_settled(repo_id, name) for name in names) else None
+
+
+def find_snapshot(repo_id: str) -> Path | None:
+    """Folder of a repository in the Hub's cache, whole or not; None if there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return None
+
+
+def _is_settled(repo_id: str, file: str) -> bool:
+    """Whether a file is in the cache, or known not to be on the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return HF_HUB_OFFLINE or try_to_load_from_cache(repo_id, file) is not None
+
+
+def split_source(source: str, subfolder: str = "") -> tuple[str, str]:
+    """Repository and path in it of a source on the Hub."""
+    organization, name, *rest = source.split("/")
+    return f"{organization}/{name}", "/".join(part for part in (*rest, subfolder) if part)
 
 
 def is_on_hub(source: str, root: Path) -> bool:
@@ -206,16 +349,6 @@ def is_on_hub(source: str, root: Path) -> bool:
 def parent(path: str) -> str:
     """The folder of a path on the Hub, with a slash at its end if there is one."""
     return path[: path.rfind("/") + 1]
-
-
-def _list_shards(index: Path) -> list[str]:
-    """Files that an index of shards names; of a damaged one none, its reader says so."""
-    if not index.name.endswith(".index.json"):
-        return []
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return []
 
 
 def download(repo_id: str, pattern: str | list[str] | None) -> Path:

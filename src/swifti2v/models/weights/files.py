@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swifti2v.errors import InputError, LoadingError, StorageError
-from swifti2v.models.weights import gguf_files
+from swifti2v.models.weights.gguf_files import read_gguf
+from swifti2v.models.weights.headers import GGUF, SHARD
 from swifti2v.models.weights.names import drop_wrappers, shorten
 from swifti2v.models.weights.packed import Weight, unpack_all
 from swifti2v.models.weights.scales import pack_float8
@@ -33,7 +33,6 @@ WRAPPERS = (
     "gen_model",
 )
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "model.")
-SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -59,9 +58,9 @@ def read_weights(path: Path | str) -> dict[str, Weight]:
     """
     path = Path(path)
     found: Mapping[str, Weight]
-    if path.suffix == gguf_files.SUFFIX:
+    if path.suffix == GGUF:
         require_whole(path)
-        found, _ = gguf_files.read_gguf(path)
+        found, _ = read_gguf(path)
     else:
         tensors, metadata = read_tensors(path)
         found = pack_float8(tensors, metadata, str(path))

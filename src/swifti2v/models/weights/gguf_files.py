@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.errors import LoadingError
+from swifti2v.models.weights.headers import open_gguf
 from swifti2v.models.weights.packed import PackedWeight, Weight
 
-SUFFIX = ".gguf"
 ARCHITECTURES = ("wan", "t5", "t5encoder")
 ARCHITECTURE = "general.architecture"
 SHAPE = "comfy.gguf.orig_shape."
@@ -31,7 +31,7 @@ def read_gguf(file: Path) -> tuple[dict[str, Weight], dict[str, str]]:
         LoadingError: A damaged file, another kind of model, or a type of weights that cannot be
             unpacked.
     """
-    reader = _open(file)
+    reader = open_gguf(file)
     texts = {k: str(f.contents()) for k, f in reader.fields.items() if f.types[:1] == [_TEXT]}
     architecture = texts.get(ARCHITECTURE)
     if architecture not in ARCHITECTURES:
@@ -50,24 +50,6 @@ def read_gguf(file: Path) -> tuple[dict[str, Weight], dict[str, str]]:
 
 _TEXT = 8
 """``GGUFValueType.STRING``."""
-
-
-def _open(file: Path) -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise ConfigError(
-            f"{file} needs the package gguf: pip install 'swifti2v[gguf]'"
-        ) from None
-    try:
-        return gguf.GGUFReader(file, "c")  # pages are copied when written to, which nobody does
-    except (ValueError, IndexError, KeyError, OSError, OverflowError, MemoryError) as error:
-        if "GGMLQuantizationType" in str(error):
-            raise LoadingError(
-                f"{file} has weights of a type that this version of gguf does not know ({error}); "
-                "update it with pip install -U gguf, or take another file, such as Q4_K_M or Q8_0"
-            ) from None
-        raise LoadingError(f"{file} is damaged or cut short ({error}); fetch it again") from None
 
 
 def _read(tensor: Any, shape: torch.Size | None, file: Path) -> Weight:

@@ -130,9 +130,7 @@ def _to_grid(
     return grid.contiguous()
 
 
-def _require_known(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str
-) -> None:
+def _require_known(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], source: str) -> None:
     """Refuse formats that are not read."""
     for suffix, what in OTHERS.items():
         if strange := [key for key in tensors if key.endswith(suffix)]:

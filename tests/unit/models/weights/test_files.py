@@ -229,7 +229,8 @@ def test_files_that_are_no_weights_are_refused_with_a_remedy(tmp_path: Path) -> 
         ("zero.safetensors", b"", "empty: its download did not finish"),
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("page.safetensors", b"<!DOCTYPE html><html>not found</html>", "fetch it again"),
-        ("model.gguf", b"GGUF", "not a weight file"),
+        ("model.gguf", b"GGUF", "damaged or cut short"),
+        ("model.zip", b"PK", "not a weight file"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(LoadingError, match=message):
