@@ -8,7 +8,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import save_file
 from transformers import (
@@ -130,14 +129,8 @@ class FakeHub:
         self.fetched: list[str] = []
         """Files in the order they came, as ``org/repo/path``."""
 
-    def snapshot_download(
-        self, repo_id: str, *, allow_patterns: Any = None, local_files_only: bool = False
-    ) -> str:
+    def snapshot_download(self, repo_id: str, *, allow_patterns: Any = None) -> str:
         source, target = self.root / repo_id, self.cache / repo_id
-        if local_files_only:
-            if not target.exists():
-                raise LocalEntryNotFoundError(repo_id)
-            return str(target)
         files = sorted(str(f.relative_to(source)) for f in source.rglob("*") if f.is_file())
         for file in filter_repo_objects(files, allow_patterns=allow_patterns):
             if not (target / file).exists():

@@ -17,6 +17,7 @@ from swifti2v.cli.evaluate import evaluate
 from swifti2v.cli.export import models_app
 from swifti2v.cli.generate import generate
 from swifti2v.cli.info import info
+from swifti2v.cli.model_files import download, scan
 from swifti2v.cli.plan import plan
 from swifti2v.cli.refine import refine
 from swifti2v.cli.serve import serve
@@ -37,6 +38,8 @@ for command in (generate, refine, upscale, batch, plan, info, doctor, evaluate, 
     app.command()(command)
 for command in (transition, cache):
     data_app.command()(command)
+for command in (scan, download):
+    models_app.command()(command)
 app.add_typer(configs_app, name="configs")
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")

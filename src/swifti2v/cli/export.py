@@ -18,7 +18,7 @@ from swifti2v.storage import whole_directory
 
 STAGE2 = "stage2_transformer"
 
-models_app = typer.Typer(help="Export and convert ready models.", no_args_is_help=True)
+models_app = typer.Typer(help="Find, fetch, export and convert models.", no_args_is_help=True)
 
 
 class Style(StrEnum):

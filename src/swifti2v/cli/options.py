@@ -12,6 +12,7 @@ import typer
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM, parse_lora
 from swifti2v.cli.processes import parse_processes
+from swifti2v.cli.models_dir import ModelsDir
 from swifti2v.cli.seeds import require_seed
 from swifti2v.config import StageName, expand_shorthands, parse_override, read_config
 from swifti2v.jobs.input_files import InputFiles
@@ -86,9 +87,11 @@ class ClipOptions:
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model: nano, paper, a YAML preset, a directory or a Hub id (default nano)."
+            help="Model: nano, paper, a YAML preset, a directory or a Hub id (default nano); "
+            "paper:fp8 takes smaller files."
         ),
     ] = None
+    models_dir: ModelsDir = None
     num_frames: Annotated[
         int | None, typer.Option(help="Frames of the video: 4k + 1, such as 33 or 81.")
     ] = None

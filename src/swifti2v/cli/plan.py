@@ -7,6 +7,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE, naming_flags
+from swifti2v.cli.models_dir import ModelsDir
 
 if TYPE_CHECKING:
     from swifti2v.planning.plans import Plan
@@ -30,8 +31,13 @@ class Linear(StrEnum):
 
 def plan(
     model: Annotated[
-        str, typer.Option(help="Model: nano, paper, a YAML preset, a directory or a Hub id.")
+        str,
+        typer.Option(
+            help="Model: nano, paper, a YAML preset, a directory or a Hub id; paper:fp8 takes "
+            "smaller files."
+        ),
     ] = "paper",
+    models_dir: ModelsDir = None,
     device: Annotated[
         str,
         typer.Option(
@@ -66,6 +72,7 @@ def plan(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Predict time and memory of each placement, and say which one to take."""
+    del models_dir  # read from the environment
     with exit_codes(debug=debug):
         sizes = {"height": height, "width": width, "num_frames": num_frames}
         given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}

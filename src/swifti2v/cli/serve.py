@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from swifti2v.cli.failures import exit_codes
+from swifti2v.cli.models_dir import ModelsDir
 from swifti2v.cli.options import Placement
 from swifti2v.errors import InputError
 from swifti2v.units import GB
@@ -17,6 +18,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Model to serve (default nano); may be given more than once."),
     ] = None,
+    models_dir: ModelsDir = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Folder of jobs and keys.")] = Path(
@@ -53,6 +55,7 @@ def serve(
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
     """Make videos for clients: OpenAI's video API, streams, and jobs that survive."""
+    del models_dir  # read from the environment
     with exit_codes(debug=debug):
         _require_package()
         from swifti2v.serving.data_dir import DataDir

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from swifti2v.cli.models_dir import ModelsDir
 from swifti2v.cli.serve import serve
 
 LOCAL = "127.0.0.1"
@@ -19,6 +20,7 @@ def ui(
         list[str] | None,
         typer.Option(help="Model to serve (default nano); may be given more than once."),
     ] = None,
+    models_dir: ModelsDir = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Folder of the videos.")] = Path("swifti2v-data"),
     lora_dir: Annotated[
@@ -28,6 +30,7 @@ def ui(
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
     """Start the server on this machine and open its page in the browser; Ctrl-C ends it."""
+    del models_dir  # read from the environment
     if listens(port):
         open_page(port)  # one that runs already; its data dir has one server only
         return

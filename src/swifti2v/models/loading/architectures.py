@@ -176,14 +176,30 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
     if place is not None:
         architecture = read_architecture(role, find_official_file(role, place) or place)
     else:
-        told = source
-        if source.architecture:
-            repo_id, inside = split_source(source.architecture)
-            told = replace(source, source=repo_id, subfolder=inside)
+        told = _configured(source)
         architecture = _find_known(role, told) or _read_remote(role, told, root)
     if role == "stage2_transformer":
         return widen(architecture, source, str(place or source.source))
     return architecture
+
+
+def recall_architecture(role: str, source: ComponentSource, root: Path) -> Architecture | None:
+    """Architecture of a component as its source has it, if it is known without the network."""
+    told = _configured(source)
+    place = find_here(told.source, told.subfolder, root)
+    if place is None or not place.is_dir():
+        return _find_known(role, told)
+    return _find_known(role, told) or read_architecture(
+        role, find_official_file(role, place) or place
+    )
+
+
+def _configured(source: ComponentSource) -> ComponentSource:
+    """The folder that has the configuration of a source, where the source says so."""
+    if not source.architecture:
+        return source
+    repo_id, inside = split_source(source.architecture)
+    return replace(source, source=repo_id, subfolder=inside)
 
 
 def _find_known(role: str, source: ComponentSource) -> Architecture | None:

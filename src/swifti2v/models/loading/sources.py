@@ -48,8 +48,8 @@ class VariantSource:
     """A file or folder, see ``ComponentSource.source``."""
     subfolder: str = ""
     """Folder below ``source``."""
-    gigabytes: float | None = None
-    """Size of the files, of 10**9 bytes; for plans and before a download."""
+    num_bytes: int | None = None
+    """Size of the files, about; for plans and before a download."""
     also: tuple[str, ...] = ()
     """Other names of files with the same weights, for ``--models-dir``."""
     sha256: str | None = None
@@ -80,8 +80,8 @@ class ComponentSource:
     """A directory in diffusers layout, an original single file, or a Hub id."""
     subfolder: str = ""
     """Folder of the component below ``source``."""
-    gigabytes: float | None = None
-    """Size of the files, of 10**9 bytes; for plans and before a download."""
+    num_bytes: int | None = None
+    """Size of the files, about; for plans and before a download."""
     also: tuple[str, ...] = ()
     """Names of single files with the same weights, for ``--models-dir``."""
     sha256: str | None = None
@@ -115,7 +115,7 @@ class ComponentSource:
             self,
             source=row.source,
             subfolder=row.subfolder,
-            gigabytes=row.gigabytes,
+            num_bytes=row.num_bytes,
             also=row.also,
             sha256=row.sha256,
             architecture=known,
@@ -181,6 +181,11 @@ def split_variant(name: str | Path) -> tuple[str, str]:
     model, colon, variant = str(name).rpartition(":")
     is_plain = not colon or len(model) < 2 or "/" in variant or "\\" in variant
     return (str(name), WHOLE) if is_plain or Path(name).exists() else (model, variant)
+
+
+def in_variant(name: str, variant: str) -> str:
+    """Name of a model in a variant."""
+    return name if variant == WHOLE else f"{name}:{variant}"
 
 
 def find_model(name: str | Path) -> tuple[ModelIndex, Path]:
@@ -316,14 +321,25 @@ def find_here(
 
 
 def find_snapshot(repo_id: str) -> Path | None:
-    """Folder of a repository in the Hub's cache, whole or not; None if there is none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    """Folder of a repository in the Hub's cache, whole or not; None if there is none.
 
+    ``snapshot_download`` calls a snapshot unfinished that lacks anything of the repository, and we
+    take parts.
+    """
+    folder = cache_folder(repo_id)
     try:
-        return Path(snapshot_download(repo_id, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
         return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else None
+
+
+def cache_folder(repo_id: str) -> Path:
+    """Folder of a repository in the Hub's cache, whether it is there or not."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
 
 
 def _is_settled(repo_id: str, file: str) -> bool:

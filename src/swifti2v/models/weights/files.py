@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swifti2v.errors import InputError, LoadingError, StorageError
 from swifti2v.models.weights.gguf_files import read_gguf
-from swifti2v.models.weights.headers import GGUF, SHARD
+from swifti2v.models.weights.headers import GGUF, SHARD, read_header
 from swifti2v.models.weights.names import drop_wrappers, shorten
 from swifti2v.models.weights.packed import Weight, unpack_all
 from swifti2v.models.weights.scales import pack_float8
@@ -32,6 +32,12 @@ WRAPPERS = (
     "module",
     "gen_model",
 )
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Number types by their names in safetensors files."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "model.")
 
 
@@ -57,13 +63,34 @@ def read_weights(path: Path | str) -> dict[str, Weight]:
             also ``pack_float8`` and ``read_gguf``.
     """
     path = Path(path)
-    found: Mapping[str, Weight]
     if path.suffix == GGUF:
         require_whole(path)
-        found, _ = read_gguf(path)
-    else:
-        tensors, metadata = read_tensors(path)
-        found = pack_float8(tensors, metadata, str(path))
+        return _strip(read_gguf(path)[0], path)
+    tensors, metadata = read_tensors(path)
+    return _strip(pack_float8(tensors, metadata, str(path)), path)
+
+
+def outline_weights(file: Path) -> dict[str, Weight]:
+    """Read weights as ``read_weights``, without values where the format allows it.
+
+    Raises:
+        LoadingError: As in ``read_weights``.
+    """
+    if file.suffix != ".safetensors":
+        return read_weights(file)
+    require_whole(file)
+    header = read_header(file)
+    if strange := {kind for kind, _ in header.tensors.values()} - DTYPES.keys():
+        raise LoadingError(f"{file} holds numbers of the types {shorten(sorted(strange))}")
+    tensors = {
+        name: torch.empty(shape, dtype=DTYPES[kind], device="meta")
+        for name, (kind, shape) in header.tensors.items()
+    }
+    return _strip(pack_float8(tensors, header.metadata, str(file)), file)
+
+
+def _strip(found: Mapping[str, Weight], path: Path) -> dict[str, Weight]:
+    """Weights without the names of wrappers and without a prefix that all have."""
     state = {drop_wrappers(key): weight for key, weight in found.items()}
     if len(state) < len(found):
         raise LoadingError(f"{path} holds the same weights with and without wrappers' names")

@@ -1,0 +1,190 @@
+"""Find in a folder what a preset needs: by name, size, keys and, if asked, by hash."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from swifti2v.errors import LoadingError, SwiftI2VError
+from swifti2v.models.loading.architectures import KINDS, Architecture, recall_architecture
+from swifti2v.models.loading.availability import RemoteFiles, download_commands
+from swifti2v.models.loading.models_dir import find_in, list_files
+from swifti2v.models.loading.recognition import Content, find_difference, read_content
+from swifti2v.models.loading.sources import (
+    ComponentSource,
+    ModelIndex,
+    find_here,
+    find_model,
+    is_on_hub,
+    split_source,
+)
+from swifti2v.models.weights.headers import require_undamaged
+from swifti2v.storage import hash_file
+
+Status = Literal["found", "missing", "damaged", "another model", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One thing that a preset needs."""
+
+    component: str
+    """Role of the component, or ``LoRA of`` it."""
+    variant: str
+    """Variant whose file it is; ``bf16`` for the component itself."""
+    status: Status
+    source: str
+    """Hub id and path of what is needed."""
+    path: str | None = None
+    """Path of what was found."""
+    num_bytes: int | None = None
+    """Size of what was found; of a missing file that of the preset, where it says one."""
+    form: str | None = None
+    """Form of the weights found, such as ``float8_e4m3fn, scaled``."""
+    sha256: str | None = None
+    """Hash of a single file, where it was asked for."""
+    note: str = ""
+    """Reason, or what else was found."""
+    command: str | None = None
+    """Command that fetches what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What a folder has of one preset."""
+
+    model: str
+    items: tuple[Item, ...]
+    lacking: Mapping[str, tuple[str, ...]]
+    """Components that each variant lacks; empty for one that can be run."""
+
+
+class Scanner:
+    """Searches one folder for the files of presets.
+
+    Args:
+        folder: Such as ``ComfyUI/models`` or a cache of the Hub.
+        hashes: Whether single files are hashed, which reads all of them.
+    """
+
+    def __init__(self, folder: Path, *, hashes: bool = False) -> None:
+        self.folder, self.hashes = folder, hashes
+        self.files = list_files(folder)
+        self._content = cache(read_content)
+        self._hash = cache(hash_file)
+
+    def scan(self, model: str) -> Scan:
+        """Look for all components of a preset in all their variants.
+
+        Args:
+            model: Name of the preset, without a variant.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        index, root = find_model(model)
+        items: list[Item] = []
+        for role, source in index.components.items():
+            names = [name for name in index.variants() if name in source.variants]
+            for name in ("bf16", *names):
+                items.append(self._find(role, name, source.in_variant(name), root))
+            items += self._find_loras(role, source, root)
+        lacking = {name: tuple(_lacking(index, name, items)) for name in index.variants()}
+        return Scan(model=model, items=tuple(items), lacking=lacking)
+
+    def _find_loras(self, role: str, source: ComponentSource, root: Path) -> Iterator[Item]:
+        for lora in source.loras:
+            yield self._find(f"LoRA of {role}", "bf16", ComponentSource(source=lora.path), root)
+
+    def _find(self, role: str, variant: str, source: ComponentSource, root: Path) -> Item:
+        place = "/".join(filter(None, (source.source, source.subfolder)))
+        item = Item(
+            component=role,
+            variant=variant,
+            status="missing",
+            source=place,
+            num_bytes=source.num_bytes,
+        )
+        try:
+            wanted = recall_architecture(role, source, root) if role in KINDS else None
+            found = self._search(source, root)
+            if found is not None:
+                return self._judge(item, found, source, wanted)
+        except LoadingError as error:
+            return replace(item, status="unclear", note=str(error))
+        remote = RemoteFiles(*split_source(source.source, source.subfolder))
+        commands = download_commands([remote]) if is_on_hub(source.source, root) else [""]
+        return replace(item, command=commands[0], note=self._look_alikes(role, wanted))
+
+    def _search(self, source: ComponentSource, root: Path) -> Path | None:
+        if is_on_hub(source.source, root):
+            found = find_in(self.folder, source.source, source.subfolder, source.also)
+            if found is not None:
+                return found
+        if self.hashes and source.sha256:
+            known = source.sha256
+            return next((file for file in self.files if self._hash(file) == known), None)
+        return find_here(source.source, source.subfolder, root, source.also)
+
+    def _judge(
+        self, item: Item, found: Path, source: ComponentSource, wanted: Architecture | None
+    ) -> Item:
+        """Whether what has the right name is whole and holds the right model."""
+        item = replace(item, path=str(found), num_bytes=_size(found))
+        try:
+            require_undamaged(found)
+            if found.is_dir() or item.component not in KINDS:
+                return replace(item, status="found")
+            content = self._content(found)
+        except SwiftI2VError as error:
+            return replace(item, status="damaged", note=str(error))
+        item = replace(item, form=content.kind)
+        if (reason := find_difference(item.component, content, wanted)) is not None:
+            return replace(item, status="another model", note=reason)
+        if self.hashes:
+            item = replace(item, sha256=self._hash(found))
+            if source.sha256 and item.sha256 != source.sha256:
+                return replace(
+                    item,
+                    status="another model",
+                    note=f"its SHA-256 is not {source.sha256[:12]}..., that of the file meant",
+                )
+        return replace(item, status="found")
+
+    def _look_alikes(self, role: str, wanted: Architecture | None) -> str:
+        """Files of other names that fit by their keys: perhaps the model, perhaps one like it."""
+        if wanted is None:
+            return ""
+        fitting = [
+            file
+            for file in self.files
+            if (content := self._try(file)) and find_difference(role, content, wanted) is None
+        ]
+        if not fitting:
+            return ""
+        names = ", ".join(
+            f"{file.relative_to(self.folder)} ({self._content(file).kind})" for file in fitting
+        )
+        return f"of this architecture, perhaps another model: {names}"
+
+    def _try(self, file: Path) -> Content | None:
+        try:
+            return self._content(file)
+        except SwiftI2VError:
+            return None
+
+
+def _lacking(index: ModelIndex, variant: str, items: list[Item]) -> Iterator[str]:
+    """Components of a variant that were not found."""
+    for item in items:
+        source = index.components.get(item.component)
+        has_own = source is not None and variant in source.variants
+        counts = item.variant == (variant if has_own else "bf16")
+        if counts and item.status != "found":
+            yield item.component
+
+
+def _size(place: Path) -> int:
+    files = [place] if place.is_file() else [f for f in place.rglob("*") if f.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,147 @@
+"""Clips from the files that people have: the same frames as from whole weights of the same values."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import UMT5EncoderModel
+
+from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.models.loading.sources import LoraSource
+from swifti2v.models.runtime.placement import is_streamed
+from swifti2v.models.weights.names import umt5_state_dict
+from swifti2v.models.weights.packed import is_packed
+from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from tests.helpers import hub
+from tests.helpers import packed_files as layouts
+from tests.helpers.packed_files import SAFETENSORS, State
+from tests.unit.models.weights import test_names as wan_files
+
+TRANSFORMERS = ("stage1_transformer", "stage2_transformer")
+GGUF = ("Q8_0", "Q4_0", "Q5_0", "Q5_1", "BF16")
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub.make_hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, State]:
+    """Weights under the names of Wan's own files; the encoder's under those of transformers."""
+    encoder = hub.state_of(hub.make(UMT5EncoderModel, hub.TEXT))
+    return {
+        "stage1_transformer": wan_files.original_transformer(hub.state_of(hub.stage1())),
+        "stage2_transformer": wan_files.original_transformer(hub.state_of(hub.stage2_base())),
+        "text_encoder": {k: t for k, t in encoder.items() if k != "encoder.embed_tokens.weight"},
+    }
+
+
+def preset(public: Path, folder: Path, files: dict[str, Path]) -> Path:
+    changes = {role: {"source": str(file), "subfolder": ""} for role, file in files.items()}
+    return hub.write_preset(public, folder, **changes)
+
+
+def frames(name: Path, **options: Any) -> np.ndarray:
+    pipe = SwiftI2VPipeline.from_pretrained(
+        name, torch_dtype=torch.float32, device="cpu", **options
+    )
+    assert all(is_streamed(getattr(pipe.components, role)) for role in TRANSFORMERS) == (
+        options.get("placement") == "streamed"
+    )
+    return np.asarray(pipe(hub.photo(), "a cat", generator=torch.Generator().manual_seed(3)).frames)
+
+
+def write_whole(meanings: dict[str, State], folder: Path) -> dict[str, Path]:
+    """Files of the same values in float32."""
+    folder.mkdir()
+    for role, meaning in meanings.items():
+        ready = {key: tensor.float().contiguous().clone() for key, tensor in meaning.items()}
+        save_file(ready, folder / f"{role}.safetensors")
+    return {role: folder / f"{role}.safetensors" for role in meanings}
+
+
+def write_layout(name: str, states: dict[str, State], folder: Path) -> tuple[Any, Any]:
+    """Files of all three models in a layout, and the weights that they mean."""
+    files, meanings = {}, {}
+    for role, state in states.items():
+        files[role] = folder / f"{role}.safetensors"
+        meanings[role] = layouts.write(SAFETENSORS[name](state), files[role]).meaning
+    return files, meanings
+
+
+def write_gguf(kind: str, states: dict[str, State], folder: Path) -> tuple[Any, Any]:
+    files, meanings = {}, {}
+    for role, state in states.items():
+        files[role] = folder / f"{role}.gguf"
+        is_text = role == "text_encoder"
+        native = layouts.gguf_umt5(state) if is_text else state
+        architecture = "t5encoder" if is_text else "wan"
+        meaning = layouts.write_gguf(native, files[role], kind, architecture)
+        named = umt5_state_dict(meaning) if is_text else meaning
+        meanings[role] = {k: t for k, t in named.items() if isinstance(t, torch.Tensor)}
+    return files, meanings
+
+
+WRITERS: dict[str, Callable[[dict[str, State], Path], tuple[Any, Any]]] = {
+    **{n: lambda states, folder, n=n: write_layout(n, states, folder) for n in SAFETENSORS},
+    **{f"GGUF {k}": lambda states, folder, k=k: write_gguf(k, states, folder) for k in GGUF},
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_clip_of_each_layout(
+    name: str, public: Path, states: dict[str, State], tmp_path: Path
+) -> None:
+    files, meanings = WRITERS[name](states, tmp_path)
+    found = frames(preset(public, tmp_path, files))
+    whole = tmp_path / "whole"
+    assert np.array_equal(found, frames(preset(public, whole, write_whole(meanings, whole))))
+    assert found.std() > 1
+
+
+@pytest.mark.parametrize("name", ["ComfyUI old", "GGUF Q8_0"])
+def test_placement_and_loras_change_nothing_in_packed_models(
+    name: str, public: Path, states: dict[str, State], tmp_path: Path
+) -> None:
+    files, _ = WRITERS[name](states, tmp_path)
+    pair = {
+        "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(1, 128),
+        "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.ones(128, 1),
+    }
+    save_file(pair, tmp_path / "lora.safetensors")
+    loras = [LoraSource(path=str(tmp_path / "lora.safetensors"))]
+    path = preset(public, tmp_path, files)
+    resident = frames(path, loras=loras)
+    assert np.array_equal(resident, frames(path, loras=loras, placement="streamed"))
+    assert not np.array_equal(resident, frames(path))
+
+
+def test_a_packed_model_is_not_saved_as_another(
+    public: Path, states: dict[str, State], tmp_path: Path
+) -> None:
+    files, _ = WRITERS["BFL"](states, tmp_path)
+    pipe = SwiftI2VPipeline.from_pretrained(preset(public, tmp_path, files), device="cpu")
+    assert is_packed(pipe.components.text_encoder)
+    with pytest.raises(ConfigError, match="text_encoder keeps the fp8 or GGUF weights"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_checkpoint_is_not_laid_over_a_packed_base(
+    public: Path, states: dict[str, State], tmp_path: Path
+) -> None:
+    files, _ = WRITERS["BFL"](states, tmp_path)
+    hub.widened_file(tmp_path / "trained.safetensors")
+    changes = {
+        "source": str(files["stage2_transformer"]),
+        "subfolder": "",
+        "weights": str(tmp_path / "trained.safetensors"),
+    }
+    path = hub.write_preset(public, tmp_path, stage2_transformer=changes)
+    with pytest.raises(LoadingError, match=r"trained.safetensors cannot go into.*as the source"):
+        hub.load(path)
