@@ -37,6 +37,7 @@ from swifti2v.models.loading.official import locate, require_text_length
 from swifti2v.models.loading.originals import convert_vision_names
 from swifti2v.models.loading.sources import (
     INDEX_NAME,
+    PEFT_CONFIG,
     PIPELINE_CLASS,
     ComponentSource,
     LoraSource,
@@ -46,7 +47,6 @@ from swifti2v.models.loading.sources import (
 )
 from swifti2v.models.lora.merge import LoraReport, merge_lora
 from swifti2v.models.lora.provenance import require_base
-from swifti2v.models.lora.scale import PEFT_CONFIG
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.frame_codec import frame_codec, set_dtypes

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from swifti2v.errors import LoadingError, StorageError
 from swifti2v.models.loading.availability import RemoteFiles
-from swifti2v.models.loading.sources import cache_folder, parent
-from swifti2v.models.lora.scale import PEFT_CONFIG
+from swifti2v.models.loading.sources import PEFT_CONFIG, cache_folder, parent
 from swifti2v.storage import hash_file
 from swifti2v.units import format_bytes
 

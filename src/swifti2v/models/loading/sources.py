@@ -21,6 +21,8 @@ NOTICE_SECONDS = 3.0
 INDEX_NAME = "model_index.json"
 CONFIG_NAME = "config.json"
 PIPELINE_CLASS = "SwiftI2VPipeline"
+PEFT_CONFIG = "adapter_config.json"
+"""Name of the PEFT config beside a LoRA's file, as PEFT writes it."""
 REQUIRED = (
     "text_encoder",
     "tokenizer",

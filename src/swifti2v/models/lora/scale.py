@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.loading.sources import PEFT_CONFIG
 from swifti2v.models.lora.keys import KEY, KOHYA_PREFIX, Layers, LoraPart, strip_prefixes
 
 ADAPTER_CONFIG = "lora_adapter_metadata"
 """Key of the PEFT config in a file's header, as diffusers writes it."""
-PEFT_CONFIG = "adapter_config.json"
-"""Name of the PEFT config beside the file, as PEFT writes it."""
 VERSION = "swifti2v_version"
 """Key in the header of files that ``models.lora.export`` writes: alpha is a tensor or in the
 weights."""
