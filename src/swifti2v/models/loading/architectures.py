@@ -186,12 +186,14 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
 def recall_architecture(role: str, source: ComponentSource, root: Path) -> Architecture | None:
     """Architecture of a component as its source has it, if it is known without the network."""
     told = _configured(source)
+    known = _find_known(role, told)
     place = find_here(told.source, told.subfolder, root)
-    if place is None or not place.is_dir():
-        return _find_known(role, told)
-    return _find_known(role, told) or read_architecture(
-        role, find_official_file(role, place) or place
-    )
+    if place is None and is_on_hub(told.source, root):
+        repo_id, inside = split_source(told.source, told.subfolder)
+        place = (find_snapshot(repo_id) or root) / inside  # perhaps the configuration alone
+    if known is not None or place is None or not (place / CONFIG_NAME).is_file():
+        return known
+    return read_architecture(role, find_official_file(role, place) or place)
 
 
 def _configured(source: ComponentSource) -> ComponentSource:
@@ -290,9 +292,12 @@ def read_component(role: str, place: Path) -> dict[str, Weight]:
     Raises:
         LoadingError: See ``read_weights``.
     """
-    if role.endswith("transformer") or role == "text_encoder":
-        return read_weights(place)
-    return dict(read_state_dict(place))
+    return read_weights(place) if keeps_packed(role) else dict(read_state_dict(place))
+
+
+def keeps_packed(role: str) -> bool:
+    """Whether a component computes with packed weights; the others are small and unpacked."""
+    return role.endswith("transformer") or role == "text_encoder"
 
 
 def read_original(role: str, file: Path) -> tuple[Architecture, dict[str, Weight]]:

@@ -4,15 +4,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
-from swifti2v.errors import LoadingError
-from swifti2v.models.loading.architectures import Architecture, convert_original
+from swifti2v.models.loading.architectures import (
+    Architecture,
+    convert_original,
+    keeps_packed,
+)
 from swifti2v.models.weights.files import outline_weights
 from swifti2v.models.weights.packed import PackedWeight, Weight
 
 IGNORED = ("latents_mean", "latents_std")
-"""Keys of a configuration that weights do not tell."""
+"""Keys of a VAE's configuration that weights do not tell."""
+SIZES = (
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
+    "patch_size",
+)  # fmt: skip
+"""Keys of the encoders' configurations that weights tell."""
 
 
 class Content(NamedTuple):
@@ -42,34 +52,41 @@ def _describe(weight: Weight) -> str:
     return weight.format if weight.scale is None else f"{weight.format}, scaled"
 
 
-def find_difference(role: str, content: Content, wanted: Architecture | None) -> str | None:
-    """Reason why a file is not a component, or None if it fits.
+def identify(role: str, content: Content) -> Architecture:
+    """Architecture of the component that a file holds.
 
     Args:
         role: A key of ``swifti2v.models.loading.architectures.KINDS``.
         content: The file's.
-        wanted: Architecture of the component; None compares the kind of model alone.
+
+    Raises:
+        LoadingError: It holds no such component.
     """
-    try:
-        found, _ = convert_original(role, content.state)
-    except LoadingError as error:
-        return str(error)
-    if wanted is None:
-        return None
+    state = content.state
+    if not keeps_packed(role):  # its reader unpacks, which shapes alone need not
+        state = {
+            key: torch.empty(weight.shape, device="meta")
+            if isinstance(weight, PackedWeight)
+            else weight
+            for key, weight in state.items()
+        }
+    return convert_original(role, state)[0]
+
+
+def find_difference(found: Architecture, wanted: Architecture) -> str | None:
+    """Differing sizes of two models of a kind; None if they are alike."""
     differing = {
         key: (value, _value(wanted, key))
         for key, value in found.config.items()
         if _is_compared(wanted, key) and _plain(value) != _plain(_value(wanted, key))
     }
-    told = ", ".join(
-        f"{key} {is_value} for {needed}" for key, (is_value, needed) in differing.items()
-    )
-    return f"it is another model of this kind ({told})" if differing else None
+    told = ", ".join(f"{key} {size} for {needed}" for key, (size, needed) in differing.items())
+    return f"a model of other sizes: {told}" if differing else None
 
 
 def _is_compared(wanted: Architecture, key: str) -> bool:
     if issubclass(wanted.kind, PreTrainedModel):
-        return key in wanted.config and isinstance(wanted.config[key], int) and "token" not in key
+        return key in SIZES and key in wanted.config
     return key not in IGNORED
 
 

@@ -10,7 +10,7 @@ from swifti2v.errors import LoadingError, SwiftI2VError
 from swifti2v.models.loading.architectures import KINDS, Architecture, recall_architecture
 from swifti2v.models.loading.availability import RemoteFiles, download_commands
 from swifti2v.models.loading.models_dir import find_in, list_files
-from swifti2v.models.loading.recognition import Content, find_difference, read_content
+from swifti2v.models.loading.recognition import find_difference, identify, read_content
 from swifti2v.models.loading.sources import (
     ComponentSource,
     ModelIndex,
@@ -19,7 +19,7 @@ from swifti2v.models.loading.sources import (
     is_on_hub,
     split_source,
 )
-from swifti2v.models.weights.headers import require_undamaged
+from swifti2v.models.weights.headers import GGUF, require_undamaged
 from swifti2v.storage import hash_file
 
 Status = Literal["found", "missing", "damaged", "another model", "unclear"]
@@ -72,6 +72,7 @@ class Scanner:
         self.folder, self.hashes = folder, hashes
         self.files = list_files(folder)
         self._content = cache(read_content)
+        self._identify = cache(lambda role, file: identify(role, self._content(file)))
         self._hash = cache(hash_file)
 
     def scan(self, model: str) -> Scan:
@@ -136,11 +137,14 @@ class Scanner:
             require_undamaged(found)
             if found.is_dir() or item.component not in KINDS:
                 return replace(item, status="found")
-            content = self._content(found)
+            item = replace(item, form=self._content(found).kind)
         except SwiftI2VError as error:
             return replace(item, status="damaged", note=str(error))
-        item = replace(item, form=content.kind)
-        if (reason := find_difference(item.component, content, wanted)) is not None:
+        try:
+            architecture = self._identify(item.component, found)
+        except SwiftI2VError as error:
+            return replace(item, status="another model", note=str(error))
+        if wanted is not None and (reason := find_difference(architecture, wanted)) is not None:
             return replace(item, status="another model", note=reason)
         if self.hashes:
             item = replace(item, sha256=self._hash(found))
@@ -156,11 +160,7 @@ class Scanner:
         """Files of other names that fit by their keys: perhaps the model, perhaps one like it."""
         if wanted is None:
             return ""
-        fitting = [
-            file
-            for file in self.files
-            if (content := self._try(file)) and find_difference(role, content, wanted) is None
-        ]
+        fitting = [file for file in self.files if self._is_alike(role, file, wanted)]
         if not fitting:
             return ""
         names = ", ".join(
@@ -168,11 +168,13 @@ class Scanner:
         )
         return f"of this architecture, perhaps another model: {names}"
 
-    def _try(self, file: Path) -> Content | None:
+    def _is_alike(self, role: str, file: Path, wanted: Architecture) -> bool:
+        if file.suffix not in (".safetensors", GGUF):
+            return False
         try:
-            return self._content(file)
+            return find_difference(self._identify(role, file), wanted) is None
         except SwiftI2VError:
-            return None
+            return False
 
 
 def _lacking(index: ModelIndex, variant: str, items: list[Item]) -> Iterator[str]:
