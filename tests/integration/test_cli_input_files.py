@@ -113,3 +113,22 @@ def test_refine_like_finds_clip_and_photo(project, tmp_path, monkeypatch):
     assert "clip.mkv is not found" in error_line(
         swifti2v("refine", "--like", project / "a.mkv", "-o", "c.mkv")
     )
+
+
+def test_the_variant_of_a_preset_is_repeated_and_a_run_continues_with_no_other(
+    project, tmp_path, monkeypatch
+):
+    text = yaml.safe_load((project / "own.yaml").read_text())
+    transformer = text["components"]["stage1_transformer"]
+    transformer["variants"] = {"copy": {**transformer, "source": transformer["source"]}}
+    (project / "own.yaml").write_text(yaml.safe_dump(text))
+    own = [word if word != "own.yaml" else "own.yaml:copy" for word in RUN]
+    Path("out").mkdir()
+    again = ("generate", "in/photo.png", "-o", "out/a.mkv", "--work-dir", "work")
+    succeed(swifti2v(*again, *own))
+    message = error_line(swifti2v(*again, *RUN, "--resume"))
+    assert "variant" in message
+    monkeypatch.chdir(tmp_path)
+    succeed(swifti2v("generate", "--like", project / "out/a.mkv", "-o", "b.mkv"))
+    stored = json.loads(succeed(swifti2v("info", "b.mkv", "--json")).stdout)
+    assert stored["model"].endswith("own.yaml:copy")

@@ -30,7 +30,7 @@ from swifti2v.jobs.settings import (
 from swifti2v.jobs.sizes import choose_size
 from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, load_image, probe_clip, read_clip
-from swifti2v.models.loading.sources import LoraSource, find_model
+from swifti2v.models.loading.sources import LoraSource, find_model, in_variant, split_variant
 from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import require_text
 from swifti2v.pipelines.upscale import second_pass
@@ -196,9 +196,11 @@ class _Before:
         given, like = self.request.model, self.like
         name = given if given is not None else (like.model if like else "nano")
         known = like.model_sha256 if like and given is None else self.plan.get("model_sha256")
-        if known is None or (given is not None and Path(given).exists()):
+        model, variant = split_variant(name)
+        if known is None or (given is not None and Path(model).exists()):
             return name
-        return str(self.files.recorded(name, known, "give it with --model", hash_model))
+        found = self.files.recorded(model, known, "give it with --model", hash_model)
+        return in_variant(str(found), variant)
 
     def find_loras(self) -> tuple[LoraSource, ...]:
         """The LoRAs asked for, or those of the video to repeat, with the hashes of their files."""
@@ -255,7 +257,7 @@ def _make_settings(
         sampling_version=SAMPLING_VERSION,
         command=asked.command,
         model=model,
-        model_sha256=hash_model(Path(model)),
+        model_sha256=hash_model(Path(split_variant(model)[0])),
         prompt=asked.prompt if asked.prompt is not None else (like.prompt if like else ""),
         seed=before.find_seed(),
         image=FileRecord.of(image),

@@ -12,7 +12,7 @@ from swifti2v.errors import InputError
 from swifti2v.jobs.request import Command
 from swifti2v.media import read_metadata
 from swifti2v.media.encoder import CodecName
-from swifti2v.models.loading.sources import INDEX_NAME, LoraSource
+from swifti2v.models.loading.sources import INDEX_NAME, WHOLE, LoraSource, split_variant
 from swifti2v.storage import encode_text, hash_file
 
 
@@ -92,7 +92,8 @@ class RunSettings:
             if record is not None:
                 del record["path"]
         if self.model_sha256 is not None:
-            del plan["model"]
+            variant = split_variant(plan.pop("model"))[1]
+            plan |= {} if variant == WHOLE else {"variant": variant}
         return plan
 
     def to_json(self) -> str:
