@@ -132,6 +132,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of somebody who reads, with what commands before made; ``begun`` has a run."""
     folder: Path = tmp_path_factory.mktemp("reader")
     (folder / "begun").mkdir()
+    (folder / "ComfyUI/models").mkdir(parents=True)
     for place in (folder, folder / "begun"):
         save_photo(place / "photo.jpg", 160, 96)
     for name in ("small.mp4", "clip.mp4"):

@@ -107,13 +107,20 @@ def download(
     """
     del models_dir  # read from the environment
     with exit_codes(debug=debug):
+        from huggingface_hub import is_offline_mode
+
         from swifti2v.models.loading import downloading
-        from swifti2v.models.loading.availability import find_missing_weights
+        from swifti2v.models.loading.availability import download_commands, find_missing_weights
         from swifti2v.models.loading.sources import in_variant
         from swifti2v.units import format_bytes
 
         name = in_variant(model, variant)
-        files = downloading.list_downloads(find_missing_weights(name, with_stage1=True))
+        missing = find_missing_weights(name, with_stage1=True)
+        if dry_run and is_offline_mode():
+            typer.echo("offline: sizes are not known", err=True)
+            typer.echo("\n".join(download_commands(missing)))
+            return
+        files = downloading.list_downloads(missing)
         total = format_bytes(sum(file.missing_bytes() for file in files))
         typer.echo(f"{name}: {len(files)} files, {total} to download", err=True)
         if dry_run:

@@ -184,7 +184,7 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
 
 
 def recall_architecture(role: str, source: ComponentSource, root: Path) -> Architecture | None:
-    """Architecture of a component as its source has it, if it is known without the network."""
+    """Architecture of the model at a component's source, if it is known without the network."""
     told = _configured(source)
     known = _find_known(role, told)
     place = find_here(told.source, told.subfolder, root)

@@ -26,7 +26,7 @@ SIZES = (
 
 
 class Content(NamedTuple):
-    """What the head of a file says."""
+    """Outline of a file's weights."""
 
     state: dict[str, Weight]
     kind: str

@@ -52,7 +52,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scan:
-    """What a folder has of one preset."""
+    """Files of one preset in a folder."""
 
     model: str
     items: tuple[Item, ...]

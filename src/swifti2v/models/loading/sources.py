@@ -323,7 +323,7 @@ def find_here(
 
 
 def find_snapshot(repo_id: str) -> Path | None:
-    """Folder of a repository in the Hub's cache, whole or not; None if there is none.
+    """Folder of a repository in the Hub's cache, whole or not; None without one.
 
     ``snapshot_download`` calls a snapshot unfinished that lacks anything of the repository, and we
     take parts.

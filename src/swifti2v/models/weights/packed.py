@@ -198,7 +198,7 @@ def make_room(
 
 
 def _find(model: nn.Module, name: str) -> Any:
-    """The layer of a name; the model itself where there is none, so that loading names the key."""
+    """The layer of a name; the model itself for an unknown one, so that loading names the key."""
     try:
         return model.get_submodule(name)
     except AttributeError:
