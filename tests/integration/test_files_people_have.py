@@ -1,6 +1,7 @@
 """Clips from the files that people have: the same frames as from whole weights of the same values."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def write_gguf(kind: str, states: dict[str, State], folder: Path) -> tuple[Any, 
 
 
 WRITERS: dict[str, Callable[[dict[str, State], Path], tuple[Any, Any]]] = {
-    **{n: lambda states, folder, n=n: write_layout(n, states, folder) for n in SAFETENSORS},
-    **{f"GGUF {k}": lambda states, folder, k=k: write_gguf(k, states, folder) for k in GGUF},
+    **{name: partial(write_layout, name) for name in SAFETENSORS},
+    **{f"GGUF {kind}": partial(write_gguf, kind) for kind in GGUF},
 }
 
 

@@ -318,11 +318,11 @@ def convert_original(
         LoadingError: They are no such component.
     """
     if role.endswith("transformer"):
-        state = wan_transformer_state_dict(state)
-        return Architecture(WanTransformer3DModel, infer_wan_config(state)), state
-    config, state = ORIGINALS[role](state)
+        renamed = wan_transformer_state_dict(state)
+        return Architecture(WanTransformer3DModel, infer_wan_config(renamed)), renamed
+    config, converted = ORIGINALS[role](state)
     values = config if isinstance(config, dict) else config.to_dict()
-    return Architecture(KINDS[role][0], values), state
+    return Architecture(KINDS[role][0], values), converted
 
 
 def _read_config(place: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,12 +120,16 @@ def download(files: Sequence[Download], on_bytes: Callable[[int], None]) -> None
         progress.info("%d of %d: %s/%s, %s", number, len(files), file.repo_id, file.file, size)
         with _naming(file.repo_id):
             if file.sha256 is not None and file.num_bytes >= LARGE:
-                _fetch_large(file, lambda num_bytes, before=done: on_bytes(before + num_bytes))
+                _fetch_large(file, partial(_add, on_bytes, done))
             hf_hub_download(file.repo_id, file.file)
         done += file.num_bytes
         on_bytes(done)
     for repo_id, folder in {(file.repo_id, parent(file.file)) for file in files}:
         _note_absence(repo_id, f"{folder}{PEFT_CONFIG}")
+
+
+def _add(on_bytes: Callable[[int], None], before: int, num_bytes: int) -> None:
+    on_bytes(before + num_bytes)
 
 
 class _Counted(io.BufferedWriter):
@@ -145,7 +150,7 @@ def _fetch_large(file: Download, on_bytes: Callable[[int], None]) -> None:
     """Bring a file to its place among the cache's blobs; ``hf_hub_download`` then links it."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import get_hf_file_metadata, http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     part = file.unfinished()
     blob = part.with_name(str(file.sha256))

@@ -41,7 +41,7 @@ def read_header(file: Path) -> Header:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            values = json.loads(stream.read(length)) if length <= MOST_BYTES else None
+            values: Any = json.loads(stream.read(length)) if length <= MOST_BYTES else None
         metadata = values.pop("__metadata__", {})
         tensors = {key: (t["dtype"], tuple(t["shape"])) for key, t in values.items()}
         end = max((int(t["data_offsets"][1]) for t in values.values()), default=0)

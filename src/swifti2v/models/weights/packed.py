@@ -69,12 +69,10 @@ def _unpack_gguf(data: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block_size, type_size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    blocks = data.reshape(-1, type_size)
+    unpack_blocks: Any = dequantize_functions[GGMLQuantizationType[kind]]
     # In float16, the type of GGUF's own scales, unless the caller computes in more.
     wide = torch.float32 if dtype == torch.float32 else None
-    values = dequantize_functions[GGMLQuantizationType[kind]](
-        blocks, block_size, type_size, dtype=wide
-    )
+    values: Tensor = unpack_blocks(data.reshape(-1, type_size), block_size, type_size, dtype=wide)
     return values.reshape(*data.shape[:-1], -1).to(dtype)
 
 
@@ -89,6 +87,9 @@ class PackedLinear(nn.Module):
         dtype: Number type that ``weight`` tells to code that asks the layer for it.
     """
 
+    packed: nn.Parameter
+    scale: nn.Parameter | None
+    bias: nn.Parameter | None
     up: nn.Parameter | None
     down: nn.Parameter | None
 
@@ -126,13 +127,11 @@ class PackedLinear(nn.Module):
             up: ``[out, rank]``.
             down: ``[rank, in]``.
         """
-        old_up = up[:, :0] if self.up is None else self.up
-        old_down = down[:0] if self.down is None else self.down
-        place = {"device": self.packed.device, "dtype": self.dtype}
-        pair = torch.cat([old_up.to(**place), up.to(**place)], dim=1)
-        self.up = nn.Parameter(pair, requires_grad=False)
-        pair = torch.cat([old_down.to(**place), down.to(**place)])
-        self.down = nn.Parameter(pair, requires_grad=False)
+        up, down = (part.to(self.packed.device, self.dtype) for part in (up, down))
+        if self.up is not None and self.down is not None:
+            up, down = torch.cat([self.up, up], dim=1), torch.cat([self.down, down])
+        self.up = nn.Parameter(up, requires_grad=False)
+        self.down = nn.Parameter(down, requires_grad=False)
 
     def extra_repr(self) -> str:
         """Sizes and format."""

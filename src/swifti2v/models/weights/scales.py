@@ -11,6 +11,7 @@ Source:
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def _require_known(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], s
                 f"the header of {source} tells of {len(absent)} layers that are not in it: "
                 f"{shorten(absent)}; it is damaged or mixed from two files: {REMEDY}"
             )
-        formats |= layers
+        formats |= {str(layer): dict(values) for layer, values in layers.items()}
     wrong = [f"{k}: {n.get('format')}" for k, n in formats.items() if not _is_float8(n)]
     if wrong:
         raise LoadingError(
@@ -158,11 +159,11 @@ def _require_known(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], s
         )
 
 
-def _is_float8(note: Mapping[str, object]) -> bool:
+def _is_float8(note: Mapping[str, Any]) -> bool:
     return note.get("format") in FLOAT8_FORMATS
 
 
-def _read_note(text: str | bytes, place: str) -> dict[str, dict[str, object]]:
+def _read_note(text: str | bytes, place: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
