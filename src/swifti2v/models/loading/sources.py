@@ -56,6 +56,9 @@ class VariantSource:
     """Other names of files with the same weights, for ``--models-dir``."""
     sha256: str | None = None
     """SHA-256 of the file, where it is known; for ``models scan --hash``."""
+    form: str = ""
+    """Form of most linear layers, such as ``float8_e4m3fn`` or ``Q4_K``, so that a plan can be made
+    before the file is there; empty for whole weights."""
 
 
 @settings
@@ -88,6 +91,8 @@ class ComponentSource:
     """Names of single files with the same weights, for ``--models-dir``."""
     sha256: str | None = None
     """SHA-256 of a single file, where it is known; for ``models scan --hash``."""
+    form: str = ""
+    """See ``VariantSource.form``."""
     architecture: str = ""
     """Folder on the Hub whose configuration a single file has, so that a plan can be made before it
     is downloaded."""
@@ -120,6 +125,7 @@ class ComponentSource:
             num_bytes=row.num_bytes,
             also=row.also,
             sha256=row.sha256,
+            form=row.form,
             architecture=known,
         )
 
