@@ -189,6 +189,7 @@ def write_gguf(
     flat: bool = False,
     name: str = "tiny",
     keeps: Callable[[str, Tensor], bool] = is_small,
+    describe: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> State:
     """Save a GGUF file; what cannot be in ``kind`` is in float16 or float32.
 
@@ -200,12 +201,14 @@ def write_gguf(
         flat: Write five dimensions as four, with the shape in the header.
         name: ``general.name``.
         keeps: Whether a weight is in ``kind``.
+        describe: Writes further entries of the header.
 
     Returns:
         The weights that the file means, in float32.
     """
     writer = gguf.GGUFWriter(path, architecture or "x")
     writer.add_name(name)
+    describe(writer)
     meaning: State = {}
     wanted = gguf.GGMLQuantizationType[kind]
     block_size = gguf.GGML_QUANT_SIZES[wanted][0]

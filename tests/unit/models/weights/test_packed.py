@@ -18,7 +18,13 @@ from swifti2v.models.loading.sources import Reference
 from swifti2v.models.lora.merge import merge_lora
 from swifti2v.models.weights.files import read_state_dict, read_weights
 from swifti2v.models.weights.names import umt5_state_dict
-from swifti2v.models.weights.packed import PackedLinear, PackedWeight, is_packed, packed_layers
+from swifti2v.models.weights.packed import (
+    PackedLinear,
+    PackedWeight,
+    is_packed,
+    pack_outline,
+    packed_layers,
+)
 from swifti2v.models.weights.quantization import quantize
 from tests.helpers import hub
 from tests.helpers import packed_files as layouts
@@ -136,6 +142,27 @@ def test_a_gguf_text_encoder_computes_what_its_file_means(
     assert len(list(packed_layers(found))) == 7 * WIDE_TEXT.num_layers
 
 
+def test_transformers_reads_the_same_from_a_gguf_text_encoder(
+    encoder: State, tmp_path: Path
+) -> None:
+    """Its reader unpacks all weights at once, and takes the file for a T5 by another name."""
+
+    def describe(writer: gguf.GGUFWriter) -> None:
+        writer.add_block_count(WIDE_TEXT.num_layers)
+        writer.add_embedding_length(WIDE_TEXT.d_model)
+        writer.add_feed_forward_length(WIDE_TEXT.d_ff)
+        writer.add_head_count(WIDE_TEXT.num_heads)
+        writer.add_key_length(WIDE_TEXT.d_kv)
+        writer.add_vocab_size(WIDE_TEXT.vocab_size)
+        writer.add_relative_attn_buckets_count(WIDE_TEXT.relative_attention_num_buckets)
+
+    state = layouts.gguf_umt5(encoder)
+    file = tmp_path / "a.gguf"
+    layouts.write_gguf(state, file, "Q8_0", "t5encoder", name="umt5-xxl", describe=describe)
+    theirs = UMT5EncoderModel.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    assert torch.equal(encode(load("text_encoder", file)), encode(theirs.eval()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["ComfyUI old e5m2", "musubi block", "BFL"])
 def test_values_are_rounded_once(
@@ -204,6 +231,25 @@ def test_packed_weights_are_not_packed_again(native: State, tmp_path: Path) -> N
     model = load("stage1_transformer", tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="packed already"):
         quantize(model, "int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("layout", "form"), [("musubi tensor", "float8_e4m3fn"), ("", "Q8_0")])
+def test_an_outline_weighs_what_the_loaded_model_does(
+    layout: str, form: str, native: State, tmp_path: Path
+) -> None:
+    file = tmp_path / ("a.safetensors" if layout else "a.gguf")
+    if layout:
+        layouts.write(SAFETENSORS[layout](native), file)
+    else:
+        layouts.write_gguf(native, file, form)
+    with torch.device("meta"):
+        outline = diffusers.WanTransformer3DModel(**hub.STAGE2)
+    pack_outline(outline, form)
+    assert layouts.parameter_bytes(outline) == layouts.parameter_bytes(
+        load("stage1_transformer", file)
+    )
+    with pytest.raises(ConfigError, match="'Q9' is unknown; use float8_e4m3fn"):
+        pack_outline(hub.stage2_base(), "Q9")
 
 
 def test_other_readers_get_whole_weights(native: State, tmp_path: Path) -> None:
