@@ -11,8 +11,8 @@ from swifti2v import __version__
 from swifti2v.cli.failures import exit_codes
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "av")
-EXTRAS = ("tensorboard", "wandb", "datasets", "pyarrow", "torchao", "pillow-heif", "torchvision",
-          "dreamsim")  # fmt: skip
+EXTRAS = ("tensorboard", "wandb", "datasets", "pyarrow", "torchao", "gguf", "pillow-heif",
+          "torchvision", "dreamsim")  # fmt: skip
 """Libraries that some commands need."""
 
 

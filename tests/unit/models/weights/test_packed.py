@@ -52,10 +52,12 @@ def load(role: str, file: Path, dtype: torch.dtype = torch.float32) -> Any:
     return load_model(role, file, dtype).eval()
 
 
-def load_meaning(role: str, meaning: State, folder: Path) -> Any:
-    """The same model from whole weights in float32."""
+def load_meaning(
+    role: str, meaning: State, folder: Path, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The same model from whole weights."""
     save_file({k: t.contiguous().clone() for k, t in meaning.items()}, folder / "whole.safetensors")
-    return load(role, folder / "whole.safetensors")
+    return load(role, folder / "whole.safetensors", dtype)
 
 
 @torch.no_grad()
@@ -173,7 +175,21 @@ def test_values_are_rounded_once(
         if isinstance(weight, PackedWeight):
             assert torch.equal(weight.unpack(dtype), layout.meaning[key].to(dtype))
     found = load("stage1_transformer", tmp_path / "a.safetensors", dtype)
-    assert denoise(found, dtype).isfinite().all()
+    wanted = load_meaning("stage1_transformer", layout.meaning, tmp_path, dtype)
+    assert torch.equal(denoise(found, dtype), denoise(wanted, dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_text_encoder_keeps_its_float32_layers_in_float16(
+    dtype: torch.dtype, encoder: State, tmp_path: Path
+) -> None:
+    layout = layouts.write(SAFETENSORS["ComfyUI new"](encoder), tmp_path / "a.safetensors")
+    found = load("text_encoder", tmp_path / "a.safetensors", dtype)
+    wanted = load_meaning("text_encoder", layout.meaning, tmp_path, dtype)
+    assert torch.equal(encode(found), encode(wanted))
+    layer = found.encoder.block[0].layer[1].DenseReluDense.wo
+    assert isinstance(layer, PackedLinear)
+    assert layer.weight.dtype == (torch.float32 if dtype == torch.float16 else dtype)
 
 
 @pytest.mark.parametrize("reference", ["channels", "none"])
