@@ -1,14 +1,16 @@
 """Files that people have: a folder such as ComfyUI's ``models`` or a cache of the Hub."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from swifti2v.errors import ConfigError, LoadingError
-from swifti2v.models.weights.headers import SHARD, list_shards
+from swifti2v.models.weights.headers import CONTROL, SHARD, list_shards
 
 VARIABLE = "SWIFTI2V_MODELS_DIR"
 """Environment variable with the folder, which ``--models-dir`` sets."""
+UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".tmp", CONTROL)
+"""Suffixes of files that are not finished."""
 WEIGHTS = (".safetensors", ".gguf", ".pth", ".pt", ".bin")
 TOKENIZERS = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -47,22 +49,39 @@ def find_in(folder: Path, source: str, subfolder: str, also: Sequence[str] = ())
     """
     organization, name, *inside = source.split("/")
     inside = [part for part in (*inside, subfolder) if part]
-    wanted = [*inside[-1:], *also] if Path(inside[-1] if inside else "").suffix else [*also]
     for place in _folders(folder, organization, name):
         found = place.joinpath(*inside)
         if found.exists() and is_complete(found):
             return found
-    matching = [path for path in list_files(folder) if _has_name(path, wanted)]
-    if len({path.stat().st_size for path in matching}) > 1:
-        raise LoadingError(
-            f"{folder} holds several files of the name {matching[0].name}: "
-            f"{', '.join(str(path.relative_to(folder)) for path in matching)}; keep one of them"
-        )
-    return matching[0] if matching else None
+    files = list_files(folder)
+    for wanted in file_names(source, subfolder, also):
+        matching = [path for path in files if path.name.lower() == wanted.lower()]
+        if len({path.stat().st_size for path in matching}) > 1:
+            raise LoadingError(
+                f"{folder} holds several files of the name {wanted}: "
+                f"{', '.join(str(path.relative_to(folder)) for path in matching)}; keep one of them"
+            )
+        if matching:
+            return matching[0]
+    return None
 
 
-def _has_name(path: Path, names: Iterable[str]) -> bool:
-    return path.name.lower() in {Path(name).name.lower() for name in names}
+def file_names(source: str, subfolder: str, also: Sequence[str]) -> list[str]:
+    """Names of single files that hold a source of the Hub, the likeliest first."""
+    own = Path(source).name if not subfolder and Path(source).suffix in WEIGHTS else None
+    return [*filter(None, [own]), *also]
+
+
+def find_unfinished(folder: Path, names: Sequence[str]) -> Path | None:
+    """What a browser or downloader has left of a file that it has not finished."""
+    wanted = {f"{name}{suffix}".lower() for name in names for suffix in UNFINISHED}
+    found = (
+        Path(place) / name
+        for place, _, files in os.walk(folder)
+        for name in files
+        if name.lower() in wanted
+    )
+    return next(found, None)
 
 
 def _folders(folder: Path, organization: str, name: str) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from typing import Literal
 from swifti2v.errors import LoadingError, SwiftI2VError
 from swifti2v.models.loading.architectures import KINDS, Architecture, recall_architecture
 from swifti2v.models.loading.availability import RemoteFiles, download_commands
-from swifti2v.models.loading.models_dir import find_in, list_files
+from swifti2v.models.loading.models_dir import file_names, find_in, find_unfinished, list_files
 from swifti2v.models.loading.recognition import find_difference, identify, read_content
 from swifti2v.models.loading.sources import (
     ComponentSource,
@@ -114,9 +114,14 @@ class Scanner:
                 return self._judge(item, found, source, wanted)
         except LoadingError as error:
             return replace(item, status="unclear", note=str(error))
+        names = file_names(source.source, source.subfolder, source.also)
+        if (unfinished := find_unfinished(self.folder, names)) is not None:
+            item = replace(item, status="damaged", path=str(unfinished))
+            item = replace(item, note="its download did not finish", num_bytes=_size(unfinished))
         remote = RemoteFiles(*split_source(source.source, source.subfolder))
         commands = download_commands([remote]) if is_on_hub(source.source, root) else [""]
-        return replace(item, command=commands[0], note=self._look_alikes(role, wanted))
+        note = item.note or self._look_alikes(role, wanted)
+        return replace(item, command=commands[0], note=note)
 
     def _search(self, source: ComponentSource, root: Path) -> Path | None:
         if is_on_hub(source.source, root):
@@ -125,7 +130,9 @@ class Scanner:
                 return found
         if self.hashes and source.sha256:
             known = source.sha256
-            return next((file for file in self.files if self._hash(file) == known), None)
+            found = next((file for file in self.files if self._hash(file) == known), None)
+            if found is not None:
+                return found
         return find_here(source.source, source.subfolder, root, source.also)
 
     def _judge(

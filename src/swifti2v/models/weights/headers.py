@@ -10,6 +10,8 @@ from swifti2v.errors import ConfigError, LoadingError
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 """End of a shard's name, without its suffix."""
 GGUF = ".gguf"
+CONTROL = ".aria2"
+"""Suffix of the file that aria2 keeps beside one that it has not finished, which has its full size."""
 MOST_BYTES = 100_000_000
 """Most of a safetensors header, as the library itself allows."""
 
@@ -89,6 +91,8 @@ def require_undamaged(place: Path) -> None:
         LoadingError: See ``read_header`` and ``open_gguf``.
     """
     for file in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
+        if file.with_name(f"{file.name}{CONTROL}").exists():
+            raise LoadingError(f"{file} is not finished: go on with aria2, or fetch it again")
         if file.suffix == ".safetensors":
             read_header(file)
         elif file.suffix == GGUF:

@@ -145,6 +145,30 @@ def test_a_half_downloaded_file_is_named(cache: Path, preset: Path, comfyui: Pat
     assert "its download did not finish" in found.note
 
 
+def test_what_a_downloader_left_is_named(cache: Path, preset: Path, comfyui: Path) -> None:
+    file = comfyui / "diffusion_models/I2V_fp8_Scaled.safetensors"
+    control = file.with_name(f"{file.name}.aria2")
+    control.touch()  # the file has its full size already
+    found = item(Scanner(comfyui).scan(str(preset)), "stage1_transformer", "fp8")
+    assert (found.status, "not finished" in found.note) == ("damaged", True)
+    control.unlink()
+    part = file.rename(file.with_name(f"{file.name}.crdownload"))
+    found = item(Scanner(comfyui).scan(str(preset)), "stage1_transformer", "fp8")
+    assert (found.status, found.path) == ("damaged", str(part))
+    assert "download repackagers/fp8 split_files" in str(found.command)
+
+
+def test_of_two_names_the_first_is_taken(cache: Path, preset: Path, comfyui: Path) -> None:
+    values = yaml.safe_load(preset.read_text())
+    values["components"]["stage2_transformer"]["also"] += ["ti2v_bf16.safetensors"]
+    preset.write_text(yaml.safe_dump(values))
+    folder = comfyui / "diffusion_models"
+    native = wan_files.original_transformer(hub.state_of(hub.stage2_base()))
+    layouts.write(layouts.SAFETENSORS["bf16"](native), folder / "ti2v_bf16.safetensors")
+    found = item(Scanner(comfyui).scan(str(preset)), "stage2_transformer")
+    assert (found.status, found.path) == ("found", str(folder / "ti2v_fp16.safetensors"))
+
+
 def test_a_run_refuses_a_half_downloaded_file_before_any_work(
     cache: Path, preset: Path, comfyui: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
