@@ -61,11 +61,13 @@ def list_presets() -> list[str]:
 
 def describe(found: "Scan", folder: Path) -> Iterator[str]:
     """A scan for people: a line for each file, then each variant."""
+    from swifti2v.models.loading.sources import in_variant
+
     yield f"{found.model}"
     for item in found.items:
         yield f"  {item.component:28}{item.variant:10}{_describe(item, folder)}"
     for variant, lacking in found.lacking.items():
-        name = found.model if variant == "bf16" else f"{found.model}:{variant}"
+        name = in_variant(found.model, variant)
         if not lacking:
             yield f"  complete: --model {name} --models-dir {folder}"
             continue

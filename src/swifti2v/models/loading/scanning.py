@@ -12,6 +12,7 @@ from swifti2v.models.loading.availability import RemoteFiles, download_commands
 from swifti2v.models.loading.models_dir import file_names, find_in, find_unfinished, list_files
 from swifti2v.models.loading.recognition import find_difference, identify, read_content
 from swifti2v.models.loading.sources import (
+    WHOLE,
     ComponentSource,
     ModelIndex,
     find_here,
@@ -32,7 +33,7 @@ class Item:
     component: str
     """Role of the component, or ``LoRA of`` it."""
     variant: str
-    """Variant whose file it is; ``bf16`` for the component itself."""
+    """Variant whose file it is; ``WHOLE`` for the component itself."""
     status: Status
     source: str
     """Hub id and path of what is needed."""
@@ -87,16 +88,24 @@ class Scanner:
         index, root = find_model(model)
         items: list[Item] = []
         for role, source in index.components.items():
-            names = [name for name in index.variants() if name in source.variants]
-            for name in ("bf16", *names):
-                items.append(self._find(role, name, source.in_variant(name), root))
-            items += self._find_loras(role, source, root)
+            items += self._find_variants(role, source, root)
+            for lora in source.loras:
+                own = ComponentSource(source=lora.path)
+                items.append(self._find(f"LoRA of {role}", WHOLE, own, root))
         lacking = {name: tuple(_lacking(index, name, items)) for name in index.variants()}
         return Scan(model=model, items=tuple(items), lacking=lacking)
 
-    def _find_loras(self, role: str, source: ComponentSource, root: Path) -> Iterator[Item]:
-        for lora in source.loras:
-            yield self._find(f"LoRA of {role}", "bf16", ComponentSource(source=lora.path), root)
+    def _find_variants(self, role: str, source: ComponentSource, root: Path) -> Iterator[Item]:
+        """A component in each of its variants; of a missing one, what is here instead."""
+        names = [WHOLE, *(name for name in source.variants if name != WHOLE)]
+        items = [self._find(role, name, source.in_variant(name), root) for name in names]
+        here = [item.variant for item in items if item.status == "found"]
+        note = f"another variant is here: {', '.join(here)}" if here else ""
+        for item in items:
+            if item.status != "missing":
+                yield item
+            else:
+                yield replace(item, note=note or self._look_alikes(role, source, root))
 
     def _find(self, role: str, variant: str, source: ComponentSource, root: Path) -> Item:
         place = "/".join(filter(None, (source.source, source.subfolder)))
@@ -120,8 +129,7 @@ class Scanner:
             item = replace(item, note="its download did not finish", num_bytes=_size(unfinished))
         remote = RemoteFiles(*split_source(source.source, source.subfolder))
         commands = download_commands([remote]) if is_on_hub(source.source, root) else [""]
-        note = item.note or self._look_alikes(role, wanted)
-        return replace(item, command=commands[0], note=note)
+        return replace(item, command=commands[0])
 
     def _search(self, source: ComponentSource, root: Path) -> Path | None:
         if is_on_hub(source.source, root):
@@ -163,8 +171,9 @@ class Scanner:
                 )
         return replace(item, status="found")
 
-    def _look_alikes(self, role: str, wanted: Architecture | None) -> str:
+    def _look_alikes(self, role: str, source: ComponentSource, root: Path) -> str:
         """Files of other names that fit by their keys: perhaps the model, perhaps one like it."""
+        wanted = recall_architecture(role, source, root) if role in KINDS else None
         if wanted is None:
             return ""
         fitting = [file for file in self.files if self._is_alike(role, file, wanted)]
@@ -189,7 +198,7 @@ def _lacking(index: ModelIndex, variant: str, items: list[Item]) -> Iterator[str
     for item in items:
         source = index.components.get(item.component)
         has_own = source is not None and variant in source.variants
-        counts = item.variant == (variant if has_own else "bf16")
+        counts = item.variant == (variant if has_own else WHOLE)
         if counts and item.status != "found":
             yield item.component
 

@@ -118,7 +118,15 @@ def test_a_comfyui_folder_has_what_it_has(cache: Path, preset: Path, comfyui: Pa
     assert item(found, "text_encoder").form == "float32"
     whole = item(found, "stage1_transformer")
     assert whole.command == 'hf download people/Wan2.1-I2V --include "transformer/*"'
-    assert "I2V_fp8_Scaled.safetensors (float8_e4m3fn, scaled)" in whole.note
+    assert whole.note == "another variant is here: fp8"
+    gguf = item(found, "stage1_transformer", "gguf-q8")
+    assert gguf.command == "hf download repackagers/gguf i2v-Q8_0.gguf"
+    file = comfyui / "diffusion_models/I2V_fp8_Scaled.safetensors"
+    file.rename(file.with_name("mine.safetensors"))
+    whole = item(Scanner(comfyui).scan(str(preset)), "stage1_transformer")
+    assert "perhaps another model: diffusion_models/mine.safetensors (float8_e4m3fn, scaled)" in (
+        whole.note
+    )
 
 
 def test_the_folder_is_enough_for_a_run_of_the_variant(
