@@ -11,8 +11,8 @@ import typer
 
 from swifti2v.cli.flags import COMMAND_LINE
 from swifti2v.cli.loras import LORA_HELP, STAGED_LORA_FORM, parse_lora
-from swifti2v.cli.processes import parse_processes
 from swifti2v.cli.models_dir import ModelsDir
+from swifti2v.cli.processes import parse_processes
 from swifti2v.cli.seeds import require_seed
 from swifti2v.config import StageName, expand_shorthands, parse_override, read_config
 from swifti2v.jobs.input_files import InputFiles
