@@ -1,5 +1,6 @@
 """Clips from the files that people have: the same frames as from whole weights of the same values."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,10 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.weights.names import umt5_state_dict
 from swifti2v.models.weights.packed import is_packed
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
+from swifti2v.training.stages.loading import load_for_training
 from tests.helpers import hub
 from tests.helpers import packed_files as layouts
+from tests.helpers.command_line import error_line, swifti2v
 from tests.helpers.packed_files import SAFETENSORS, State
 from tests.unit.models.weights import test_names as wan_files
 
@@ -135,6 +138,33 @@ def test_a_packed_model_is_not_saved_as_another(
     with pytest.raises(ConfigError, match="text_encoder keeps the fp8 or GGUF weights"):
         pipe.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_packed_model_is_not_trained(
+    public: Path, states: dict[str, State], tmp_path: Path
+) -> None:
+    files, _ = WRITERS["BFL"](states, tmp_path)
+    path = str(preset(public, tmp_path, files))
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"stage2_transformer.*cannot be trained"):
+        load_for_training(path, {}, "stage2", ("stage2_transformer",), cpu)
+    load_for_training(path, {}, "stage2", ("stage2_vae", "text_encoder"), cpu)  # for a cache
+
+
+def test_a_folder_without_the_weights_says_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    photo = tmp_path / "photo.png"
+    hub.photo().save(photo)
+    words = ("generate", photo, "-p", "fog", "-o", tmp_path / "a.mp4", "--model", "paper:fp8")
+    message = error_line(swifti2v(*words, "--models-dir", tmp_path))
+    assert "hf download Kijai/WanVideo_comfy_fp8_scaled TI2V/" in message
+    assert f"swifti2v models scan {tmp_path} shows" in message
+    assert "SWIFTI2V_MODELS_DIR" not in os.environ
+    message = error_line(swifti2v(*words, "--models-dir", tmp_path / "no"))
+    assert "is not a folder" in message
 
 
 def test_a_checkpoint_is_not_laid_over_a_packed_base(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.loading.models_dir import models_dir
 from swifti2v.models.loading.sources import (
     ModelIndex,
     find_here,
@@ -85,9 +86,11 @@ def require_obtainable(name: str, missing: Sequence[RemoteFiles]) -> None:
             HfApi().model_info(repo_id, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # of the HTTP library that the Hub's client uses, which varies
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        folder = models_dir()
+        hint = f"; swifti2v models scan {folder} shows what that folder has" if folder else ""
         raise LoadingError(
             f"weights of {name!r} are not on this machine, and the Hub does not give them "
-            f"({reason}); get them with: {'; '.join(download_commands(missing))}"
+            f"({reason}); get them with: {'; '.join(download_commands(missing))}{hint}"
         ) from None
 
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 
 from swifti2v.config import GenerationConfig, StageName, parse_config
+from swifti2v.errors import ConfigError
 from swifti2v.models.loading.components import load_components
+from swifti2v.models.weights.packed import is_packed
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
 
@@ -32,7 +34,7 @@ def load_for_training(
             base without the few-step one.
 
     Raises:
-        ConfigError: A setting is not possible.
+        ConfigError: A setting is not possible, or the transformer's weights are packed.
         LoadingError: A file is missing or damaged.
     """
     # Frozen parts need no more than 16 bits on a GPU; trained parts become float32 again.
@@ -45,6 +47,12 @@ def load_for_training(
         stages=(stage,),
         skipped={f"{stage}_transformer"} - {*roles},
     )
+    transformer = f"{stage}_transformer"
+    if transformer in roles and is_packed(getattr(parts, transformer)):
+        raise ConfigError(
+            f"{transformer} of {model} keeps the fp8 or GGUF weights of its file, which cannot be "
+            "trained; start from the model's bf16 files"
+        )
     for role in roles:
         if (component := getattr(parts, role)) is not None:
             component.to(device)
