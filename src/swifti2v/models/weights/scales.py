@@ -118,8 +118,10 @@ def _to_grid(
         grid = grid.reshape(1, 1)
     elif grid.ndim == 1 or (grid.ndim == 3 and grid.shape[2] == 1):
         grid = grid.reshape(grid.shape[0], -1)
-    fits = grid.ndim == 2 == len(shape) and not any(
-        whole % parts if parts else True for whole, parts in zip(shape, grid.shape, strict=True)
+    num_columns = shape[1] if len(shape) == 2 else 1  # a convolution has one for each row at most
+    fits = grid.ndim == 2 and all(
+        parts and whole % parts == 0
+        for whole, parts in zip((shape[0], num_columns), grid.shape, strict=True)
     )
     if not fits:
         raise LoadingError(

@@ -208,6 +208,19 @@ def test_stage2_is_made_of_a_packed_base(
         assert torch.equal(layer.unpack(torch.float32), wanted.get_submodule(name).weight)
 
 
+@pytest.mark.parametrize("count", [1, 128])
+def test_scales_of_a_convolution_are_applied(count: int, native: State, tmp_path: Path) -> None:
+    layout = SAFETENSORS["BFL"](native)
+    key = "patch_embedding.weight"
+    layout.tensors[key] = native[key].to(layouts.E4M3)
+    scale = layout.tensors["patch_embedding.weight_scale"] = torch.linspace(0.5, 2, count)
+    layout.meaning[key] = layout.tensors[key].float() * scale.reshape(-1, 1, 1, 1, 1)
+    layouts.write(layout, tmp_path / "a.safetensors")
+    found = load("stage1_transformer", tmp_path / "a.safetensors")
+    wanted = load_meaning("stage1_transformer", layout.meaning, tmp_path)
+    assert torch.equal(denoise(found), denoise(wanted))
+
+
 @pytest.mark.parametrize("layout", ["ComfyUI old", "GGUF Q8_0"])
 def test_loras_are_added_to_packed_layers(layout: str, native: State, tmp_path: Path) -> None:
     if layout.startswith("GGUF"):
