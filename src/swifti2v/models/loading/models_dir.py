@@ -9,6 +9,8 @@ from swifti2v.models.weights.headers import CONTROL, SHARD, list_shards
 
 VARIABLE = "SWIFTI2V_MODELS_DIR"
 """Environment variable with the folder, which ``--models-dir`` sets."""
+PROCESSOR = "preprocessor_config.json"
+"""File of an image processor, which has no weights."""
 UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".tmp", CONTROL)
 """Suffixes of files that are not finished."""
 WEIGHTS = (".safetensors", ".gguf", ".pth", ".pt", ".bin")
@@ -73,7 +75,7 @@ def file_names(source: str, subfolder: str, also: Sequence[str]) -> list[str]:
 
 
 def find_unfinished(folder: Path, names: Sequence[str]) -> Path | None:
-    """What a browser or downloader has left of a file that it has not finished."""
+    """Path of what a browser or downloader has left of a file before its end."""
     wanted = {f"{name}{suffix}".lower() for name in names for suffix in UNFINISHED}
     found = (
         Path(place) / name
@@ -115,6 +117,6 @@ def is_complete(place: Path) -> bool:
         return False
     if (place / "tokenizer_config.json").is_file():
         return any((place / name).is_file() for name in TOKENIZERS)
-    files = [path for path in place.rglob("*") if path.is_file()]
-    is_model = (place / "config.json").is_file()
-    return any(path.suffix in WEIGHTS for path in files) if is_model else bool(files)
+    if (place / PROCESSOR).is_file() and not (place / "config.json").is_file():
+        return True
+    return any(path.suffix in WEIGHTS for path in place.rglob("*") if path.is_file())

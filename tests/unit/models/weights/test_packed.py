@@ -1,6 +1,7 @@
 """Weights of fp8 and GGUF files: what they mean, in the memory that their file takes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -396,6 +397,15 @@ def test_a_gguf_file_of_an_unknown_type_is_refused(native: State, tmp_path: Path
     file.write_bytes(content)
     with pytest.raises(LoadingError, match=r"999.*pip install -U gguf"):
         read_weights(file)
+
+
+def test_the_package_for_gguf_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'swifti2v\[gguf\]'"):
+        read_weights(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("part", [0.02, 0.5, 0.99])
