@@ -253,6 +253,7 @@ class ComfyUI:
                 "get_filename_list": lambda name: sorted(p.name for p in self.loras.iterdir()),
                 "get_full_path_or_raise": lambda name, file: str(self.loras / file),
                 "get_temp_directory": lambda: str(self.temp),
+                "models_dir": str(self.loras.parent),
             },
         }
 

@@ -3,6 +3,7 @@
 ComfyUI imports this when it starts; torch and diffusers come when a node runs.
 """
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from swifti2v.comfyui.inputs import (
 from swifti2v.comfyui.runs import NodeProgress, make_outputs, whole_message
 from swifti2v.config import GenerationConfig, expand_shorthands, parse_config
 from swifti2v.errors import ConfigError
+from swifti2v.models.loading.models_dir import VARIABLE
 from swifti2v.models.loading.sources import LoraSource
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ class LoadModel(io.ComfyNode):
                 io.String.Input(
                     "model",
                     default="nano",
-                    tooltip="nano, paper, vibe, a YAML preset, a directory or a Hub id.",
+                    tooltip="nano, paper, vibe, a YAML preset, a directory or a Hub id; paper:fp8 and "
+                    "paper:gguf-q4 take smaller files, those of ComfyUI's models folder first.",
                 ),
                 io.Combo.Input(
                     "dtype",
@@ -90,6 +93,7 @@ class LoadModel(io.ComfyNode):
 
         comfy.model_management.unload_all_models()
         with whole_message():
+            os.environ.setdefault(VARIABLE, folder_paths.models_dir)
             device = comfy.model_management.get_torch_device()
             return io.NodeOutput(clips.load(model, device, dtype, placement, loras))
 

@@ -10,6 +10,7 @@ import torch
 
 from swifti2v.errors import ConfigError, MediaError, ShapeError
 from swifti2v.media import probe_clip
+from swifti2v.models.loading.models_dir import VARIABLE, models_dir
 from tests.helpers.comfyui import ExecutionBlocker, InterruptProcessingException
 from tests.helpers.command_line import save_lora
 from tests.helpers.tiny import NUM_FRAMES, SIZE, tiny_pipeline
@@ -180,7 +181,9 @@ def test_memory_does_not_grow_with_the_clip(tmp_path):
     assert write(make(), config, tmp_path / "a.mp4", lambda frame: None, wants_images=False) is None
 
 
-def test_load_takes_comfyui_s_device_and_loras(comfyui, tmp_path):
+def test_load_takes_comfyui_s_device_loras_and_folder_of_models(comfyui, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "set, so that it is restored")
+    monkeypatch.delenv(VARIABLE)
     tiny_pipeline().save_pretrained(tmp_path / "tiny")
     for name in ("a.safetensors", "b.safetensors"):
         save_lora(comfyui.loras / name)
@@ -189,6 +192,7 @@ def test_load_takes_comfyui_s_device_and_loras(comfyui, tmp_path):
 
     (pipeline,) = comfyui.run("SwiftI2VLoad", model=str(tmp_path / "tiny"), loras=two)
 
+    assert models_dir() == comfyui.loras.parent  # ComfyUI's files before the Hub's
     assert comfyui.num_unloads == 1
     assert pipeline.components.device.type == "cpu"
     assert [(lora.stage, lora.strength) for lora in two] == [("stage1", 0.5), ("stage2", 1.0)]

@@ -162,7 +162,9 @@ def test_transformers_reads_the_same_from_a_gguf_text_encoder(
     state = layouts.gguf_umt5(encoder)
     file = tmp_path / "a.gguf"
     layouts.write_gguf(state, file, "Q8_0", "t5encoder", name="umt5-xxl", describe=describe)
-    theirs = UMT5EncoderModel.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    theirs: Any = UMT5EncoderModel.from_pretrained(
+        tmp_path, gguf_file=file.name, dtype=torch.float32
+    )
     assert torch.equal(encode(load("text_encoder", file)), encode(theirs.eval()))
 
 
@@ -272,8 +274,7 @@ def test_an_outline_weighs_what_the_loaded_model_does(
         layouts.write(SAFETENSORS[layout](native), file)
     else:
         layouts.write_gguf(native, file, form)
-    with torch.device("meta"):
-        outline = diffusers.WanTransformer3DModel(**hub.STAGE2)
+    outline = hub.make(diffusers.WanTransformer3DModel, **hub.STAGE2).to("meta")
     pack_outline(outline, form)
     assert layouts.parameter_bytes(outline) == layouts.parameter_bytes(
         load("stage1_transformer", file)
