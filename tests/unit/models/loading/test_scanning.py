@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from swifti2v.models.loading.sources import find_model, split_variant
 from swifti2v.storage import hash_file
 from tests.helpers import hub
 from tests.helpers import packed_files as layouts
-from tests.helpers.command_line import error_line, succeed, swifti2v
+from tests.helpers.command_line import error_line, save_photo, succeed, swifti2v
 from tests.unit.models.weights import test_names as wan_files
 
 COMMIT = "d" * 40
@@ -316,3 +317,22 @@ def test_a_folder_under_the_name_of_its_repository_is_found(tmp_path: Path) -> N
     source = hub.make_hub(tmp_path)
     assert find_in(source, "people/Wan2.1-I2V", "vae") == source / "Wan2.1-I2V/vae"
     assert find_in(source, "people/Wan2.1-I2V", "nothing") is None
+
+
+def test_a_clip_is_made_from_a_comfyui_folder_without_the_hub(
+    cache: Path, preset: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA and tokenizer included; the folder's variant is stored with the video."""
+    pair = {
+        "diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.ones(1, 128),
+        "diffusion_model.blocks.0.self_attn.q.lora_up.weight": torch.ones(128, 1),
+    }
+    save_file(pair, comfyui / "loras/steps.safetensors")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("the network was asked"))
+    photo, video = save_photo(tmp_path / "photo.png", 64, 64), tmp_path / "a.mkv"
+    words = (photo, "-p", "a cat", "-o", video, "--seed", 1, "--num-frames", 5)
+    model = ("--model", f"{preset}:fp8", "--models-dir", comfyui)
+    succeed(swifti2v("generate", *words, *model, "--codec", "ffv1"))
+    assert json.loads(succeed(swifti2v("info", video, "--json")).stdout)["model"] == model[1]
+    message = error_line(swifti2v("generate", *words[:-2], "--model", f"{preset}:fp4"))
+    assert "variant 'fp4' is unknown; there are bf16, fp8, gguf-q8" in message
