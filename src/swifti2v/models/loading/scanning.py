@@ -19,6 +19,7 @@ from swifti2v.models.loading.sources import (
     find_model,
     is_on_hub,
     split_source,
+    split_variant,
 )
 from swifti2v.models.weights.headers import GGUF, require_undamaged
 from swifti2v.storage import hash_file
@@ -80,11 +81,12 @@ class Scanner:
         """Look for all components of a preset in all their variants.
 
         Args:
-            model: Name of the preset, without a variant.
+            model: Name of the preset; a variant behind it makes no difference.
 
         Raises:
             ConfigError: There is no such preset.
         """
+        model, _ = split_variant(model)
         index, root = find_model(model)
         items: list[Item] = []
         for role, source in index.components.items():

@@ -117,6 +117,7 @@ def test_a_comfyui_folder_has_what_it_has(cache: Path, preset: Path, comfyui: Pa
     assert fp8.path == str(comfyui / "diffusion_models/I2V_fp8_Scaled.safetensors")
     assert fp8.form == "float8_e4m3fn, scaled"
     assert item(found, "text_encoder").form == "float32"
+    assert Scanner(comfyui).scan(f"{preset}:fp8") == found
     whole = item(found, "stage1_transformer")
     assert whole.command == 'hf download people/Wan2.1-I2V --include "transformer/*"'
     assert whole.note == "another variant is here: fp8"
