@@ -12,6 +12,7 @@ from swifti2v.media.resize import Frames
 Flow: TypeAlias = npt.NDArray[np.float32]
 """``[H, W, 2]``: displacement to the right and down, in pixels."""
 Image: TypeAlias = npt.NDArray[Any]
+Plane: TypeAlias = npt.NDArray[np.float32]
 
 MIN_SIDE = 16
 """DIS needs a pyramid level that holds its 8-pixel patches with room to move."""
@@ -134,6 +135,76 @@ def warp(image: Image, flow: Flow) -> Image:
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
     return cv2.remap(image, x, y, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT_101)
+
+
+NUM_FITS = 2
+"""Steps of ``fit_flow``."""
+FIT_SIGMA = 2.0
+"""Gaussian window in which points of the small frame move alike, in its pixels."""
+FIT_STIFFNESS = 60.0
+"""Squared slope, in grey levels a pixel, below which little is moved: rounding hides it."""
+FIT_OUTLIER = 14.0
+"""Grey levels between the frames at which a place counts 1/e."""
+FIT_LIMIT = 0.5
+"""Most that a step moves a point, in pixels of the small frame."""
+
+
+def fit_flow(small: Plane, large: Plane, flow: Flow) -> Flow:
+    """Refine the flow from a small frame to a large picture, of which the small one is the mean.
+
+    Flow between two small frames errs where fine detail has become false coarse detail. Here the
+    large picture is moved first and made small afterwards, and each point moved to where that looks
+    like the small frame; a difference in brightness alone moves nothing.
+
+    Args:
+        small: ``[h, w]`` float32 grey levels.
+        large: ``[H, W]`` float32, the same view a few times larger.
+        flow: ``[a, b, 2]`` on any grid over the frame, right and down in pixels of ``small``.
+
+    Returns:
+        The flow on the same grid.
+
+    Source:
+        Lucas and Kanade, "An iterative image registration technique with an application to stereo
+        vision", IJCAI 1981.
+    """
+    (height, width), (large_height, large_width) = small.shape, large.shape
+    scale = np.array((large_width / width, large_height / height), np.float32)
+    coarse = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA)
+    change = np.zeros_like(coarse)
+    for _ in range(NUM_FITS):
+        way = cv2.resize(coarse + change, (large_width, large_height)) * scale
+        x = way[..., 0] + np.arange(large_width, dtype=np.float32)
+        y = way[..., 1] + np.arange(large_height, dtype=np.float32)[:, None]
+        moved = cv2.remap(large, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        right, down = (cv2.Sobel(moved, cv2.CV_32F, *way, ksize=1) / 2 for way in ((1, 0), (0, 1)))
+        planes = np.dstack((moved, right * scale[0], down * scale[1]))
+        low, *slopes = cv2.split(cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA))
+        change += _match(small - low, slopes[0], slopes[1])
+    wide: Flow = cv2.resize(change, (flow.shape[1], flow.shape[0]), interpolation=cv2.INTER_CUBIC)
+    return flow + wide
+
+
+def _match(difference: Plane, right: Plane, down: Plane) -> Flow:
+    """The step ``[h, w, 2]`` by which a frame of these slopes comes closest to one that differs so."""
+    distance = cv2.GaussianBlur(np.abs(difference), (0, 0), 0.75)
+    weight = np.exp(-((distance / FIT_OUTLIER) ** 2))
+
+    def mean(values: Plane) -> Plane:
+        blurred: Plane = cv2.GaussianBlur(weight * values, (0, 0), FIT_SIGMA)
+        return blurred
+
+    planes = (right, down, difference)
+    total = mean(np.ones_like(weight)) + np.float32(1e-6)
+    means = [mean(plane) for plane in planes]
+
+    def covary(a: int, b: int) -> Plane:
+        return mean(planes[a] * planes[b]) - means[a] * means[b] / total
+
+    xx, xy, yy = covary(0, 0) + FIT_STIFFNESS, covary(0, 1), covary(1, 1) + FIT_STIFFNESS
+    x, y = covary(0, 2), covary(1, 2)
+    step = np.dstack((yy * x - xy * y, xx * y - xy * x)) / (xx * yy - xy * xy)[..., None]
+    return np.clip(step, -FIT_LIMIT, FIT_LIMIT)
 
 
 def chain(first: Flow, second: Flow) -> Flow:

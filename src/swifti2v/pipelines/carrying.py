@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swifti2v.errors import NumericalError, ShapeError
 from swifti2v.media import Frames, frames_to_video, resize_video, video_to_frames
-from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, optical_flow
+from swifti2v.media.flow import MIN_SIDE, cycle_error, find_shift, fit_flow, optical_flow
 from swifti2v.media.resize import ResizeMode
 from swifti2v.pipelines.displacement import enlarge, sample_mirrored
 from swifti2v.shapes import Crop
@@ -59,27 +59,39 @@ class Motion:
         return Motion(self.displacement.to(device), trust, first)
 
 
-def estimate_motion(frame: NDArray[np.uint8], first: NDArray[np.uint8], size: Any) -> Motion:
-    """Search the motion between a frame and frame 0 by optical flow, on the CPU.
+def estimate_motion(
+    frame: NDArray[np.uint8], first: NDArray[np.uint8], photo: NDArray[np.float32]
+) -> Motion:
+    """Search the motion between a low-resolution frame and frame 0 by optical flow, on the CPU.
 
-    Both are enlarged already. It depends on the two frames alone, so any frame of a clip can be
-    asked for without those before it.
+    The flow between the two is refined with the photo, which shows more than frame 0. It depends on
+    them alone, so any frame of a clip can be asked for without those before it.
 
     Args:
-        frame: ``[a, b, 3]`` uint8, see ``enlarge_for_flow``.
-        first: ``[a, b, 3]`` uint8, frame 0.
-        size: h and w of the low-resolution clip.
+        frame: ``[h, w, 3]`` uint8.
+        first: ``[h, w, 3]`` uint8, frame 0.
+        photo: ``[H, W]`` grey levels of frame 0 in full, see ``grey_levels``.
     """
+    size = frame.shape[:2]
+    large, large_first = enlarge_for_flow(frame), enlarge_for_flow(first)
     # Right and down; flow_size rounds each up.
-    scale = (frame.shape[1] / size[1], frame.shape[0] / size[0])
-    shift = np.array(find_shift(frame, first), np.float32)
-    start = np.broadcast_to(shift, (*frame.shape[:2], 2))
-    forward = optical_flow(frame, first, "fine", start)
-    backward = optical_flow(first, frame, "fine", -start)
-    error = cycle_error(forward, backward) / (scale[0] * scale[1])
+    scale = np.array((large.shape[1] / size[1], large.shape[0] / size[0]), np.float32)
+    shift = np.array(find_shift(large, large_first), np.float32)
+    start = np.broadcast_to(shift, (*large.shape[:2], 2))
+    forward = optical_flow(large, large_first, "fine", start)
+    backward = optical_flow(large_first, large, "fine", -start)
+    error = cycle_error(forward, backward) / float(scale.prod())
     trust = torch.from_numpy(np.exp(-error / CYCLE**2))[None, None]
-    displacement = torch.from_numpy(forward / np.array(scale, np.float32)).permute(2, 0, 1)[None]
-    return Motion(displacement, F.interpolate(trust, size, mode="area"))
+    small = cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY)
+    fitted = torch.from_numpy(fit_flow(small, photo, forward / scale))
+    return Motion(fitted.permute(2, 0, 1)[None], F.interpolate(trust, size, mode="area"))
+
+
+def grey_levels(photo: Tensor) -> NDArray[np.float32]:
+    """Grey levels ``[H, W]`` of a photo ``[1, 3, 1, H, W]`` in [-1, 1], on the CPU."""
+    colours = ((photo[0, :, 0].float().cpu() + 1) * 127.5).permute(1, 2, 0).contiguous()
+    levels: NDArray[np.float32] = cv2.cvtColor(colours.numpy(), cv2.COLOR_RGB2GRAY)
+    return levels
 
 
 def flow_size(height: int, width: int) -> tuple[int, int]:
@@ -102,10 +114,11 @@ class MotionSearch:
 
     Args:
         clip: ``[T, h, w, 3]`` uint8.
+        photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
     """
 
-    def __init__(self, clip: Frames) -> None:
-        self.clip = clip
+    def __init__(self, clip: Frames, photo: Tensor) -> None:
+        self.clip, self.photo = clip, photo
         self._waiting: dict[int, Future[Motion]] = {}
 
     def __call__(self, frame: int) -> Motion:
@@ -128,12 +141,11 @@ class MotionSearch:
         self._waiting.clear()
 
     def _search(self, frame: int) -> Motion:
-        size = self.clip.shape[1:3]
-        return estimate_motion(enlarge_for_flow(self.clip[frame]), self._first, size)
+        return estimate_motion(self.clip[frame], self.clip[0], self._photo)
 
     @cached_property
-    def _first(self) -> NDArray[np.uint8]:
-        return enlarge_for_flow(self.clip[0])
+    def _photo(self) -> NDArray[np.float32]:
+        return grey_levels(self.photo)
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:

@@ -81,7 +81,7 @@ class ReferenceFrames:
         elif displacement is not None:
             self._find_motion = GivenMotion(displacement, frames)
         else:
-            self._find_motion = self._search = MotionSearch(frames)
+            self._find_motion = self._search = MotionSearch(frames, photo)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames ``[1, 3, stop - start, H, W]`` from ``start`` on; not clamped."""

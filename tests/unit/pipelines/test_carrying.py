@@ -228,7 +228,7 @@ def test_the_search_looks_only_so_far_ahead():
             return super().__getitem__(key)
 
     clip = np.zeros((90, 16, 16, 3), np.uint8).view(Watched)
-    search = carrying.MotionSearch(clip)
+    search = carrying.MotionSearch(clip, torch.zeros(1, 3, 1, 64, 64))
     search(1)
     search.close()
     assert max(key for key in asked if isinstance(key, int)) <= carrying.NUM_AHEAD

@@ -10,8 +10,8 @@ from swifti2v.config import Stage2Config
 from swifti2v.media import Frames, downscale, frames_to_video, resize_video, video_to_frames
 from swifti2v.pipelines.carrying import (
     Motion,
-    enlarge_for_flow,
     estimate_motion,
+    grey_levels,
     look_up,
     move_detail,
 )
@@ -58,8 +58,8 @@ class ClipReferences:
 
     def _search(self, clip: int, start: int, place: int) -> Motion:
         small = self._small[clip]
-        first, frame = (enlarge_for_flow(small[start + at]) for at in (0, place))
-        return estimate_motion(frame, first, small.shape[1:3])
+        photo = grey_levels(frames_to_video(self.clips[clip][start : start + 1]))
+        return estimate_motion(small[start + place], small[start], photo)
 
     @cached_property
     def _small(self) -> list[Frames]:
