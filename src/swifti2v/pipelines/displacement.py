@@ -8,6 +8,13 @@ from swifti2v.pipelines.camera_moves import move_points
 from swifti2v.pipelines.course import Course
 from swifti2v.shapes import NUM_WAYS
 
+FAINT = 1.5 / 127.5
+"""Root mean square of what is added, around a pixel, of which half is left out; range [-1, 1]."""
+FAINT_SIDE = 9
+"""Side in pixels of the square around it."""
+FRAMES_AT_ONCE = 16
+"""Frames that are moved again at a time."""
+
 
 def read_displacement(output: Tensor, course: Course, time: int, cell: int) -> Tensor:
     """The displacement that a transformer's first output channels hold.
@@ -91,6 +98,30 @@ def move_photo(photo: Tensor, displacement: Tensor) -> Tensor:
     images = photo.expand(-1, -1, frames, -1, -1).transpose(1, 2).flatten(0, 1)
     moved = sample_mirrored(images, column.flatten(0, 1), row.flatten(0, 1))
     return torch.unflatten(moved, 0, (len(photo), frames)).transpose(1, 2)
+
+
+def leave_out_faint(video: Tensor, photo: Tensor, displacement: Tensor) -> Tensor:
+    """A clip without what it adds to the moved photo where that is fainter than can be meant.
+
+    What a transformer adds where nothing is to be added is a fraction of a grey level. In 8 bits that
+    would be a grid of steps, which shows on a white ground.
+
+    Args:
+        video: ``[B, 3, T, H, W]`` in [-1, 1]; not changed.
+        photo: ``[B, 3, 1, H, W]``.
+        displacement: ``[B, 2, T, h, w]``, of cells or pixels.
+    """
+    height, width = photo.shape[-2:]
+    parts = []
+    for place in range(0, video.shape[2], FRAMES_AT_ONCE):
+        part = slice(place, place + FRAMES_AT_ONCE)
+        moved = move_photo(photo, enlarge(displacement[:, :, part], height, width))
+        added = video[:, :, part] - moved
+        power = added.square().mean(dim=1, keepdim=True)
+        window, padding = (1, FAINT_SIDE, FAINT_SIDE), (0, FAINT_SIDE // 2, FAINT_SIDE // 2)
+        near = F.avg_pool3d(power, window, 1, padding, count_include_pad=False)
+        parts.append(moved + added * (near / (near + FAINT**2)))
+    return torch.cat(parts, dim=2)
 
 
 def sample_mirrored(images: Tensor, column: Tensor, row: Tensor) -> Tensor:

@@ -15,7 +15,12 @@ from swifti2v.models.runtime.speed import attention_order
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.course import Course, draw_chart, draw_course
-from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
+from swifti2v.pipelines.displacement import (
+    enlarge,
+    leave_out_faint,
+    move_photo,
+    read_displacement,
+)
 from swifti2v.pipelines.progress import OnProgress, report_steps
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.sampling import (
@@ -166,7 +171,10 @@ class Stage1Pipeline:
         displacements: list[Tensor] = []
         velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
         latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
-        return Stage1Clip(self.decode(latents), displacements[-1] if displacements else None)
+        video = self.decode(latents)
+        if not displacements:
+            return Stage1Clip(video, None)
+        return Stage1Clip(leave_out_faint(video, photo, displacements[-1]), displacements[-1])
 
     def require_motion(self, config: Stage1Config) -> None:
         """Refuse a kind of motion that the transformer was not made for.

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from swifti2v.pipelines.camera_moves import SHIFT, CameraMove
 from swifti2v.pipelines.course import draw_course, even_course, stack_courses
-from swifti2v.pipelines.displacement import enlarge, move_photo, read_displacement
+from swifti2v.pipelines.displacement import (
+    FRAMES_AT_ONCE,
+    enlarge,
+    leave_out_faint,
+    move_photo,
+    read_displacement,
+)
 from swifti2v.shapes import NUM_WAYS
 
 
@@ -130,3 +136,22 @@ def test_each_photo_is_moved_by_its_own_frames(batch):
         torch.testing.assert_close(moved[k], alone[0])
         torch.testing.assert_close(alone[0, :, 1, :-4], photos[k, :, 0, k + 1 : 20 + k + 1],
                                    atol=1e-4, rtol=0)  # fmt: skip
+
+
+def test_a_faint_addition_is_left_out_and_a_clear_one_stays():
+    photo = torch.rand(1, 3, 1, 24, 32) * 1.6 - 0.8
+    num_frames = FRAMES_AT_ONCE + 5  # more than one part
+    displacement = torch.full((1, 2, num_frames, 6, 8), 0.7)
+    moved = move_photo(photo, enlarge(displacement, 24, 32))
+    level = 1 / 127.5
+    grid = torch.ones(24, 32)
+    grid[::2, ::4] = -1
+    faint = leave_out_faint(moved + 0.3 * level * grid, photo, displacement) - moved
+    assert faint.abs().max() < 0.02 * level
+    clear = leave_out_faint(moved + 30 * level * grid, photo, displacement) - moved
+    assert (clear - 30 * level * grid).abs().max() < 0.1 * level
+    part = torch.zeros(24, 32)
+    part[:, 20:] = 30 * level  # an uncovered border beside a part where nothing is to be added
+    both = leave_out_faint(moved + part + 0.3 * level * grid, photo, displacement) - moved
+    assert both[..., :15].abs().max() < 0.02 * level
+    assert (both[..., 22:] - part[:, 22:]).abs().max() < 0.5 * level
