@@ -170,19 +170,27 @@ def fit_flow(small: Plane, large: Plane, flow: Flow) -> Flow:
     """
     (height, width), (large_height, large_width) = small.shape, large.shape
     scale = np.array((large_width / width, large_height / height), np.float32)
-    coarse = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA)
-    change = np.zeros_like(coarse)
+    coarse = _resize(flow, width, height)
+    change: Flow = np.zeros_like(coarse)
     for _ in range(NUM_FITS):
         way = cv2.resize(coarse + change, (large_width, large_height)) * scale
         x = way[..., 0] + np.arange(large_width, dtype=np.float32)
         y = way[..., 1] + np.arange(large_height, dtype=np.float32)[:, None]
         moved = cv2.remap(large, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        right, down = (cv2.Sobel(moved, cv2.CV_32F, *way, ksize=1) / 2 for way in ((1, 0), (0, 1)))
+        right, down = (
+            cv2.Sobel(moved, cv2.CV_32F, *axis, ksize=1) / 2 for axis in ((1, 0), (0, 1))
+        )
         planes = np.dstack((moved, right * scale[0], down * scale[1]))
-        low, *slopes = cv2.split(cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA))
-        change += _match(small - low, slopes[0], slopes[1])
-    wide: Flow = cv2.resize(change, (flow.shape[1], flow.shape[0]), interpolation=cv2.INTER_CUBIC)
-    return flow + wide
+        low, right_slope, down_slope = np.moveaxis(_resize(planes, width, height), -1, 0)
+        change = change + _match(small - low, right_slope, down_slope)
+    wide = cv2.resize(change, (flow.shape[1], flow.shape[0]), interpolation=cv2.INTER_CUBIC)
+    refined: Flow = flow + wide.astype(np.float32, copy=False)
+    return refined
+
+
+def _resize(planes: Flow, width: int, height: int) -> Flow:
+    resized = cv2.resize(planes, (width, height), interpolation=cv2.INTER_AREA)
+    return resized.astype(np.float32, copy=False)
 
 
 def _match(difference: Plane, right: Plane, down: Plane) -> Flow:
@@ -191,8 +199,8 @@ def _match(difference: Plane, right: Plane, down: Plane) -> Flow:
     weight = np.exp(-((distance / FIT_OUTLIER) ** 2))
 
     def mean(values: Plane) -> Plane:
-        blurred: Plane = cv2.GaussianBlur(weight * values, (0, 0), FIT_SIGMA)
-        return blurred
+        blurred = cv2.GaussianBlur(weight * values, (0, 0), FIT_SIGMA)
+        return blurred.astype(np.float32, copy=False)
 
     planes = (right, down, difference)
     total = mean(np.ones_like(weight)) + np.float32(1e-6)
@@ -204,7 +212,8 @@ def _match(difference: Plane, right: Plane, down: Plane) -> Flow:
     xx, xy, yy = covary(0, 0) + FIT_STIFFNESS, covary(0, 1), covary(1, 1) + FIT_STIFFNESS
     x, y = covary(0, 2), covary(1, 2)
     step = np.dstack((yy * x - xy * y, xx * y - xy * x)) / (xx * yy - xy * xy)[..., None]
-    return np.clip(step, -FIT_LIMIT, FIT_LIMIT)
+    limited: Flow = np.clip(step, -FIT_LIMIT, FIT_LIMIT)
+    return limited
 
 
 def chain(first: Flow, second: Flow) -> Flow:
