@@ -199,8 +199,8 @@ def _match(difference: Plane, right: Plane, down: Plane) -> Flow:
     weight = np.exp(-((distance / FIT_OUTLIER) ** 2))
 
     def mean(values: Plane) -> Plane:
-        blurred = cv2.GaussianBlur(weight * values, (0, 0), FIT_SIGMA)
-        return blurred.astype(np.float32, copy=False)
+        blurred: Plane = cv2.GaussianBlur(weight * values, (0, 0), FIT_SIGMA)
+        return blurred
 
     planes = (right, down, difference)
     total = mean(np.ones_like(weight)) + np.float32(1e-6)
