@@ -86,13 +86,15 @@ def test_displacement_moves_the_photo_in_every_frame_but_the_first(conditions, p
 @torch.no_grad()
 def test_the_residual_is_added_to_the_moved_photo(conditions, photo):
     stage1 = make_stage1(0)
-    set_bias(stage1, NUM_WAYS, 1.0)  # brightness of every cell
+    set_bias(stage1, NUM_WAYS, 8.0)  # brightness of every cell
     clip = stage1(photo * 0.5, conditions, NUM_FRAMES, 0, CONFIG)
     difference = clip.video - photo * 0.5
     assert clip.displacement is not None
     assert not clip.displacement.any()
     # A cell's mean is its sum over 4 x 8 x 8 values, divided by 16; the deviation of the codec is 0.5.
-    torch.testing.assert_close(difference, torch.full_like(difference, 0.5 / 16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        difference, torch.full_like(difference, 8 * 0.5 / 16), atol=1e-4, rtol=0
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from swifti2v.pipelines.camera_moves import move_points
 from swifti2v.pipelines.course import Course
 from swifti2v.shapes import NUM_WAYS
 
-FAINT = 1.5 / 127.5
+FAINT = 1 / 127.5
 """Root mean square of what is added, around a pixel, of which half is left out; range [-1, 1]."""
 FAINT_SIDE = 9
 """Side in pixels of the square around it."""
@@ -115,12 +115,12 @@ def leave_out_faint(video: Tensor, photo: Tensor, displacement: Tensor) -> Tenso
     parts = []
     for place in range(0, video.shape[2], FRAMES_AT_ONCE):
         part = slice(place, place + FRAMES_AT_ONCE)
-        moved = move_photo(photo, enlarge(displacement[:, :, part], height, width))
+        moved = move_photo(photo, enlarge(displacement[:, :, part], height, width)).clamp(-1, 1)
         added = video[:, :, part] - moved
         power = added.square().mean(dim=1, keepdim=True)
         window, padding = (1, FAINT_SIDE, FAINT_SIDE), (0, FAINT_SIDE // 2, FAINT_SIDE // 2)
         near = F.avg_pool3d(power, window, 1, padding, count_include_pad=False)
-        parts.append(moved + added * (near / (near + FAINT**2)))
+        parts.append(moved + added * (near**2 / (near**2 + FAINT**4)))
     return torch.cat(parts, dim=2)
 
 
