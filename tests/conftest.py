@@ -1,8 +1,13 @@
 """Fixtures of every test."""
 
 import gc
+from functools import cache
 
 import pytest
+import typer.testing
+
+# Typer makes all commands anew for each run within the process; they are the same ones.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 
 def pytest_collection_finish() -> None:

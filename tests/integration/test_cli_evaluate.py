@@ -58,6 +58,7 @@ def test_a_clip_against_itself_is_perfect(tmp_path, clip):
     assert (values["num_frames"], values["width"], values["height"]) == (17, 160, 96)
 
 
+@pytest.mark.slow
 def test_planted_defects_move_their_metrics(tmp_path, clip):
     def measure(name: str, frames: Frames) -> dict[str, float]:
         video = save(tmp_path / f"{name}.mkv", frames)

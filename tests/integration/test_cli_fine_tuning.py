@@ -90,6 +90,7 @@ def test_the_command_in_a_configuration_plans_that_configuration(name):
     assert printed == parse_config(KINDS[name], read_yaml(path), str(path))
 
 
+@pytest.mark.slow
 def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     whole = succeed(train("stage2", tmp_path / "whole", *SMALL))
     assert whole.stdout.strip() == str(tmp_path / "whole" / "transformer")

@@ -18,17 +18,18 @@ from tests.helpers.command_line import (
 )
 
 
-def test_plan_prints_every_option_and_the_choice():
-    result = succeed(swifti2v("plan", "--model", "nano", "--device", "rtx4090", "--width", 320))
+def test_plan_prints_every_option_and_the_choice(model):
+    result = succeed(swifti2v("plan", "--model", model, "--device", "rtx4090", "--width", 96))
 
-    assert result.stdout.startswith("nano on GeForce RTX 4090, bfloat16, width 320\n")
+    assert result.stdout.startswith(f"{model} on GeForce RTX 4090, bfloat16, width 96\n")
     for line in ("* resident", "  streamed", "  offloaded", "- 8-bit", "chosen: resident"):
         assert f"\n{line}" in result.stdout
 
 
 def test_plan_as_json():
-    arguments = ("plan", "--model", "nano", "--device", "h100", "--num-frames", 81, "--json")
-    plan = json.loads(succeed(swifti2v(*arguments)).stdout)
+    plan = json.loads(
+        succeed(swifti2v("plan", "--model", "nano", "--device", "h100", "--json")).stdout
+    )
 
     assert plan["fits"]
     assert plan["placement"] == "resident"
@@ -38,8 +39,8 @@ def test_plan_as_json():
     assert plan["host_bytes"] > 0
 
 
-def test_a_budget_that_holds_nothing_is_said_so():
-    arguments = ("plan", "--model", "nano", "--device", "h100", "--memory", 0.1)
+def test_a_budget_that_holds_nothing_is_said_so(model):
+    arguments = ("plan", "--model", model, "--device", "h100", "--memory", 0.1)
     plan = json.loads(succeed(swifti2v(*arguments, "--json")).stdout)
 
     assert not plan["fits"]
@@ -48,13 +49,10 @@ def test_a_budget_that_holds_nothing_is_said_so():
 
 
 def test_memory_auto_is_what_is_free_here_and_all_of_a_named_card():
+    arguments = ("plan", "--model", "nano", "--dtype", "bfloat16")
     here, card = (
         json.loads(
-            succeed(
-                swifti2v(
-                    "plan", "--model", "nano", "--device", device, "--memory", "auto", "--json"
-                )
-            ).stdout
+            succeed(swifti2v(*arguments, "--device", device, "--memory", "auto", "--json")).stdout
         )
         for device in ("cpu", "rtx3060")
     )
@@ -116,7 +114,8 @@ def test_memory_keeps_what_is_given(model, photo, tmp_path):
     assert any("placement: streamed, VAE tiles of 8: the fastest" in note for note in plan["notes"])
 
 
-def test_8_bit_layers_are_planned(model, photo, tmp_path):
+@pytest.mark.slow
+def test_8_bit_layers_are_planned():
     arguments = ("plan", "--model", "paper", "--height", 128, "--width", 192, "--num-frames", 9)
     plain, small = (
         json.loads(succeed(swifti2v(*arguments, "--device", "h100", *more, "--json")).stdout)
@@ -127,7 +126,11 @@ def test_8_bit_layers_are_planned(model, photo, tmp_path):
     assert small["peak_device_bytes"]["peak"] < 0.75 * plain["peak_device_bytes"]["peak"]
     assert plain["options"][-1]["placement"] == "8-bit"
     assert small["options"][-1]["placement"] != "8-bit"
-    refused = error_line(swifti2v(*arguments, "--device", "rtx3090", "--linear", "float8"))
+
+
+def test_8_bit_layers_that_a_device_does_not_have_are_refused():
+    arguments = ("plan", "--model", "nano", "--device", "rtx3090", "--linear", "float8")
+    refused = error_line(swifti2v(*arguments))
     assert "has no 8-bit floating point; use int8" in refused
 
 

@@ -52,6 +52,7 @@ def train(config: Path, output: Path, *more: object) -> Any:
     return swifti2v("train", "nano", "--config", config, "--output-dir", output, *more)
 
 
+@pytest.mark.slow
 def test_it_trains_a_model_that_generates_and_continues(config, tmp_path):
     output = tmp_path / "out"
     result = succeed(train(config, output, "--steps", 1, "--device", "cpu"))
@@ -72,6 +73,7 @@ def test_it_trains_a_model_that_generates_and_continues(config, tmp_path):
     assert "step" not in again.stderr
 
 
+@pytest.mark.slow
 def test_it_trains_on_a_folder(config, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -6,7 +6,7 @@ Equal layers and equal latent frames are counted once and multiplied, which is e
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from swifti2v.planning.costs import ClipWork, Count, CountedStage, StageWork, ex
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
-from swifti2v.sampling import plan_sigmas
 from swifti2v.segments import Segment
 from swifti2v.shapes import LatentShape, PixelShape
 
@@ -179,7 +178,7 @@ class ClipCounter:
 
     def _count_stage1(self) -> StageWork:
         sampling = self.config.stage1.sampling
-        num_steps = _num_steps(sampling)
+        num_steps = sampling.num_inference_steps
         num_calls = num_steps * (2 if sampling.guidance_scale > 1 else 1)
         forward = self.models.count_layers("stage1_transformer", self._run_stage1)
         pipeline = self._stage1()
@@ -244,7 +243,7 @@ class ClipCounter:
 
     def _count_stage2(self) -> StageWork:
         sampling = self.config.stage2.sampling
-        num_calls = _num_steps(sampling) * (2 if sampling.guidance_scale > 1 else 1)
+        num_calls = sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
         total = Count()
         sizes = {segment: (len(segment.window), len(segment.given)) for segment in self.segments}
         for size, times in Counter(sizes.values()).items():
@@ -270,14 +269,7 @@ class ClipCounter:
 
     def _count_reference(self, encoder: StreamWork, most: int) -> StageWork:
         """Enlarging and encoding, at most ``most`` latent frames at a time."""
-        config, num_frames = self.config, self.large.num_frames
-        vae, low = self.models.get("stage2_vae"), config.stage1.downscale
-        time = vae.config["scale_factor_temporal"]
-        small = np.zeros((time + 1, config.height // low, config.width // low, 3), np.uint8)
-        photo = torch.empty(1, 3, 1, config.height, config.width, device=META)
-        motion = torch.zeros(time + 1, 2, *small.shape[1:3])  # given, so that nothing is searched
-        frames = ReferenceFrames(MotionReference(small, motion), photo, config.stage2)
-        enlarge = _count_again(lambda: frames.read(1, time + 1))
+        enlarge, num_frames = self._enlarging, self.large.num_frames
         encode = encoder.count
         frame = enlarge.kept_bytes
         joined = enlarge.peak_bytes + (2 * most - 2) * frame  # pieces, and all of them as one
@@ -287,6 +279,17 @@ class ClipCounter:
             count=replace(total, peak_bytes=peak, kept_bytes=encode.kept_bytes),
             passes={"stage2_vae": num_frames},
         )
+
+    @cached_property
+    def _enlarging(self) -> Count:
+        """Enlarging the frames of one latent frame; tiles do not change it."""
+        config, low = self.config, self.config.stage1.downscale
+        time = self.models.get("stage2_vae").config["scale_factor_temporal"]
+        small = np.zeros((time + 1, config.height // low, config.width // low, 3), np.uint8)
+        photo = torch.empty(1, 3, 1, config.height, config.width, device=META)
+        motion = torch.zeros(time + 1, 2, *small.shape[1:3])  # given, so that nothing is searched
+        frames = ReferenceFrames(MotionReference(small, motion), photo, config.stage2)
+        return _count_again(lambda: frames.read(1, time + 1))
 
     def _count_decode(self, decoder: StreamWork) -> StageWork:
         """Decoding a segment at a time, and its frames in 8 bits."""
@@ -301,10 +304,6 @@ class ClipCounter:
             count=replace(total, peak_bytes=peak, kept_bytes=decode.kept_bytes),
             passes={"stage2_vae": self.large.num_frames},
         )
-
-
-def _num_steps(sampling: Any) -> int:
-    return len(plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)) - 1
 
 
 def _empty(shape: LatentShape, dtype: torch.dtype = torch.float32) -> Tensor:

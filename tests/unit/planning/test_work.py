@@ -227,7 +227,7 @@ def test_few_frames_stand_for_all_of_them(segment_size, num_frames):
     assert encode.flops == wan22_encode(num_latent_frames, 4, 8)
 
 
-@pytest.mark.parametrize("offloads", [False, True])
+@pytest.mark.parametrize("offloads", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_few_pieces_in_tiles_stand_for_all_of_them(offloads):
     vae = paper().get("stage2_vae")
     latents = torch.empty(1, 48, 12, 12, 20, device=META)
@@ -249,6 +249,7 @@ def test_few_pieces_in_tiles_stand_for_all_of_them(offloads):
     assert planned.transfer_bytes == pytest.approx(real.transfer_bytes, rel=0.15)
 
 
+@pytest.mark.slow
 def test_tiles_cost_little_more_work_and_need_less_memory():
     vae, sizes = paper().get("stage2_vae"), [4, 3]
     whole, four = (

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from swifti2v.models.text import encode_prompt
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.training.nano.codec import fit_codec
 from swifti2v.training.nano.config import TextEncoderConfig
@@ -16,37 +17,49 @@ from swifti2v.training.nano.initialization import (
     principal_components,
 )
 from swifti2v.training.nano.material import make_procedural_material
-from swifti2v.training.nano.models import NanoSize, make_stage2_transformer
+from swifti2v.training.nano.models import NanoSize, make_stage2_transformer, transformer_config
 from swifti2v.training.nano.text_encoder import MotionClassifier, make_tokenizer
 from swifti2v.training.stages.latents import encode_window
 
 SIZE = NanoSize(num_heads=2, num_layers=2)
-TEXT_WIDTH, CHANNELS = 32, 768
+TEXT_WIDTH = 32
 MATERIAL = make_procedural_material(height=64, width=64, num_frames=17, num_clips=2, seed=0)
 
 
-@pytest.fixture(scope="module")
-def references() -> list[Tensor]:
-    """Windows of latents, and noise on them so that they vary in every direction."""
+@pytest.fixture(scope="module", params=[192, pytest.param(768, marks=pytest.mark.slow)])
+def references(request: pytest.FixtureRequest) -> list[Tensor]:
+    """Windows of latents of noise, so that they vary in every direction, or their first channels."""
     codec: BlockCodec = fit_codec(MATERIAL.clips)
     generator = torch.Generator().manual_seed(0)
     windows = []
     for _ in range(3):
         video = torch.rand(2, 3, 9, 32, 64, generator=generator) * 2 - 1
-        windows.append(encode_window(codec, video))
+        windows.append(encode_window(codec, video)[:, : request.param])
     return windows
 
 
 def make_model(references: list[Tensor], size: NanoSize = SIZE) -> Any:
     torch.manual_seed(0)
-    model = make_stage2_transformer(size, TEXT_WIDTH)
+    channels = references[0].shape[1]
+    model: Any = make_stage2_transformer(size, TEXT_WIDTH)
+    if channels < model.config["out_channels"]:
+        model = SegmentTransformer3DModel(
+            **transformer_config(size, TEXT_WIDTH), in_channels=2 * channels, out_channels=channels
+        )
+        nn.init.zeros_(model.proj_out.weight)
+        nn.init.zeros_(model.proj_out.bias)
     initialize_stage2(model, references)
     return model
 
 
+def draw_input(references: list[Tensor], *size: int) -> Tensor:
+    """``[1, 2C, F, h, w]`` noise for a model of these references."""
+    return torch.randn(1, 2 * references[0].shape[1], *size)
+
+
 def test_components_are_uncorrelated_and_in_order(references: list[Tensor]) -> None:
     rows, mean = principal_components(references, 2, 16)
-    assert rows.shape == (16, 4 * CHANNELS)
+    assert rows.shape == (16, 4 * references[0].shape[1])
     frames = torch.cat([window.transpose(1, 2).flatten(0, 1) for window in references])
     tokens = nn.functional.pixel_unshuffle(frames, 2).flatten(2).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(mean, tokens.mean(dim=0))
@@ -85,7 +98,7 @@ def test_each_head_looks_at_its_neighbour(references: list[Tensor]) -> None:
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
     tokens = torch.randn(1, 3 * 5 * 6, 64 * number)
-    grid = torch.zeros(1, 2 * CHANNELS, 3, 10, 12)
+    grid = draw_input(references, 3, 10, 12)
     seen = attention(tokens, None, None, model.rope(grid))
     places = torch.cartesian_prod(*map(torch.arange, sizes))
     for head, (frames, rows, columns) in enumerate(NEIGHBOURS):
@@ -103,7 +116,7 @@ def test_each_head_looks_at_its_neighbour(references: list[Tensor]) -> None:
 def test_a_prompt_does_not_change_stage2(references: list[Tensor]) -> None:
     model = make_model(references)
     nn.init.normal_(model.proj_out.weight)
-    hidden_states = torch.randn(1, 2 * CHANNELS, 3, 4, 4)
+    hidden_states = draw_input(references, 3, 4, 4)
     sigma = torch.tensor([[0.0, 0.9, 0.9]])
     tokenizer, encoder = (
         make_tokenizer(),
@@ -119,7 +132,7 @@ def test_a_prompt_does_not_change_stage2(references: list[Tensor]) -> None:
 
 def test_it_begins_with_the_reference_as_it_is(references: list[Tensor]) -> None:
     model = make_model(references)
-    hidden_states = torch.randn(1, 2 * CHANNELS, 3, 4, 4)
+    hidden_states = draw_input(references, 3, 4, 4)
     with torch.no_grad():
         output = model(hidden_states, torch.full((1, 3), 0.5), torch.zeros(1, 1, TEXT_WIDTH))
     assert not output.any()

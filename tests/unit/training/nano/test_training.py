@@ -124,6 +124,7 @@ def stop_at(part: str, step: int) -> Callable[[str, StepMetrics], None]:
     return on_step
 
 
+@pytest.mark.slow
 def test_stopped_in_every_part_it_ends_with_the_same_weights(
     straight: Path, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_the_loss_is_the_segments_flow_loss(parameterization, limit, error):
     assert loss.requires_grad
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_bitwise_equal_at_nanos_width(tmp_path):
     """There the modulation of a step has so many values that several threads add it up."""
 
