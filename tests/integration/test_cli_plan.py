@@ -19,9 +19,9 @@ from tests.helpers.command_line import (
 
 
 def test_plan_prints_every_option_and_the_choice(model):
-    result = succeed(swifti2v("plan", "--model", model, "--device", "rtx4090", "--width", 96))
+    result = succeed(swifti2v("plan", "--model", model, "--device", "rtx4090", "--width", 128))
 
-    assert result.stdout.startswith(f"{model} on GeForce RTX 4090, bfloat16, width 96\n")
+    assert result.stdout.startswith(f"{model} on GeForce RTX 4090, bfloat16, width 128\n")
     for line in ("* resident", "  streamed", "  offloaded", "- 8-bit", "chosen: resident"):
         assert f"\n{line}" in result.stdout
 
@@ -48,8 +48,8 @@ def test_a_budget_that_holds_nothing_is_said_so(model):
     assert "does not fit: nothing fits into 0.1 GB" in succeed(swifti2v(*arguments)).stdout
 
 
-def test_memory_auto_is_what_is_free_here_and_all_of_a_named_card():
-    arguments = ("plan", "--model", "nano", "--dtype", "bfloat16")
+def test_memory_auto_is_what_is_free_here_and_all_of_a_named_card(model):
+    arguments = ("plan", "--model", model)
     here, card = (
         json.loads(
             succeed(swifti2v(*arguments, "--device", device, "--memory", "auto", "--json")).stdout
