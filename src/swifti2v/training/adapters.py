@@ -66,12 +66,8 @@ class AdapterConfig:
 def add_adapter(transformer: nn.Module, config: AdapterConfig) -> list[str]:
     """Freeze a transformer and put a LoRA on it; its output stays what it was.
 
-    The adapter's weights are float32 whatever the dtype of the base, and the same for the same
-    seed on every device; global random state is left alone.
-
-    Args:
-        transformer: ``WanTransformer3DModel`` or ``SegmentTransformer3DModel``, with weights.
-        config: Settings.
+    The adapter's weights are float32 whatever the dtype of the base, and the same for the same seed
+    on every device; global random state is left alone.
 
     Returns:
         Names of the trainable parameters, all of the adapter.
@@ -114,10 +110,6 @@ def add_adapter(transformer: nn.Module, config: AdapterConfig) -> list[str]:
 
 def find_targets(transformer: nn.Module, target_modules: tuple[str, ...]) -> list[str]:
     """Names of the linear and 3-D convolutional layers that any of the patterns matches.
-
-    Args:
-        transformer: Any module.
-        target_modules: See ``AdapterConfig``.
 
     Raises:
         ConfigError: A pattern matches none.

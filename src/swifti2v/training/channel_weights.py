@@ -9,14 +9,10 @@ from swifti2v.models.vae.frame_codec import VideoVAE
 
 
 def weigh_channels(codec: VideoVAE, limit: float) -> Tensor:
-    """Weight of each channel in a loss: its share of a pixel error, at most ``limit``.
+    """Weight of each channel in a loss, ``[C]``: its share of a pixel error, at most ``limit``.
 
-    Args:
-        codec: The transform is orthonormal, so a latent error costs the divisor squared in pixels.
-        limit: Before scaling to a mean of 1.
-
-    Returns:
-        ``[C]``.
+    The limit counts before scaling to a mean of 1. The transform is orthonormal, so a latent error
+    costs the divisor squared in pixels.
 
     Raises:
         ConfigError: Another VAE: its channels have no share of a pixel error.

@@ -34,12 +34,6 @@ def draw_window(
 ) -> Segment:
     """Draw one segment of the plan that sampling would follow.
 
-    Args:
-        config: Sizes to draw from.
-        stage2: Says whether windows make and show the anchor.
-        num_latent_frames: F of the clip, at least 2.
-        rng: Source of randomness.
-
     Raises:
         ConfigError: The clip has no segment.
     """

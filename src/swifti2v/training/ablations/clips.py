@@ -32,13 +32,7 @@ def cut_test_clips(
 ) -> list[TestClip]:
     """Square crops of the first frames of held-out clips, with their own small versions.
 
-    Args:
-        held_out: Clips that were not trained on.
-        num_frames: T of a crop.
-        crop: Side in pixels, a multiple of ``factor``.
-        num_crops: Number of crops of each clip.
-        factor: Factor of the small version.
-        seed: Seed of the places.
+    Their side is a multiple of ``factor``.
 
     Raises:
         InputError: A clip is too short.
@@ -61,14 +55,7 @@ def cut_test_clips(
 def cut_test_motions(
     redrawn: Sequence[TransitionClip], crop: int, factor: int, seed: int = 0
 ) -> list[TestClip]:
-    """One crop of each camera motion, twice: from its true small version, and from Stage I's.
-
-    Args:
-        redrawn: Camera motions over held-out pictures.
-        crop: Side in pixels, a multiple of ``factor``.
-        factor: Factor of the small versions.
-        seed: Seed of the places.
-    """
+    """One crop of each camera motion, twice: from its true small version, and from Stage I's."""
     tests = []
     for index, clip in enumerate(redrawn):
         rows, columns = _draw_place(clip.frames, crop, factor, (seed, index, -1 % 2**32))

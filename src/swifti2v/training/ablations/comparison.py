@@ -24,15 +24,8 @@ METRICS: Mapping[str, tuple[str, str]] = {
 def compare(rows: Rows, group: str, metric: str, base: str, arm: str) -> Estimate | None:
     """Mean difference of a metric between an arm and the base, over the pairs that both have.
 
-    Args:
-        rows: Rows of all runs.
-        group: Kind of clip.
-        metric: Name of it.
-        base: Arm to compare with; equal to ``arm`` it gives the base's own values.
-        arm: Arm.
-
-    Returns:
-        Mean difference with a 95 % interval; None without pairs.
+    It has a 95 % interval, and is None without pairs. Where ``base`` is ``arm`` it is the base's
+    own mean.
     """
     other = _grid(rows, group, metric, arm)
     if base != arm:
@@ -56,10 +49,8 @@ def render_comparison(
 ) -> str:
     """A table for each kind of clip: the first arm's values, and the others' differences from it.
 
-    Args:
-        rows: Rows of all runs; the first row's arm is the base.
-        groups: Kinds of clips; all that there are if not given.
-        metrics: Columns: title and format by name.
+    The first row's arm is the first. All kinds of clips come if none are named; metrics are the
+    columns, a title and a format by name.
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     parts = []

@@ -43,14 +43,7 @@ class RowCost:
 
 
 class CostMeter:
-    """Measures rows on one clip of the model's own size. Weights do not matter to it.
-
-    Args:
-        config: The table.
-        pipe: Its model.
-        transformer: Transformer of the table's size, in place of the model's own.
-        truth: ``[T, H, W, 3]``, a clip of the model's size to make.
-    """
+    """Measures rows on one clip of the model's own size. Weights do not matter to it."""
 
     def __init__(
         self,
@@ -129,10 +122,8 @@ class CostMeter:
 def count_row(models: Models, config: GenerationConfig, *, has_stage2: bool) -> tuple[float, float]:
     """FLOP of a clip, and the most bytes that Stage II's transformer holds beside its weights.
 
-    Args:
-        models: Models that make the clip.
-        config: Its settings; attention counts as full, and no row keeps anything of a context.
-        has_stage2: Without, Stage I's work is all there is.
+    Attention counts as full, and no row keeps anything of a context. Without Stage II, Stage I's
+    work is all there is.
     """
     work = ClipCounter(models, config).count()
     if not has_stage2:

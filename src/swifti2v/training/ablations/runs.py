@@ -152,13 +152,7 @@ class AblationRow:
 
 
 def mean_window_length(config: WindowConfig, num_latent_frames: int, stage2: Stage2Config) -> float:
-    """Latent frames of a window that training draws, on average.
-
-    Args:
-        config: Sizes that are drawn from.
-        num_latent_frames: F of the clip.
-        stage2: Says what windows begin with.
-    """
+    """Latent frames of a window that training draws, on average."""
     plans = [
         replace(stage2, segment_size=size, context_size=context).plan(num_latent_frames)
         for size, context in product(config.segment_sizes, config.context_sizes)
@@ -169,13 +163,7 @@ def mean_window_length(config: WindowConfig, num_latent_frames: int, stage2: Sta
 class Ablations:
     """Trains the runs of a table and measures them; what is finished is not done again.
 
-    Args:
-        config: Settings.
-        output_dir: Gets ``rows/`` with a file for each run, and ``runs/`` while they train.
-        material: Material to train on.
-        transition: Stage-transition samples, for arms that mix them in.
-        tests: Clips on which every run is measured.
-        pipe: The model whose Stage II is replaced.
+    ``output_dir`` gets ``rows/`` with a file for each run, and ``runs/`` while they train.
     """
 
     def __init__(
@@ -286,15 +274,7 @@ def make_without_model(
 def compare_with_truth(
     output: Frames, settings: GenerationConfig, clip: TestClip, arm: str, seed: int
 ) -> AblationRow:
-    """Measure what was made of a clip's low-resolution version and its photo.
-
-    Args:
-        output: ``[T, H, W, 3]`` uint8.
-        settings: Settings with the clip's size and the starts of segments.
-        clip: Inputs of the clip, and the truth.
-        arm: Row of the table.
-        seed: Seed of the run.
-    """
+    """Measure ``[T, H, W, 3]`` uint8 that were made of a clip's low-resolution version and photo."""
     stage2, num_latent_frames = settings.stage2, latent_frames(settings.num_frames)
     plan = plan_segments(num_latent_frames, stage2.segment_size, stage2.context_size)
     starts = [segment.target[0] for segment in plan]

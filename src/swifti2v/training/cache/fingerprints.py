@@ -14,9 +14,6 @@ ENDS_BYTES = MB
 def hash_source(source: Path | BinaryIO) -> str:
     """SHA-256 of a file's size, first and last MB: changes with any export, costs one read.
 
-    Args:
-        source: A path, or an open seekable file, which is left open.
-
     Raises:
         OSError: The file cannot be read.
     """

@@ -39,11 +39,8 @@ def embed_prompts(parts: Components, prompts: Sequence[str]) -> Tensor:
 class CachedPrompts:
     """Embeddings of prompts from a directory; a text encoder is only needed to fill it.
 
-    It can take the place of a ``PromptCache``.
-
-    Args:
-        directory: Directory of all caches of a training; the embeddings lie in ``prompts/``.
-        parts: Text encoder, with its weights, and tokenizer.
+    It can take the place of a ``PromptCache``. The embeddings lie in ``prompts/``, below the
+    directory of all caches of a training.
 
     Raises:
         InputError: The directory is of another text encoder.

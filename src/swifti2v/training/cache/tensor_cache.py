@@ -130,13 +130,7 @@ class TensorCache:
         return None if found is None else dict(found.record)
 
     def require(self, key: str, name: str, origin: Mapping[str, Any], remedy: str) -> CachedTensors:
-        """An entry that must be there, made from what is there now.
-
-        Args:
-            key: Key of the entry.
-            name: Words for error messages.
-            origin: Origin that its record must have.
-            remedy: Advice for error messages.
+        """An entry that must be there, made from ``origin``; errors say ``name`` and ``remedy``.
 
         Raises:
             InputError: It is not there or stale; the message names it and what differs.

@@ -188,18 +188,7 @@ def plan_transformer(
     num_text_tokens: int,
     frozen_bytes: Mapping[str, int] | None = None,
 ) -> TrainingPlan:
-    """Predict the training of a transformer.
-
-    Args:
-        part: Name of the part.
-        transformer: Without memory.
-        parameters: Numbers of all and of trained parameters.
-        run: Settings of the run.
-        phases: Phases of the curriculum.
-        samples: The largest one of each phase.
-        num_text_tokens: Tokens of a prompt.
-        frozen_bytes: Bytes of other models in memory, by role.
-    """
+    """Predict the training of a transformer from the largest sample of each phase."""
     takes_photo = transformer.config.get("image_dim") is not None
     plans = [
         SamplePlan(

@@ -18,9 +18,6 @@ TRAIN, QUANT = "pip install 'swifti2v[train]'", "pip install 'swifti2v[quant]'"
 def require_packages(settings: Any) -> None:
     """Refuse a training that would miss a package later.
 
-    Args:
-        settings: Configuration of a training, with others nested in it.
-
     Raises:
         InputError: Naming every package, what needs it, and how to get it or do without.
     """

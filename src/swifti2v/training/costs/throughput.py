@@ -67,15 +67,7 @@ def measure_throughput(
     num_steps: int,
     on_result: Callable[[Throughput], None] | None = None,
 ) -> list[Throughput]:
-    """Train a few steps with every combination of settings.
-
-    Args:
-        part: ``stage1``, ``stage2``, ``vae`` or ``text``.
-        config: YAML file.
-        choices: Values by dotted path.
-        directory: Gets a run directory for each combination.
-        num_steps: Number of steps of each run; at least 3.
-        on_result: Called after each.
+    """Train at least 3 steps with every combination of settings, each in a directory of its own.
 
     Raises:
         ConfigError: Too few steps, or a relay, which is two trainings.

@@ -34,13 +34,7 @@ class BatchPlan:
         batch_size: int,
         seed: int = 0,
     ) -> None:
-        """Check and sort the samples.
-
-        Args:
-            members: Ids of the samples of each bucket and their weights. Empty buckets
-                never come.
-            batch_size: Samples of a step, on all ranks together.
-            seed: Seed of the plan.
+        """Check and sort the samples: ids and weights by bucket. Empty buckets never come.
 
         Raises:
             InputError: There is no sample, or a weight is not above 0.
@@ -65,10 +59,7 @@ class BatchPlan:
         self._block: tuple[int, NDArray[np.int64]] = (0, self._draw_block(0))
 
     def batch(self, step: int) -> tuple[PixelShape, list[tuple[str, int]]]:
-        """The samples of a step, on all ranks.
-
-        Args:
-            step: Index, from 0.
+        """The samples of a step, counted from 0, on all ranks.
 
         Returns:
             Bucket of all samples; id and seed of each. An id may come twice. A seed, for all that

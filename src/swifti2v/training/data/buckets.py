@@ -157,19 +157,10 @@ def probe(sample: Sample) -> MediaFacts:
 
 
 def plan_range(num_frames: int, source_fps: float, fps: float, sample: Sample) -> range:
-    """Frames of the resampled clip that lie in the part of a clip to use.
+    """Frames of the clip resampled to ``fps`` that lie in the part of it to use; may be empty.
 
     Frame k starts k / fps seconds after the first frame. A ``start`` or ``end`` between two frames
     leaves out the earlier one.
-
-    Args:
-        num_frames: Number of frames of the clip.
-        source_fps: Frames a second.
-        fps: Frames a second to resample to.
-        sample: Sample whose ``start`` and ``end`` count.
-
-    Returns:
-        Indices at the new rate; may be empty.
     """
     first, stop = _first_frame_at(sample.start, fps), count_resampled(num_frames, source_fps, fps)
     if sample.end is not None:
@@ -193,18 +184,10 @@ def _first_frame_at(seconds: float, fps: float) -> int:
 
 
 def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> BucketedSample | Reject:
-    """Choose the bucket that a sample is trained in.
+    """The bucket that a sample is trained in, or why it is trained in none.
 
-    Of the buckets that it fills without being enlarged and with enough frames, it is the one of
-    the nearest aspect; then the one with the largest area; then the longest.
-
-    Args:
-        sample: Sample to place.
-        facts: About its files.
-        rules: Buckets to choose from.
-
-    Returns:
-        Where it goes, or why it goes nowhere.
+    Of the buckets that it fills without being enlarged and with enough frames, it is the one of the
+    nearest aspect; then the one with the largest area; then the longest.
     """
     if (problem := _find_disagreement(sample, facts)) is not None:
         return Reject(sample.id, problem)
@@ -235,15 +218,7 @@ def assign_buckets(
     num_threads: int = 4,
     on_progress: Callable[[int], None] | None = None,
 ) -> Assignment:
-    """Look into all samples and place each one.
-
-    Args:
-        samples: Samples to place.
-        rules: Buckets to choose from.
-        look: Tells the facts of a sample; called in several threads at once.
-        num_threads: Files read at a time.
-        on_progress: Told how many samples are done.
-    """
+    """Look into all samples, several at once in threads, and place each one."""
     results: list[BucketedSample | Reject] = []
     with ThreadPoolExecutor(num_threads) as executor:
         for chunk in _in_chunks(samples):

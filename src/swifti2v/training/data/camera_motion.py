@@ -99,10 +99,7 @@ def draw_thing(picture: Frames, other: Frames, rng: np.random.Generator) -> Scen
 def place_in_front(picture: Frames, behind: Frames, front: NDArray[np.uint8]) -> Scene:
     """A scene of a picture, its mask and the background, whose hidden part continues the edges.
 
-    Args:
-        picture: ``[H, W, 3]`` as seen.
-        behind: The same picture, or the picture without the thing.
-        front: ``[H, W]``, 1 where the thing is.
+    The mask is 1 where the thing in front is; ``behind`` may be the same picture.
 
     Source:
         Telea's inpainting (2004), in OpenCV.
@@ -138,13 +135,7 @@ class View:
 def draw_view(
     picture_size: tuple[int, int], frame_size: tuple[int, int], rng: np.random.Generator
 ) -> View:
-    """A random first view.
-
-    Args:
-        picture_size: Height and width in pixels.
-        frame_size: Size of the whole frame.
-        rng: Source of randomness.
-    """
+    """A random first view."""
     fit = min(whole / shown for whole, shown in zip(picture_size, frame_size, strict=True))
     scale = float(rng.uniform(*VIEW_SIDES)) * fit
     rooms = [whole - scale * shown for whole, shown in zip(picture_size, frame_size, strict=True)]

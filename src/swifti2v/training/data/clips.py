@@ -98,14 +98,7 @@ class LoadedClip:
 
 
 class ManifestClips:
-    """The clips of a phase; a step's come from the step's number alone.
-
-    Args:
-        config: Manifests and buckets.
-        batch_size: Samples of a step, on all ranks.
-        seed: Seed of order and pieces.
-        bad_samples: Treatment of a clip that cannot be read.
-        look: Tells size, length and rate of a sample.
+    """The clips of a phase; a step's come from the step's number and the seed alone.
 
     Raises:
         InputError: No clip can be used; the message counts the reasons.
@@ -144,12 +137,9 @@ class ManifestClips:
         return self.plan.batch(step)[0]
 
     def pieces(self, draw: Draw, side: int | None = None, step: int = 1) -> list[Piece]:
-        """Choose the pieces of a micro-batch.
+        """Choose the pieces of a micro-batch: whole frames, or random squares of a side.
 
-        Args:
-            draw: The micro-batch.
-            side: Side of a random square of each clip; None takes whole frames.
-            step: Number of which the square's corner lies on multiples.
+        The corner of a square lies on multiples of ``step``.
 
         Raises:
             ConfigError: The square is larger than the frames.
@@ -166,10 +156,6 @@ class ManifestClips:
 
     def take(self, pieces: Sequence[Piece], read: Callable[[Piece], T]) -> tuple[list[T], int]:
         """Read pieces, and tell how many are stood in for as they cannot be read.
-
-        Args:
-            pieces: Pieces of a micro-batch.
-            read: Reads one of them, or raises ``MediaError``.
 
         Raises:
             MediaError: A clip cannot be read, unless such are skipped.

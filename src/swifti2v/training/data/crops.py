@@ -19,13 +19,7 @@ from swifti2v.shapes import Crop
 
 
 def draw_crop(size: tuple[int, int], side: int | None, step: int, rng: np.random.Generator) -> Crop:
-    """Draw a square.
-
-    Args:
-        size: Height and width of the frames.
-        side: Side of the square; None takes the whole frames, and draws nothing.
-        step: Its corner lies on multiples of this.
-        rng: Source of randomness.
+    """Draw a square whose corner lies on multiples of ``step``; without a side, the whole frame.
 
     Raises:
         ConfigError: The square is larger than the frames.

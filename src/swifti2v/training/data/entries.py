@@ -69,9 +69,7 @@ PLAIN = Layout(media={"video": "video", "image": "image"}, prompt="prompt")
 class UnusableError(Exception):
     """Carries the reason to refuse an entry; it never leaves a listing.
 
-    Args:
-        reason: Why.
-        sample: Sample that it would be with a caption, if that alone is missing.
+    The sample is what it would be with a caption, if that alone is missing.
     """
 
     def __init__(self, reason: str, sample: Sample | None = None) -> None:
@@ -111,13 +109,7 @@ def require_known(path: Path, columns: Collection[str], layout: Layout) -> None:
 
 
 class Listing:
-    """Samples and rejects of a manifest, checked one by one; files are looked for, not opened.
-
-    Args:
-        path: Path of the manifest, for messages.
-        root: Folder from which the paths of references start.
-        split: Only this one is taken; None takes all.
-    """
+    """Samples and rejects of a manifest, checked one by one; files are looked for, not opened."""
 
     def __init__(self, path: Path, root: Path, split: str | None) -> None:
         self.path, self.root, self.split = path, root, split
@@ -134,14 +126,9 @@ class Listing:
         kind: MediaKind = "video",
         problem: str | None = None,
     ) -> None:
-        """Add a sample, or the reason against it.
+        """Add a sample of a prompt and the optional columns, or the reason against it.
 
-        Args:
-            id_: Id of the sample to be.
-            values: ``prompt`` and the optional columns.
-            media: Its media; None without usable media.
-            kind: Kind of the media.
-            problem: Reason to refuse it; where there are media, that they have no caption.
+        A ``problem`` of a sample that has media is that they have no caption.
 
         Raises:
             InputError: The id came before.
@@ -168,14 +155,10 @@ class Listing:
         locate: Locate,
         id_: str | None = None,
     ) -> None:
-        """Add what a row of a table lists.
+        """Add what a row of a table lists; empty cells and None in media columns count as missing.
 
-        Args:
-            row: Cells by column; empty cells and None in media columns count as missing.
-            layout: Layout of the table.
-            number: Number of the row, from 1: named where the row has no media.
-            locate: Finds the media.
-            id_: Id of the sample; made from the media's path, ``start`` and ``end`` if not given.
+        The row's number, from 1, is named where it has no media. Without an id it is made from the
+        media's path, ``start`` and ``end``.
         """
         values = {name: row.get(name) for name in OPTIONAL_COLUMNS}
         values |= {"prompt": row.get(layout.prompt), "source": row.get("source") or layout.source}

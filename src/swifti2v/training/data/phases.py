@@ -29,12 +29,8 @@ def find_clips(
 ) -> tuple[ManifestClips, ...]:
     """The clips of each phase; where it names no manifest, procedural ones are made.
 
-    Args:
-        phases: Phases of the curriculum.
-        num_procedural_clips: Number of clips of each bucket.
-        run: Batch size, seed, and what to do about bad samples.
-        directory: Gets ``procedural/`` and ``probes/``, what was found out about the clips.
-        ranks: Processes that take part; the first one makes and inspects the clips.
+    The first rank makes and inspects them, so many for each bucket. ``directory`` gets
+    ``procedural/`` and ``probes/``, what was found out about the clips.
     """
     if not ranks.is_first:
         ranks.wait()

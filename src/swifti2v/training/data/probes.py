@@ -21,9 +21,6 @@ class Probes:
 
     What cannot be read is not remembered. It may be called in several threads; leaving the context
     writes what is new.
-
-    Args:
-        directory: See ``TensorCache``.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -29,19 +29,10 @@ CAPTION = "coloured shapes, drawn"
 def write_procedural_clips(
     directory: Path, buckets: Sequence[PixelShape], num_clips: int, seed: int, fps: float
 ) -> Path:
-    """Write clips of camera motions over drawn pictures, with prompts that name the motion.
+    """Write clips of camera motions over drawn pictures, and a manifest of them, which is returned.
 
-    A bucket of one frame gets the pictures themselves.
-
-    Args:
-        directory: Made if it is not there; what is in it already is kept.
-        buckets: Size and length of the clips, ``num_clips`` for each.
-        num_clips: Number of clips of each bucket.
-        seed: Seed of pictures, views and prompts.
-        fps: Frames a second.
-
-    Returns:
-        The manifest.
+    There are ``num_clips`` for each bucket, with prompts that name the motion; a bucket of one
+    frame gets the pictures themselves. What is in the directory already is kept.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rows = []

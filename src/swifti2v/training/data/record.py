@@ -43,10 +43,6 @@ Record = Mapping[str, SampleRecord]
 def require_same_clips(clips: Sequence[ManifestClips], session: Session) -> None:
     """Refuse to continue a training whose clips changed, and keep what it is begun on.
 
-    Args:
-        clips: Clips of each phase.
-        session: The run; all ranks take part, the first one looks.
-
     Raises:
         InputError: See ``require_same_data``.
     """
@@ -71,14 +67,9 @@ def require_same_data(
     allows_changes: bool = False,
     remedy: str = REMEDY,
 ) -> None:
-    """Compare a run's data with what it was begun on, and keep it.
+    """Compare a run's data with what it was begun on, and keep it in ``data.json``.
 
-    Args:
-        directory: Directory of the run; gets ``data.json``.
-        now: Samples as they are.
-        is_begun: Whether something was trained already.
-        allows_changes: Say what changed and go on, instead of refusing.
-        remedy: Advice for the message of a refusal.
+    With ``allows_changes`` what changed is said, and the run goes on.
 
     Raises:
         InputError: The data changed; the message tells what.
@@ -120,12 +111,7 @@ def read_record(directory: Path) -> dict[str, SampleRecord] | None:
 def describe_clips(
     clips: Sequence[ManifestClips], known: Record | None = None
 ) -> dict[str, SampleRecord]:
-    """The samples of a curriculum.
-
-    Args:
-        clips: Clips of each phase.
-        known: An earlier record: files with the stamp that they have there are not opened.
-    """
+    """The samples of a curriculum; files with their stamp in an earlier record are not opened."""
     contents = _contents(known)
     found = {}
     for phase, own in enumerate(clips):

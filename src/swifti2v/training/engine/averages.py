@@ -19,11 +19,9 @@ def cast_trained(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 class MovingAverage:
-    """Moving average of a model's trained weights.
+    """Moving average of a model's trained weights; a limit of None keeps no average.
 
-    Args:
-        model: Divided over the ranks already, where it is.
-        limit: Limit of the decay; None keeps no average.
+    The model is divided over the ranks already, where it is.
     """
 
     def __init__(self, model: nn.Module, limit: float | None) -> None:

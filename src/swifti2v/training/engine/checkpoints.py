@@ -39,18 +39,10 @@ def save_checkpoint(
     ranks: Ranks,
     num_kept: int,
 ) -> Path:
-    """Write a checkpoint; all ranks take part.
+    """Write a checkpoint of nested state dicts and JSON values; returns its directory.
 
-    Args:
-        directory: Directory of all checkpoints of the run.
-        step: Finished steps.
-        tensors: Nested state dicts.
-        state: JSON values that are the same on all ranks.
-        ranks: Ranks of this training.
-        num_kept: Older checkpoints beyond so many in all are removed.
-
-    Returns:
-        The checkpoint's directory.
+    All ranks take part, with the same JSON values. Older checkpoints beyond ``num_kept`` in all are
+    removed.
 
     Raises:
         StorageError: It cannot be written; the last one is untouched.
@@ -114,12 +106,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
-    """Fill nested state dicts from a checkpoint, whatever number of ranks wrote it.
-
-    Args:
-        path: Path of the checkpoint.
-        tensors: State dicts of the current model and optimizer; their tensors are overwritten.
-        ranks: Ranks of this training.
+    """Overwrite nested state dicts with those of a checkpoint, whatever number of ranks wrote it.
 
     Raises:
         LoadingError: The checkpoint is damaged or of another model.

@@ -72,13 +72,7 @@ class Draw:
 def split_batch(batch_size: int, num_micro_batches: int, world_size: int) -> list[list[list[int]]]:
     """Divide the samples of a step over micro-batches and ranks.
 
-    Args:
-        batch_size: Samples of a step.
-        num_micro_batches: One after the other on each rank.
-        world_size: Ranks.
-
-    Returns:
-        ``[micro-batch][rank]`` lists of sample indices, all of one length.
+    The result is ``[micro-batch][rank]`` lists of sample indices, all of one length.
 
     Raises:
         ValueError: ``batch_size`` is not a multiple of micro-batches times ranks.
@@ -98,14 +92,7 @@ def split_batch(batch_size: int, num_micro_batches: int, world_size: int) -> lis
 def draws_of_step(
     seed: int, step: int, parts: Sequence[Sequence[Sequence[int]]], rank: int
 ) -> list[Draw]:
-    """The micro-batches of one step on one rank.
-
-    Args:
-        seed: Seed of the run.
-        step: Index, from 0.
-        parts: From ``split_batch``.
-        rank: This one.
-    """
+    """The micro-batches of one step on one rank; ``parts`` come from ``split_batch``."""
     batch_size = sum(len(piece) for micro in parts for piece in micro)
     return [
         Draw(seed=seed, step=step, batch_size=batch_size, indices=tuple(micro[rank]))

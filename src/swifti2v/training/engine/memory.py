@@ -143,13 +143,6 @@ def predict_activations(
     first 13 are float32 even in bfloat16; 2 tensors of ``ffn_dim``; and a few single numbers. A text
     token keeps 5 D-wide tensors, 2 of them float32. Counted from the tensors that autograd saves in
     ``SegmentTransformerBlock`` with flash attention; diffusers' own block differs by 3%.
-
-    Args:
-        size: Size of the model.
-        num_tokens: Number of tokens of a micro-batch, all samples together.
-        num_text_tokens: Number of text tokens of a micro-batch.
-        is_checkpointed: Whether every block is recomputed in the backward pass.
-        compute: Dtype of the blocks.
     """
     item = 2 if compute == "bfloat16" else 4
     wide = (13 * 4 + 9 * item) * size.width + 2 * item * size.ffn_dim

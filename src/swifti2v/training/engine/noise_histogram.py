@@ -24,9 +24,6 @@ class SigmaHistogram:
     def add(self, sigmas: Tensor) -> None:
         """Count noise levels.
 
-        Args:
-            sigmas: Any shape, in (0, 1].
-
         Raises:
             InputError: A level is outside (0, 1].
         """

@@ -63,13 +63,7 @@ class OptimizerConfig:
 
 
 def scale_learning_rate(config: OptimizerConfig, step: int, progress: float) -> float:
-    """Learning rate of a step.
-
-    Args:
-        config: Settings.
-        step: Index, from 0.
-        progress: Part of the budget that is used, in [0, 1].
-    """
+    """Learning rate of a step, counted from 0, with a part in [0, 1] of the budget used."""
     peak = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps)
     if config.decay == "linear":
         return peak * (1 - progress)

@@ -11,12 +11,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @contextmanager
 def compute_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Autocast to a precision; ``float32`` changes nothing.
-
-    Args:
-        precision: A key of ``DTYPES``.
-        device: Device on which the block computes.
-    """
+    """Autocast to a precision, a key of ``DTYPES``; ``float32`` changes nothing."""
     dtype = DTYPES[precision]
     with (
         warnings.catch_warnings(),

@@ -112,10 +112,6 @@ def divide_model(model: nn.Module, ranks: Ranks) -> None:
 
     Weights and inputs keep their dtype, as ``compute_in`` decides what is computed in bfloat16: a
     policy of FSDP would round norms, modulation tables, noise levels and rotary tables, too.
-
-    Args:
-        model: On the ranks' device; its transformer blocks are divided one by one.
-        ranks: Ranks of this training.
     """
     if ranks.mesh is None:
         return
@@ -141,11 +137,7 @@ def gather_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_model(kind: type[nn.Module], model: Any, directory: Path, ranks: Ranks) -> None:
     """Write a model that may be divided over the ranks as ``kind.from_pretrained`` reads it.
 
-    Args:
-        kind: The model's own class; dividing it gave it another.
-        model: Model of diffusers or transformers, with a configuration.
-        directory: Made by the first rank; all ranks take part.
-        ranks: Ranks of this training.
+    ``kind`` is the model's own class: dividing it gave it another. All ranks take part.
 
     Raises:
         StorageError: The files cannot be written.

@@ -28,11 +28,6 @@ gradient, so a run may continue with other values, on other machines."""
 def require_run_directory(directory: Path, settings: dict[str, Any], *, resume: bool) -> None:
     """Refuse a directory that holds something else than this run.
 
-    Args:
-        directory: Directory of the run; need not exist.
-        settings: Nested plain values of the run.
-        resume: The run may have begun.
-
     Raises:
         InputError: It holds something and ``resume`` is not set, no run of training, or a run of
             other settings, apart from ``FREE_SETTINGS``.

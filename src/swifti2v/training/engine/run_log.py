@@ -54,12 +54,8 @@ OnStep = Callable[[StepMetrics], None]
 class RunLog:
     """The files and trackers of a run; they are the first rank's, others write nothing.
 
-    Args:
-        directory: Directory of the run: ``metrics.jsonl``, ``validation.jsonl`` and
-            ``noise_levels.json``.
-        step: Last finished one; what a killed run wrote of later ones is dropped.
-        is_first: Whether this is the first rank.
-        trackers: Besides the files.
+    The files are ``metrics.jsonl``, ``validation.jsonl`` and ``noise_levels.json``; what a killed
+    run wrote of steps after ``step`` is dropped.
     """
 
     def __init__(

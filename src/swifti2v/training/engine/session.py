@@ -40,12 +40,6 @@ def train_task(
 ) -> Trainer:
     """Train, and leave the averaged weights in the model, in eval mode.
 
-    Args:
-        task: Task to train.
-        run: Settings of the training.
-        phases: One after the other.
-        session: Directory, processes and number of steps of the training.
-
     Returns:
         The trainer: its ``step`` and ``phase`` tell how far the training is.
 
@@ -59,16 +53,7 @@ def train_task(
 
 
 def save_trained(kind: type[nn.Module], model: nn.Module, name: str, session: Session) -> Path:
-    """Write a trained model beside its checkpoints.
-
-    Args:
-        kind: See ``save_model``.
-        model: After ``train_task``.
-        name: Name of its directory below the run's.
-        session: Directory and processes of its training.
-
-    Returns:
-        The model's directory.
+    """Write a model of ``kind`` after ``train_task`` beside its checkpoints; returns its directory.
 
     Raises:
         StorageError: It cannot be written.

@@ -67,16 +67,7 @@ class _Steps(Dataset[list[tuple[Draw, Any]]]):
 def read_ahead(
     task: Task[Any], seed: int, parts: Parts, rank: int, steps: range, num_workers: int
 ) -> Iterator[list[tuple[Draw, Any]]]:
-    """Micro-batches of one rank, step by step.
-
-    Args:
-        task: Loads them.
-        seed: Seed of the run.
-        parts: Division of a step into micro-batches.
-        rank: This one.
-        steps: Indices of the steps, from 0.
-        num_workers: Processes that read; 0 reads when asked.
-    """
+    """Micro-batches of one rank, step by step; 0 processes read them when asked."""
     loader: Any = DataLoader(
         _Steps(task, seed, parts, rank),
         batch_size=None,

@@ -19,22 +19,14 @@ class Tracker(Protocol):
     """Destination of the numbers and pictures of a training."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of a step; a step may be logged more than once (training, validation).
+        """Note the metrics of a step, counted from 1; 0 is the state before the first.
 
-        Args:
-            step: Number of the step, from 1; 0 is the state before the first.
-            metrics: Numbers by name.
+        A step may be logged more than once (training, validation).
         """
         ...
 
     def log_image(self, step: int, name: str, path: Path) -> None:
-        """Note a picture of a step.
-
-        Args:
-            step: See ``log``.
-            name: Name of the series it belongs to.
-            path: An image file that stays where it is.
-        """
+        """Note a picture of a step, in the series of that name; the file stays where it is."""
         ...
 
     def close(self) -> None:
@@ -46,11 +38,8 @@ class MetricsFile:
     """``metrics.jsonl``: one JSON object a line, with its ``step``, written out line by line.
 
     JSON has no NaN and no infinity: such a number is written as ``null``. A picture is a line with
-    ``image`` and ``path``.
-
-    Args:
-        path: Continued where it exists; its directory is made. After a stop call ``cut`` before
-            the first line, as the last one may be half written.
+    ``image`` and ``path``. A file that is there is continued; after a stop call ``cut`` first, as
+    the last line may be half written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,15 +62,9 @@ class MetricsFile:
         self._append({"step": step, "image": name, "path": str(path)})
 
     def cut(self, num_steps: int) -> int:
-        """Drop the lines of steps after a checkpoint, and a last line that is half written.
+        """Drop the lines after a step, and a last line that is half written; returns how many.
 
         The file is replaced in one go.
-
-        Args:
-            num_steps: Last step to keep.
-
-        Returns:
-            How many lines were dropped.
 
         Raises:
             LoadingError: A line that is not the last is not a JSON object with a step.
@@ -116,9 +99,6 @@ class TensorBoardTracker:
 
     What an earlier run in the directory logged from the first step logged here on is hidden: a
     training that continues from a checkpoint replaces the steps after it.
-
-    Args:
-        directory: Directory of the event files.
 
     Raises:
         InputError: tensorboard is not installed.
@@ -158,12 +138,8 @@ class TensorBoardTracker:
 class WandbTracker:
     """A run of Weights & Biases; without a network set ``WANDB_MODE=offline``.
 
-    Args:
-        project: Name of the project.
-        directory: Directory of wandb's local files; must exist.
-        run_id: Id of this training; a run of this id is continued, so that a resumed training stays
-            one run. It takes no step before its last one again.
-        config: Settings to keep with the run.
+    A run of the same id is continued, so that a resumed training stays one run. It takes no step
+    before its last one again.
 
     Raises:
         InputError: wandb is not installed.
@@ -198,11 +174,6 @@ def open_trackers(
     names: Sequence[str], directory: Path, settings: Mapping[str, Any]
 ) -> list[Tracker]:
     """The trackers of a run besides its metrics file.
-
-    Args:
-        names: ``tensorboard``, ``wandb``.
-        directory: Directory of the run.
-        settings: Settings of the run, for ``wandb``.
 
     Raises:
         InputError: One is not installed.

@@ -55,16 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains a task.
-
-    Args:
-        task: Task to train.
-        config: Settings of the training.
-        phases: One after the other.
-        directory: Directory of the run.
-        ranks: Processes that take part.
-        trackers: Besides ``metrics.jsonl``.
-    """
+    """Trains a task, one phase after the other; trackers come besides ``metrics.jsonl``."""
 
     def __init__(
         self,

@@ -83,11 +83,7 @@ def count_flops(
 
 
 class WorkMeter:
-    """Counts what the calls of a transformer take; of another model nothing is counted.
-
-    Args:
-        model: That is trained.
-    """
+    """Counts what the calls of a transformer in training take; of another model nothing is counted."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -132,9 +128,7 @@ class WorkMeter:
 def find_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP a second that a GPU can reach; 0 for a CPU, whose rate depends on what else it does.
 
-    Args:
-        device: Its data sheet's rate if it is known, else that of a product of matrices.
-        dtype: That is computed in.
+    It is the rate of the data sheet if that is known, else that of a product of matrices.
     """
     if device.type != "cuda":
         return 0.0
@@ -147,13 +141,7 @@ def find_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, size: int = MEASURED_SIZE) -> float:
-    """FLOP a second of the product of two square matrices, the fastest of a few.
-
-    Args:
-        device: That computes it.
-        dtype: Number type of the matrices.
-        size: Their side.
-    """
+    """FLOP a second of the product of two square matrices of side ``size``, the fastest of a few."""
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     fastest = float("inf")
     for _ in range(5):

@@ -32,12 +32,7 @@ def assemble(
 ) -> None:
     """Write the trained parts as a model directory in bfloat16, replacing an older one.
 
-    Args:
-        config: Settings; they give the model's defaults.
-        codecs: Codecs of Stage I and Stage II, with statistics.
-        text_encoder: Not changed.
-        transformers: Transformers of Stage I and Stage II; not changed.
-        directory: To write; it appears, or is replaced, only once it is whole.
+    It appears, or is replaced, only once it is whole. The parts are not changed.
     """
     components = Components(
         text_encoder=round_weights(text_encoder),

@@ -17,12 +17,9 @@ from swifti2v.training.stages.batches import Stage1Frames
 class CameraMoveSource:
     """Camera moves over pictures, each with a sentence that asks for it.
 
-    Args:
-        scenes: Pictures of at least the clips' size, with what stands in front in them.
-        sizes: Sizes of the clips in pixels, with the share of the steps that take each.
-        lengths: Latent frames of a whole clip, with the share of the steps that take each.
-        num_drawn: Latent frames that a step draws besides the photo's, with the share of the steps.
-            The chart tells their time.
+    The pictures have at least the clips' size. Sizes, lengths in latent frames and the number of
+    frames that a step draws besides the photo's come with the share of the steps that take each.
+    The chart tells the time of the drawn frames.
     """
 
     def __init__(

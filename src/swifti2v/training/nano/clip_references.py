@@ -25,14 +25,9 @@ NUM_KEPT = 4096
 
 
 class ClipReferences:
-    """Hybrid references of clips and their own small versions.
+    """Hybrid references of clips, ``[T, H, W, 3]`` uint8 each, and their own small versions.
 
     Motion is searched in whole frames, as in sampling, and kept, so that a step searches little.
-
-    Args:
-        clips: ``[T, H, W, 3]`` uint8 each.
-        downscale: Divisor of Stage I.
-        stage2: Settings of the reference.
     """
 
     def __init__(self, clips: Sequence[Frames], downscale: int, stage2: Stage2Config) -> None:
@@ -42,11 +37,7 @@ class ClipReferences:
     def read(self, clip: int, start: int, places: Sequence[int], crop: Crop) -> Tensor:
         """Read the reference of a crop of a clip's frames, ``[1, 3, N, h, w]``, not clamped.
 
-        Args:
-            clip: Index.
-            start: Frame of the clip that is the photo.
-            places: The N frames, counted from ``start``.
-            crop: Corner and sides in multiples of ``downscale``.
+        Places count from ``start``, the photo. The crop lies on multiples of ``downscale``.
         """
         photo = frames_to_video(self.clips[clip][start : start + 1])
         small = MotionReference(self._small[clip][start:])

@@ -124,15 +124,7 @@ def find_material(directory: Path, held_out: Collection[str] = ()) -> list[Path]
 def make_procedural_material(
     *, height: int, width: int, num_frames: int, num_clips: int, seed: int
 ) -> Material:
-    """Material without any file: pictures of noise and shapes, and camera moves over them.
-
-    Args:
-        height: Pixels.
-        width: Pixels.
-        num_frames: Number of frames of each clip.
-        num_clips: Clips; there are as many photos beside them.
-        seed: Seed of everything drawn.
-    """
+    """Material without any file: pictures of noise and shapes, and as many camera moves over them."""
     rng = np.random.default_rng(seed)
     clips = []
     for index in range(num_clips):

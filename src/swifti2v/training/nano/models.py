@@ -87,12 +87,8 @@ def make_stage2_transformer(
 ) -> SegmentTransformer3DModel:
     """A new Stage II transformer: latents and reference in, latents out.
 
-    Its output layer is 0: it begins with the reference.
-
-    Args:
-        size: Size of the transformer.
-        text_dim: Features of a prompt's token.
-        reads_noise: False for a model of one step, to which the noise says nothing.
+    Its output layer is 0: it begins with the reference. A model of one step need not read the
+    noise, which says nothing to it.
     """
     channels = count_channels(STAGE2_SCALE.space)
     made: Any = SegmentTransformer3DModel(

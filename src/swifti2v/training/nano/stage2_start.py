@@ -35,15 +35,7 @@ def make_stage2_task(
     stage2: Stage2Config,
     sources: Sequence[MaterialSource],
 ) -> Stage2Task:
-    """Nano's Stage II, which no prompt reaches: most of its clips have no captions.
-
-    Args:
-        transformer: Model to train.
-        codec: Encodes the samples.
-        objective: Settings of the loss.
-        stage2: Settings that sampling will have.
-        sources: Samples of each phase.
-    """
+    """Nano's Stage II, which no prompt reaches: most of its clips have no captions."""
     no_text = torch.zeros(1, 1, transformer.config["text_dim"], device=transformer.device)
     return Stage2Task(
         transformer,
@@ -58,9 +50,7 @@ def make_stage2_task(
 def start_stage2(task: Stage2Task, run: RunConfig) -> None:
     """Write the start into the new transformer of a task, see ``initialize_stage2``.
 
-    Args:
-        task: Its model is changed.
-        run: Seed and batch size; the batches are drawn where training does not reach.
+    Its batches are drawn where training does not reach.
     """
     parts = split_batch(run.batch_size, 1, 1)
     draws = (draws_of_step(run.seed, 2**40 + k, parts, 0)[0] for k in range(NUM_START_BATCHES))
@@ -77,15 +67,7 @@ def redraw_motions(
     settings: GenerationConfig,
     config: RedrawConfig,
 ) -> list[TransitionClip]:
-    """Camera motions over pictures, and Stage I's version of their small clips.
-
-    Args:
-        pipe: Its Stage I is used.
-        pictures: ``[H, W, 3]`` each, drawn from at random.
-        size: Height and width of the clips.
-        settings: Length of the clips, and how Stage I samples.
-        config: Number of samples and their noise levels.
-    """
+    """Camera motions over pictures, ``[H, W, 3]`` each, and Stage I's version of their small clips."""
     transition = TransitionConfig(
         generation=settings, sigma_low=config.sigma[0], sigma_high=config.sigma[1], seed=config.seed
     )

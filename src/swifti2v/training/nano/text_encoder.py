@@ -41,11 +41,7 @@ def label_prompt(prompt: MotionPrompt) -> tuple[int, ...]:
 
 
 class MotionClassifier(nn.Module):
-    """A text encoder and a linear layer on the mean of its tokens.
-
-    Args:
-        config: Size of the encoder.
-    """
+    """A text encoder and a linear layer on the mean of its tokens."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -94,12 +90,7 @@ class PromptBatch:
 
 
 class TextTask:
-    """The text encoder as the trainer sees it: with a classifier that is thrown away.
-
-    Args:
-        config: Size of the encoder.
-        device: Device to train on.
-    """
+    """The text encoder as the trainer sees it: with a classifier that is thrown away."""
 
     def __init__(self, config: TextEncoderConfig, device: torch.device) -> None:
         self.config, self.tokenizer = config, make_tokenizer()
@@ -140,15 +131,7 @@ class TextTask:
 
 
 def train_text_encoder(config: TextEncoderConfig, session: Session) -> Path:
-    """Train the encoder on its own and write it.
-
-    Args:
-        config: Settings.
-        session: Directory, processes and number of steps of the training.
-
-    Returns:
-        The encoder's directory, in the layout of ``transformers``.
-    """
+    """Train the encoder on its own; returns its directory, in the layout of ``transformers``."""
     task = TextTask(config, session.ranks.device)
     train_task(task, config.run, config.phases, session)
     return save_trained(UMT5EncoderModel, task.model.encoder, "text_encoder", session)

@@ -56,14 +56,9 @@ OnPartStep = Callable[[NanoPart, StepMetrics], None]
 class NanoTraining:
     """Trains every part and puts them together; what is finished is not done again.
 
-    Args:
-        config: Settings.
-        output_dir: Directory of the training; at the end it holds ``model/``, which
-            ``SwiftI2VPipeline.from_pretrained`` loads, ``config.yaml``, and for each part
-            ``training/PART/`` with its checkpoints and metrics.
-        material: Clips and pictures.
-        device: Device to train on.
-        on_step: Called after each step; raising in it stops, and another call continues.
+    At the end ``output_dir`` holds ``model/``, which ``SwiftI2VPipeline.from_pretrained`` loads,
+    ``config.yaml``, and for each part ``training/PART/`` with its checkpoints and metrics. An error
+    raised in ``on_step`` stops, and another call continues.
     """
 
     def __init__(
@@ -241,19 +236,9 @@ def train_nano(
     allows_changed_data: bool = False,
     on_step: OnPartStep | None = None,
 ) -> Path:
-    """Train every part and put them together.
+    """Train every part and put them together, see ``NanoTraining``; returns the model's directory.
 
-    Args:
-        config: Settings.
-        output_dir: Made if it is not there; see ``NanoTraining``.
-        data_dir: Folder of clips and photos; None trains on procedural material.
-        device: Device to train on.
-        resume: Continue what is in ``output_dir``.
-        allows_changed_data: Continue although ``data_dir`` has changed.
-        on_step: Called after each step; raising in it stops, and ``resume`` continues.
-
-    Returns:
-        The model's directory.
+    Without a folder of clips and photos the material is procedural.
 
     Raises:
         InputError: The data cannot be used, or ``output_dir`` holds something and ``resume`` is

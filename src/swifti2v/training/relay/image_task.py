@@ -46,17 +46,9 @@ class ImageObjective:
 class ImageTask(LatentTask[FrameSource[VideoBatch]]):
     """Stage II on images, as the trainer sees it.
 
-    A transformer with reference channels is shown the image made ``stage1.downscale`` times
-    smaller and larger again beside the latents, as in sampling.
-
-    Args:
-        transformer: Model to train, whole or through an adapter.
-        vae: Frozen.
-        sources: Sources of each phase.
-        objective: Settings of the loss.
-        settings: The open points of Stage II, as sampling will have them, with the attention to
-            train with.
-        encode_prompts: Frozen text encoder.
+    A transformer with reference channels is shown the image made ``stage1.downscale`` times smaller
+    and larger again beside the latents, as in sampling. Settings are those of sampling, with the
+    attention to train with.
     """
 
     def __init__(

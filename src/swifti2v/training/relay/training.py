@@ -141,11 +141,6 @@ def train_relay(config: RelayTraining, session: Session) -> Path:
     with the model as it is on disk and, for the second, the first one's file: stopped anywhere and
     continued, a relay ends as if it had not been stopped.
 
-    Args:
-        config: Settings.
-        session: Directory, processes and number of steps of the training; ``max_steps`` counts the
-            steps of both.
-
     Returns:
         ``relay2.safetensors``, or ``relay1.safetensors`` where that is all; where it was stopped
         before there is one, the run's directory.
@@ -220,10 +215,6 @@ def _train_one(
 
 def require_sizes(relay: RelayConfig, parts: Components) -> None:
     """Refuse images that the model, its attention or the loss cannot take.
-
-    Args:
-        relay: Its buckets and crop.
-        parts: The model.
 
     Raises:
         ShapeError: The images are refused.

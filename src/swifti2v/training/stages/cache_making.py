@@ -71,12 +71,8 @@ class CacheReport:
 class CacheMaking:
     """Fills the cache of a training with what its steps will ask for, and nothing else.
 
-    Args:
-        config: Settings of the training. If its ``cache`` asks for prompts only, only they are
-            made.
-        directory: Directory of the cache.
-        device: Device that encodes.
-        shard: ``(i, n)``: the i-th of n parts, from 1.
+    If the ``cache`` of the settings asks for prompts only, only they are made. Shard ``(i, n)`` is
+    the i-th of n parts, from 1.
 
     Raises:
         InputError: The directory is of other models or settings.
@@ -101,10 +97,7 @@ class CacheMaking:
         self.vae: VideoVAE = getattr(self.pipe.components, f"{recipe.stage}_vae")
 
     def plan(self, max_steps: int | None = None) -> CachePlan:
-        """Go through the steps and note what they draw; nothing is read.
-
-        Args:
-            max_steps: Only of the first so many; None takes all phases.
+        """Go through the steps, or the first so many, and note what they draw; nothing is read.
 
         Raises:
             ConfigError: A phase is limited by minutes.

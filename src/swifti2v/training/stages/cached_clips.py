@@ -34,11 +34,7 @@ Window = tuple[int, ...]
 def open_latents(directory: Path, stage: str, vae: VideoVAE, **others: Any) -> TensorCache:
     """The cache of a stage's latents, below the directory of all caches of a training.
 
-    Args:
-        directory: Directory of all caches.
-        stage: ``stage1`` or ``stage2``.
-        vae: VAE that encodes.
-        others: Settings and models that decide the latents as well, as plain values.
+    What decides the latents besides the VAE comes in ``others``, as plain values.
 
     Raises:
         InputError: The directory is of another VAE or of other settings.
@@ -52,10 +48,6 @@ class ClipCache:
     """Latents of pieces of clips. An entry knows the files it was made from.
 
     A piece that could not be read has an entry too, so that training skips it as well.
-
-    Args:
-        clips: Clips of a manifest.
-        cache: Cache from ``open_latents``.
     """
 
     def __init__(self, clips: ManifestClips, cache: TensorCache) -> None:
@@ -148,13 +140,7 @@ def _hash(open_: Any) -> str | None:
 
 
 class CachedStage1:
-    """Clips of Stage I that are encoded before the training: a ``Stage1Source``.
-
-    Args:
-        clips: Clips of each step.
-        encoder: Encodes it, before.
-        cache: Keeps it.
-    """
+    """Clips of Stage I that are encoded before the training: a ``Stage1Source``."""
 
     def __init__(self, clips: Stage1Clips, encoder: EncodedStage1, cache: ClipCache) -> None:
         self.clips, self.encoder, self.cache = clips, encoder, cache
@@ -193,13 +179,7 @@ class CachedStage1:
 
 
 class CachedStage2:
-    """Windows of clips that are encoded before the training: a ``Stage2Source``.
-
-    Args:
-        clips: Clips of each step.
-        encoder: Encodes it, before.
-        cache: Keeps it, window by window.
-    """
+    """Windows of clips that are encoded before the training: a ``Stage2Source``."""
 
     def __init__(self, clips: Stage2Clips, encoder: EncodedStage2, cache: ClipCache) -> None:
         self.clips, self.encoder, self.cache = clips, encoder, cache

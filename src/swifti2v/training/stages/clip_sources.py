@@ -21,12 +21,7 @@ from swifti2v.training.windows import WindowConfig, draw_window
 
 
 class ClipCrops:
-    """Clips or images of manifests at the size of their bucket, or squares of them.
-
-    Args:
-        clips: Clips of a manifest.
-        crop: Side of a random square that is cut out; None takes whole frames.
-    """
+    """Clips or images of manifests at the size of their bucket, or squares of them."""
 
     def __init__(self, clips: ManifestClips, crop: int | None) -> None:
         self.clips, self.crop = clips, crop
@@ -45,11 +40,7 @@ class ClipCrops:
 
 
 class Stage1Clips:
-    """Clips at Stage I's size, which is that of their buckets.
-
-    Args:
-        clips: Clips of a manifest.
-    """
+    """Clips at Stage I's size, which is that of their buckets."""
 
     def __init__(self, clips: ManifestClips) -> None:
         self.clips = clips
@@ -73,13 +64,7 @@ class Stage1Clips:
 class Stage2Clips:
     """Windows of clips at the output size, with their small versions or Stage I's.
 
-    Args:
-        clips: Clips of a manifest; their buckets have the output size.
-        windows: Segments to draw from.
-        vae: A causal one is given all frames up to the window's end.
-        downscale: Stage I's.
-        crop: Side of a random square that is cut out; None takes whole frames.
-        stage2: Says how the reference is made, see ``ReferenceFrames``.
+    A causal VAE is given all frames up to the window's end.
     """
 
     def __init__(

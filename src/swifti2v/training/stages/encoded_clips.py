@@ -24,14 +24,7 @@ EncodePhotos = Callable[[Tensor], Tensor]
 
 
 class EncodedStage1:
-    """Clips of Stage I as a ``Stage1Source``.
-
-    Args:
-        frames: Loads the clips.
-        pipeline: Its VAE encodes.
-        stage1: Settings of the frames after the photo in the condition.
-        encode_photos: Frozen image encoder, for models that take its embeddings.
-    """
+    """Clips of Stage I as a ``Stage1Source``, with the embeddings of photos that some models take."""
 
     def __init__(
         self,
@@ -63,12 +56,7 @@ class EncodedStage1:
 
 
 class EncodedStage2:
-    """Windows of clips as a ``Stage2Source``.
-
-    Args:
-        frames: Loads the windows.
-        vae: Encodes them.
-    """
+    """Windows of clips as a ``Stage2Source``."""
 
     def __init__(self, frames: FrameSource[Stage2Frames], vae: VideoVAE) -> None:
         self.frames, self.vae = frames, vae

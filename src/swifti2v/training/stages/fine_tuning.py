@@ -35,10 +35,6 @@ from swifti2v.training.stages.recipes import Recipe, find_recipe
 class FineTuning:
     """One training run of a stage.
 
-    Args:
-        config: Settings.
-        session: Directory, processes and number of steps of the training.
-
     Raises:
         InputError: The cache is not there, or lacks prompts.
     """
@@ -128,9 +124,6 @@ def fine_tune(config: Stage1FineTuning | Stage2FineTuning, session: Session) -> 
 
 def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
     """Predict the training of a stage from the configurations of its components.
-
-    Args:
-        config: Settings.
 
     Raises:
         LoadingError: A component's configuration is not on this machine, not known and cannot be

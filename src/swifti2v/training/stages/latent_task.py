@@ -30,14 +30,9 @@ class LatentObjective(Protocol):
 
 
 class LatentTask(Generic[SourceT]):
-    """A ``Task`` without its model and its loss.
+    """A ``Task`` without its model and its loss: frozen encoders, and samples of each phase.
 
-    Args:
-        vae: VAE whose statistics weigh the channels.
-        sources: Samples of each phase.
-        objective: Settings of the loss.
-        encode_prompts: Frozen text encoder.
-        validate: Measures the model; None measures nothing.
+    The VAE's statistics weigh the channels.
     """
 
     def __init__(

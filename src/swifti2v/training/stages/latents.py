@@ -44,12 +44,7 @@ def _encode(vae: VideoVAE, video: Tensor) -> Tensor:
 def encode_window(codec: BlockCodec, video: Tensor) -> Tensor:
     """Scaled latents of a window: one frame that stands alone, then whole latent frames.
 
-    Args:
-        codec: Codec with statistics.
-        video: ``[B, 3, 1 + 4k, H, W]`` in [-1, 1].
-
-    Returns:
-        ``[B, C, 1 + k, H/n, W/n]`` float32.
+    ``[B, 3, 1 + 4k, H, W]`` in [-1, 1] becomes ``[B, C, 1 + k, H/n, W/n]`` float32.
     """
     pieces = [codec.encode_frames(video[:, :, :1])]
     if video.shape[2] > 1:

@@ -21,17 +21,11 @@ def load_for_training(
     *,
     merges_own_loras: bool = False,
 ) -> SwiftI2VPipeline:
-    """Load one stage of a model, all of it frozen.
+    """Load one stage of a model, all of it frozen; the other one gets no memory.
 
-    Args:
-        model: See ``SwiftI2VPipeline.from_pretrained``.
-        generation: Changes to the model's settings.
-        stage: Stage to load; the other one gets no memory.
-        roles: Components that are run, on the device. The stage's others stay in host memory, and
-            its transformer is not loaded.
-        device: Device of this rank.
-        merges_own_loras: Whether to merge the model's own LoRAs; a LoRA is trained on the many-step
-            base without the few-step one.
+    Components of ``roles`` are on the device. The stage's others stay in host memory, and its
+    transformer is loaded only if it is among them. A LoRA is trained on the many-step base, without
+    the model's own few-step one.
 
     Raises:
         ConfigError: A setting is not possible, or the transformer's weights are packed.

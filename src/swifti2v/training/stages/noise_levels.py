@@ -81,15 +81,9 @@ def draw_sigmas(config: NoiseLevelConfig, uniforms: Tensor) -> Tensor:
 
 
 def draw_step_sigmas(config: NoiseLevelConfig, draw: Draw) -> Tensor:
-    """Noise levels of a micro-batch, a function of the seed, the step and the samples alone.
+    """Noise levels of a micro-batch, ``[b]`` float32 in (0, 1] on the CPU.
 
-    Args:
-        config: Settings.
-        draw: The micro-batch; of all samples of a step, however they are divided, the levels are
-            the same.
-
-    Returns:
-        ``[b]`` float32 in (0, 1], on the CPU.
+    They are a function of the seed, the step and the samples alone, however a step is divided.
     """
     uniforms = draw.uniforms()
     if config.stratified:

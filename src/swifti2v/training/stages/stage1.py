@@ -33,16 +33,7 @@ class Stage1Objective:
 
 
 class Stage1Task(LatentTask[Stage1Source[Any]]):
-    """Task of training Stage I.
-
-    Args:
-        pipeline: Its transformer is trained, whole or through adapters; its VAE is frozen.
-        sources: Clips of each phase.
-        objective: Settings of the loss.
-        stage1: Settings that sampling will have.
-        encode_prompts: Frozen text encoder.
-        validate: Measures the model; None measures nothing.
-    """
+    """Stage I as the trainer sees it: its transformer is trained, whole or through adapters."""
 
     def __init__(
         self,

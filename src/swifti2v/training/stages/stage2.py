@@ -36,17 +36,7 @@ class Stage2Objective:
 
 
 class Stage2Task(LatentTask[Stage2Source[Any]]):
-    """Stage II as the trainer sees it.
-
-    Args:
-        transformer: Model to train.
-        vae: Frozen; says what a channel counts.
-        sources: Windows of each phase.
-        objective: Settings of the loss.
-        stage2: Settings that sampling will have.
-        encode_prompts: Frozen text encoder.
-        validate: Measures the model; None measures nothing.
-    """
+    """Stage II as the trainer sees it."""
 
     def __init__(
         self,

@@ -36,13 +36,9 @@ class ValidationConfig:
 def validate_stage2(
     pipe: SwiftI2VPipeline, clips: list[LoadedClip], directory: Path, seed: int
 ) -> Mapping[str, float]:
-    """Refine small versions of clips and compare with the truth.
+    """Refine small versions of clips, or Stage I's, and compare with the truth.
 
-    Args:
-        pipe: Pipeline with the transformer that is trained.
-        clips: Real ones, or with the small version that Stage I made.
-        directory: Gets ``clip-N.mp4`` and ``grid.png``: truth above, refined below.
-        seed: Seed of the noise.
+    ``directory`` gets ``clip-N.mp4`` and ``grid.png``: truth above, refined below.
 
     Returns:
         Means over the clips: ``psnr`` (dB, frames 1 to T-1), ``detail_coherence``, ``seam_score``
@@ -70,11 +66,7 @@ def validate_stage1(
 ) -> Mapping[str, float]:
     """Make motion references of clips' first frames and compare with the clips.
 
-    Args:
-        pipe: Pipeline with the transformer that is trained.
-        clips: Clips of Stage I's size.
-        directory: Gets ``clip-N.mp4`` and ``grid.png``: truth above, generated below.
-        seed: Seed of the noise.
+    ``directory`` gets ``clip-N.mp4`` and ``grid.png``: truth above, generated below.
 
     Returns:
         Means over the clips: ``psnr`` (dB, frames 1 to T-1) and ``flicker``.
@@ -104,13 +96,7 @@ def validate_stage1(
 def measure_round_trip(
     vae: AutoencoderKLWan, clips: list[LoadedClip], side: int | None, directory: Path
 ) -> Mapping[str, float]:
-    """Encode and decode clips.
-
-    Args:
-        vae: That is trained.
-        clips: Real ones.
-        side: Side of the square at the centre that is taken; None takes whole frames.
-        directory: Gets ``grid.png``: truth above, decoded below.
+    """Encode and decode clips, or the square at their centre; ``grid.png`` has the truth above.
 
     Returns:
         Means over the clips: ``psnr`` (dB) and ``detail_coherence``.

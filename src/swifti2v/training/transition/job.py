@@ -44,15 +44,7 @@ class Outcome:
 
 
 class TransitionJob:
-    """The samples of one run.
-
-    Args:
-        pipe: The model.
-        config: Settings.
-        store: Store of finished samples.
-        model: Name and LoRAs, for the records.
-        on_note: Told what reading does to a clip.
-    """
+    """The samples of one run. ``on_note`` is told what reading does to a clip."""
 
     def __init__(
         self,

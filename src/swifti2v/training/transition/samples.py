@@ -156,15 +156,7 @@ def read_window(sample: Sample, config: TransitionConfig) -> ClipWindow | Reject
 
 
 def make_row(sample: Sample, clip: Path, start: float, end: float, folder: Path) -> dict[str, Any]:
-    """Row of a manifest in ``folder``: the source's, with the window and the new clip.
-
-    Args:
-        sample: A clip in a file of its own.
-        clip: File that ``TransitionStore`` wrote for it.
-        start: Start of the window, in seconds.
-        end: End of the window, in seconds.
-        folder: Folder from which the row's paths start.
-    """
+    """Row of a manifest in ``folder``: the source's, with the window in seconds and the new clip."""
     assert isinstance(sample.media, MediaFile)  # read_window refuses others
     base = folder.resolve()
     row = {

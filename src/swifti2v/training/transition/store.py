@@ -32,9 +32,6 @@ class TransitionStore:
 
     Clip and record are written under other names, synced and renamed, the record last: a sample
     with a record is whole, and a killed run leaves nothing else that counts.
-
-    Args:
-        directory: Made with the first sample.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -49,9 +46,7 @@ class TransitionStore:
     def find(self, sample_id: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
         """Record of a finished sample, or None; a damaged one counts as none, with a warning.
 
-        Args:
-            sample_id: Id of the sample.
-            parameters: All that decides it, as plain values.
+        ``parameters`` are all that decides it, as plain values.
 
         Raises:
             InputError: It was made with other parameters; the message names them.
@@ -82,14 +77,7 @@ class TransitionStore:
         parameters: Mapping[str, Any],
         origin: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Store a sample and return its record.
-
-        Args:
-            sample_id: Names the files.
-            sample: Frames and what was drawn.
-            fps: Frames a second.
-            parameters: All values that decide it, see ``find``.
-            origin: Further facts to record, such as the source's path and versions.
+        """Store a sample and return its record; ``origin`` are facts besides the parameters.
 
         Raises:
             MediaError: Nothing can be written.
@@ -128,11 +116,6 @@ class TransitionStore:
         self, rows: Sequence[Mapping[str, Any]], index: int, num_shards: int
     ) -> Path | None:
         """Write the rows of a part, and the training manifest once the rows of all parts exist.
-
-        Args:
-            rows: Rows of the part's samples; may be empty.
-            index: Index of the part, from 1.
-            num_shards: Parts; the manifest of one part is written at once.
 
         Returns:
             The manifest, or None if rows of other parts are missing or all parts are empty.

@@ -34,13 +34,7 @@ class VaeObjective:
 
 
 class VaeTask:
-    """A video VAE as the trainer sees it.
-
-    Args:
-        vae: Model to train.
-        clips: Clips of each phase.
-        crop: Side of a random square in pixels; None takes whole frames.
-        objective: Settings of the loss.
+    """A video VAE as the trainer sees it, on whole frames or random squares of clips.
 
     Raises:
         InputError: LPIPS is wanted and not installed.

@@ -59,14 +59,7 @@ class VaeTrainingConfig:
 
 
 def train_vae(config: VaeTrainingConfig, session: Session) -> Path:
-    """Train a VAE and write the averaged weights.
-
-    Args:
-        config: Settings.
-        session: Directory, processes and number of steps of the training.
-
-    Returns:
-        The VAE's directory, in diffusers' layout.
+    """Train a VAE and write the averaged weights; returns its directory, in diffusers' layout.
 
     Raises:
         ConfigError: The VAE's configuration is invalid.
