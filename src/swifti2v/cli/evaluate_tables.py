@@ -15,15 +15,7 @@ NAMED = 5
 def describe_measured(
     results: Sequence[ClipResult], baselines: Sequence[ClipResult] = ()
 ) -> list[str]:
-    """Describe the clips, their comparisons and the metrics.
-
-    Args:
-        results: Results of the clips.
-        baselines: Results of the same clips made in another way.
-
-    Returns:
-        Lines of text.
-    """
+    """Describe the clips, their comparisons and the metrics, line by line."""
     inputs = [result.inputs for result in results]
     videos = [one.video for one in inputs]
     frames = _join({f"{v.num_frames} frames of {v.size} at {v.fps:g} fps" for v in videos})

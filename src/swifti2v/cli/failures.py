@@ -25,11 +25,7 @@ LIBRARY_SETTINGS = {
 
 @contextmanager
 def exit_codes(*, debug: bool) -> Iterator[None]:
-    """Turn errors of the block into one line on stderr and an exit code.
-
-    Args:
-        debug: Let the error through, with its traceback.
-    """
+    """Turn errors of the block, unless debugging, into one line on stderr and an exit code."""
     _print_any_name()
     configure_logging(debug=debug)
     if not debug:

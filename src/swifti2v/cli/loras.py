@@ -17,10 +17,6 @@ PARTIAL = ":partial"
 def parse_lora(text: str, default: StageName = "stage1") -> LoraSource:
     """Read ``[stage1=|stage2=]PATH[:STRENGTH][:partial]``.
 
-    Args:
-        text: Text on the command line.
-        default: The stage if it is not said.
-
     Raises:
         InputError: It is of another form.
     """

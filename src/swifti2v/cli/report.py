@@ -25,11 +25,7 @@ REPORT_SECONDS = 10.0
 
 
 class Pace:
-    """Prediction of the time of steps that take about equally long.
-
-    Args:
-        clock: Gives seconds.
-    """
+    """Prediction of the time of steps that take about equally long."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -51,9 +47,6 @@ class ProgressDisplay:
     """Bars on a terminal, else lines: on stderr.
 
     Stage I, every segment and a step every ten seconds have a line, with the time left.
-
-    Args:
-        num_segments: Number of segments of the clip.
     """
 
     def __init__(self, num_segments: int) -> None:

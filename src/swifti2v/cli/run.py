@@ -26,13 +26,7 @@ from swifti2v.models.loading.availability import (
 
 
 def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
-    """Make a clip and report.
-
-    Args:
-        request: Request from the command line.
-        dry_run: Check, print a description of the run and stop.
-        as_json: Print JSON instead of lines.
-    """
+    """Make a clip and report; ``dry_run`` checks and describes the run alone."""
     if not dry_run:
         start_processes(request)
     interruption = Interruption()

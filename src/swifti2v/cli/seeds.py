@@ -6,10 +6,7 @@ from swifti2v.jobs.request import RANDOM, draw_seed
 
 
 def choose_seed(asked: int) -> int:
-    """The seed that is asked for; a drawn one is said on stderr, so that it can be repeated.
-
-    Args:
-        asked: 0 or more, or ``RANDOM``.
+    """The seed that is asked for, or one drawn for ``RANDOM`` and said on stderr, to be repeated.
 
     Raises:
         typer.BadParameter: See ``require_seed``.

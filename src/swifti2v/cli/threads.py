@@ -11,9 +11,6 @@ def limit_threads(root: Path = CONTROL_GROUPS) -> None:
 
     More threads than that wait for each other's share of time: on 64 cores of which a container may
     use 2, PyTorch would start 64. ``OMP_NUM_THREADS`` is kept where it is set.
-
-    Args:
-        root: Folder of the control groups.
     """
     quota = read_quota(root)
     if quota is not None and quota < (os.cpu_count() or 1):

@@ -23,11 +23,7 @@ PACE_STEPS = 20
 
 
 class TrainingDisplay:
-    """Tells of the steps of one part after the other.
-
-    Args:
-        console: Console for the bar; stderr by default.
-    """
+    """Tells of the steps of one part after the other, on stderr by default."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)

@@ -16,10 +16,7 @@ LEFT_OUT = (
 def to_comments(plans: "Sequence[TrainingPlan]", num_ranks: Sequence[int]) -> str:
     """Parameters, samples and memory of the parts; every line is a YAML comment.
 
-    Args:
-        plans: Plans of the parts.
-        num_ranks: Numbers of ranks to predict the memory for; those that a step's samples do not
-            divide over are left out.
+    Numbers of ranks that a step's samples do not divide over are left out.
     """
     lines = [line for plan in plans for line in _to_lines(plan, num_ranks)]
     return "\n".join(f"# {line}" for line in lines)

@@ -18,15 +18,7 @@ Uint8: TypeAlias = npt.NDArray[np.uint8]
 
 
 def lanczos_baseline(low_res_frames: Uint8, height: int, width: int) -> Uint8:
-    """Enlarge a low-resolution clip frame by frame, without the photo.
-
-    Args:
-        low_res_frames: ``[T, h, w, 3]`` uint8.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
-
-    Returns:
-        ``[T, height, width, 3]`` uint8.
+    """Enlarge a low-resolution clip ``[T, h, w, 3]`` uint8 frame by frame, without the photo.
 
     Raises:
         ShapeError: The clip is not ``[T, h, w, 3]`` uint8 with at least one frame.
@@ -36,18 +28,11 @@ def lanczos_baseline(low_res_frames: Uint8, height: int, width: int) -> Uint8:
 
 
 def flow_warp_baseline(low_res_frames: Uint8, photo: Uint8) -> Uint8:
-    """Move the photo along the motion of the low-resolution clip.
+    """Move the photo along the motion of the low-resolution clip, both uint8; frame 0 is the photo.
 
-    Flow from each frame straight back to frame 0 is measured on the enlarged clip (twice to
-    four times as accurate as on the small frames, and better than summing flow from frame to
-    frame), and looks up the photo. Places that the photo does not show are smeared.
-
-    Args:
-        low_res_frames: ``[T, h, w, 3]`` uint8.
-        photo: ``[H, W, 3]`` uint8, frame 0 at full size.
-
-    Returns:
-        ``[T, H, W, 3]`` uint8; frame 0 is the photo.
+    Flow from each frame straight back to frame 0 is measured on the enlarged clip (twice to four
+    times as accurate as on the small frames, and better than summing flow from frame to frame), and
+    looks up the photo. Places that the photo does not show are smeared.
 
     Raises:
         ShapeError: ``low_res_frames`` or ``photo`` has the wrong shape or type.

@@ -30,13 +30,9 @@ class Estimate:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """Mean with the percentile interval of the bootstrap.
+    """Mean with the percentile interval of the bootstrap, one value an item; NaN is left out.
 
     With three to five values the interval is close to their range: read it as such.
-
-    Args:
-        values: One measurement an item (a clip, a photo); NaN is left out.
-        seed: Seed of the draws; the same values give the same interval.
     """
     known = np.array([value for value in values if not math.isnan(value)], np.float64)
     if not len(known):
@@ -74,14 +70,10 @@ def wilson_share(num_successes: int, num_trials: int) -> Estimate:
 
 
 def bootstrap_grid(values: npt.NDArray[np.float64], seed: int = 0) -> Estimate:
-    """Mean over runs and clips with a bootstrap that draws both anew.
+    """Mean over ``[runs, clips]``, no NaN, with a bootstrap that draws both anew.
 
     It asks what other seeds on other clips would have given, so it is wider than one over all
     values at once.
-
-    Args:
-        values: ``[runs, clips]``; no NaN.
-        seed: Seed of the draws; the same values give the same interval.
     """
     num_runs, num_clips = values.shape
     mean = float(values.mean())

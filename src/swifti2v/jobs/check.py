@@ -41,10 +41,7 @@ class Job:
 def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
     """Check all that depends on the model; nothing is written.
 
-    Args:
-        resolved: See ``swifti2v.jobs.resolve.resolve``.
-        pipe: See ``swifti2v.jobs.load``; also that of an earlier request with the same model and
-            number type.
+    The pipeline may be that of an earlier request with the same model and number type.
 
     Raises:
         ShapeError: Sizes that do not fit.

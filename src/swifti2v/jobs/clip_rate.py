@@ -29,9 +29,7 @@ class WrittenRate:
 def plan_rate(info: ClipInfo, asked: int | None) -> WrittenRate:
     """Choose the rate that a clip is written at, and keep its speed.
 
-    Args:
-        info: Facts of the clip.
-        asked: The user's own; None takes the whole number that is nearest to the clip's.
+    If none is asked for it is the whole number that is nearest to the clip's.
     """
     fps = asked or min(MAX_FPS, max(1, round(info.fps)))
     speed = fps / info.fps

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str | None) -> "torch.device | None":
-    """The device of a name, if it is there; None stays None: the caller chooses.
-
-    Args:
-        name: ``cpu``, ``cuda``, ``cuda:1``.
+    """The device of a name such as ``cuda:1``, if it is there; for None the caller chooses.
 
     Raises:
         ConfigError: The name is unknown, or there is no such device.
@@ -55,12 +52,7 @@ def has_gpu() -> bool:
 
 
 def find_dtype(asked: str | None, device: "torch.device | None") -> str | None:
-    """A number type by name; ``auto`` is resolved, and None stays None.
-
-    Args:
-        asked: See ``swifti2v.cli.options.RunDtype``.
-        device: Device that computes; None for the default one.
-    """
+    """A number type by name; ``auto`` is resolved, and None stays None."""
     if asked != "auto":
         return asked
     from swifti2v.planning.precision import choose_cpu_precision

@@ -13,12 +13,7 @@ LEVELS = 3
 
 
 class InputFiles:
-    """Search for the inputs of a run.
-
-    Args:
-        like: The video to repeat.
-        work_dir: Work directory of the run to continue.
-    """
+    """Search for the inputs of a run beside the video to repeat and in the work dir to continue."""
 
     def __init__(self, like: Path | None = None, work_dir: Path | None = None) -> None:
         beside = [*([like.absolute().parent] if like else []), *([work_dir] if work_dir else [])]
@@ -31,13 +26,9 @@ class InputFiles:
         remedy: str,
         hash_of: Callable[[Path], str | None] = hash_file,
     ) -> Path:
-        """Find an input file of an earlier run.
+        """Find an input file of an earlier run; files with another SHA-256 are passed over.
 
-        Args:
-            name: Path that was given then.
-            sha256: SHA-256 of its content; files with another one are passed over.
-            remedy: Advice for the error message.
-            hash_of: Hash of a candidate that exists; None if it is not such a file.
+        ``hash_of`` is None for a candidate that is not such a file.
 
         Raises:
             InputError: The file is not found; the message lists the searched places.
@@ -53,11 +44,7 @@ class InputFiles:
         raise InputError(f"{name} is not found; {remedy}; looked for it as {', '.join(seen)}")
 
     def named(self, path: Path, known: Collection[str | None]) -> Path:
-        """Find a file that the command line names: itself, or one of the continued run.
-
-        Args:
-            path: Path on the command line.
-            known: SHA-256 of the run's files.
+        """Find a file that the command line names: itself, or one of the continued run by its hash.
 
         Raises:
             InputError: The file does not exist, and no file of the run matches.

@@ -36,12 +36,9 @@ def require_writable_outputs(
 
 
 def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWriter:
-    """Writer of the video; it makes the file with the first frames it is given.
+    """Writer of the video, which stores its settings if ``metadata`` is set.
 
-    Args:
-        path: Path of the video.
-        settings: Size, rate and compression.
-        metadata: Store ``settings`` in the video.
+    It makes the file with the first frames it is given.
 
     Raises:
         MediaError: The file cannot hold this compression or size.

@@ -19,10 +19,6 @@ def require_folder(folder: Path) -> None:
 def require_utf8(path: str | Path, what: str) -> None:
     """Refuse a path of weights or latents that is not UTF-8: safetensors opens no other.
 
-    Args:
-        path: Path as the user gave it.
-        what: Named in the error, such as a flag.
-
     Raises:
         InputError: The path is not UTF-8.
     """

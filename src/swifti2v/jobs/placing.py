@@ -32,11 +32,7 @@ def place(
 ) -> Placed:
     """Choose placement and VAE tile if the request names a memory budget and leaves them open.
 
-    Args:
-        request: Its placement is kept.
-        settings: Settings of the run.
-        given: Settings that are kept; a VAE tile among them is not chosen anew.
-        device: Device that computes.
+    A VAE tile among the ``given`` settings is kept.
 
     Raises:
         ConfigError: Nothing fits, or the budget is neither ``auto`` nor a number above 0.

@@ -15,16 +15,9 @@ from swifti2v.shapes import FrameSize, exact_size, size_of_aspect
 def choose_size(
     settings: RunSettings, given: Mapping[str, Any], source: FrameSize
 ) -> tuple[RunSettings, list[str]]:
-    """Settings with an output size that follows the photo, or the user's own clip.
+    """Settings with an output size that follows the photo or the user's own clip, and a note on it.
 
-    Args:
-        settings: Settings of the run.
-        given: Settings that are kept: requested ones, or those of a repeated video or continued
-            run.
-        source: Size of the photo; for ``refine`` and ``upscale`` that of the clip.
-
-    Returns:
-        The settings, and a note on the chosen size.
+    Sizes among the ``given`` settings are kept.
 
     Raises:
         ShapeError: The size given for ``refine`` differs from the clip's aspect.

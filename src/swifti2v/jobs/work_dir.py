@@ -27,11 +27,9 @@ MOTION_REFERENCE = "motion_reference.safetensors"
 
 
 class WorkDir:
-    """The directory of one run: a ``swifti2v.pipelines.store.SegmentStore``.
+    """The directory of one run: a ``swifti2v.pipelines.store.SegmentStore``; ``start`` makes it.
 
-    Args:
-        directory: Made by ``start``, not before.
-        resume: Continue the run in the directory, instead of refusing one that is not empty.
+    ``resume`` continues the run in it, instead of refusing one that is not empty.
 
     Raises:
         InputError: The directory holds a run and ``resume`` is not set, or holds other things.
@@ -48,10 +46,7 @@ class WorkDir:
             )
 
     def require_same(self, plan: Mapping[str, Any]) -> None:
-        """Refuse a plan that differs from the stored one.
-
-        Args:
-            plan: Everything that decides the latents, in plain JSON values.
+        """Refuse a plan, all that decides the latents, that differs from the stored one.
 
         Raises:
             InputError: The plans differ; the message names every difference.

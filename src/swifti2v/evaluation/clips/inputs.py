@@ -53,9 +53,7 @@ class ClipFile:
 def check_clip(path: Path, fps: float | None = None) -> ClipFile:
     """Decode a whole clip once to check that it can be measured.
 
-    Args:
-        path: A video file.
-        fps: Rate to resample to; None keeps the clip's own, or the constant rate of a varying one.
+    Without a rate to resample to it keeps its own, or the constant rate of a varying one.
 
     Raises:
         MediaError: It cannot be read to its end, is HDR or has fewer than two frames.
@@ -184,11 +182,7 @@ def _require_smaller(video: ClipFile, motion: ClipFile) -> None:
 
 
 def latent_starts(pixel_starts: Sequence[int], num_frames: int) -> tuple[int, ...]:
-    """Latent frames of segment starts that are given as pixel frames.
-
-    Args:
-        pixel_starts: First pixel frame of every segment, such as 1, 13, 25; 1 may be left out.
-        num_frames: Pixel frames of the clip.
+    """Latent frames of segments that start at pixel frames such as 1, 13, 25; 1 may be left out.
 
     Raises:
         ShapeError: A start is not ``4k + 1`` or outside the clip.

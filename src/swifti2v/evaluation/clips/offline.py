@@ -130,9 +130,6 @@ def evaluate_clip(inputs: ClipInputs) -> Scores:
 
     The clip is read once for each group of metrics; one or two frames are in memory at a time.
 
-    Args:
-        inputs: The clip and the files it is compared with, checked.
-
     Returns:
         A value for each of ``METRICS``, or the reason why it is missing. Comparisons with truth or
         photo are means over frames 1 to T-1 (frame 0 is the photo and has its own metrics); equal

@@ -70,10 +70,8 @@ def parse_starts(text: str) -> tuple[int, ...]:
 def find_files(video: Path, others: Mapping[str, Path | None]) -> list[Files]:
     """Pair files: a clip with files, or a folder of clips with folders, by name without suffix.
 
-    Args:
-        video: A clip, a folder of clips, or a manifest (``.csv``, ``.jsonl``).
-        others: File or folder by field of ``Files``, of the same kind as ``video``; empty with a
-            manifest.
+    ``others`` has a file or folder by field of ``Files``. A manifest (``.csv``, ``.jsonl``) names
+    all files itself.
 
     Raises:
         InputError: A path is missing or of the wrong kind, or names in folders do not match.

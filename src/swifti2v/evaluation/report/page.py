@@ -50,14 +50,7 @@ def render_report(
     differences: Mapping[str, Estimate] | None,
     versions: Mapping[str, str],
 ) -> str:
-    """Write the page.
-
-    Args:
-        results: Clips, in order.
-        summary: Mean of every metric; None for one clip.
-        differences: Paired differences to a baseline; None without one.
-        versions: Versions of the software by name.
-    """
+    """Write the page: clips in order, their means, and paired differences to a baseline."""
     parts = ["<h1>Evaluation</h1>"]
     if summary is not None:
         parts += _summary(len(results), summary, differences)

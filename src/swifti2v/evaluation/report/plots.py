@@ -18,14 +18,7 @@ def line_plot(
     curves: Mapping[str, Sequence[Point]],
     marks: Collection[float] = (),
 ) -> str:
-    """Curves over one axis; points with NaN break a curve.
-
-    Args:
-        title: Above the plot.
-        x_label: Below it.
-        curves: Points ``(x, y)`` by name; names are in the legend if there are several.
-        marks: Places on the x axis with a dashed line.
-    """
+    """Curves of points ``(x, y)`` over one axis, with dashed lines at marks; NaN breaks a curve."""
     points = [point for curve in curves.values() for point in curve if _is_drawn(point)]
     if not points:
         return _frame(title, x_label, [_label(WIDTH / 2, HEIGHT / 2, "nothing to draw")])
@@ -46,13 +39,9 @@ def line_plot(
 def bar_plot(
     title: str, x_label: str, bars: Sequence[tuple[float, float, str]], kinds: Sequence[str]
 ) -> str:
-    """Bars from 0 up.
+    """Bars from 0 up: ``(x, height, kind)``, one unit of x wide; NaN draws none.
 
-    Args:
-        title: Above the plot.
-        x_label: Below it.
-        bars: ``(x, height, kind)``, one unit of x wide; NaN draws none.
-        kinds: All kinds, in the order of their colours.
+    Kinds are coloured in their order.
     """
     drawn = [bar for bar in bars if _is_drawn(bar[:2])]
     if not drawn:

@@ -21,12 +21,7 @@ LIBRARIES = ("torch", "opencv-python-headless", "numpy", "av")
 
 
 def describe_clip(result: ClipResult, *, curves: bool = False) -> dict[str, Any]:
-    """Inputs, metrics (None where not measured), reasons and notes of one clip.
-
-    Args:
-        result: The clip.
-        curves: Add the numbers of every frame.
-    """
+    """Inputs, metrics (None where not measured), reasons, notes and curves of one clip."""
     values = {
         **describe_inputs(result.inputs),
         **result.scores.values,
@@ -82,15 +77,7 @@ def write_files(
     summary: Mapping[str, Estimate] | None,
     differences: Mapping[str, Estimate] | None,
 ) -> None:
-    """Write ``metrics.json``, ``metrics.csv`` and ``report.html``; the folder is made if missing.
-
-    Args:
-        folder: Folder for the files; files of these names are replaced.
-        results: Clips, in order.
-        described: Content of the JSON.
-        summary: See ``render_report``.
-        differences: See ``render_report``.
-    """
+    """Write ``metrics.json``, ``metrics.csv`` and ``report.html``, replacing older ones."""
     folder.mkdir(exist_ok=True)
     text = json.dumps(described, ensure_ascii=False, indent=1, allow_nan=False)
     write_whole(folder / JSON_NAME, text + "\n")

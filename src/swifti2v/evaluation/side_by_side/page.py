@@ -33,16 +33,10 @@ def require_new_folder(folder: Path) -> None:
 
 
 def build_page(pairs: Sequence[Pair], names: tuple[str, str], seed: int, folder: Path) -> Path:
-    """Write the page and its videos.
+    """Write the page, in a new or empty folder, and its videos; returns the HTML file.
 
-    Args:
-        pairs: Pairs in any order; the page shuffles them.
-        names: Names of the two sets, shown when all votes are given.
-        seed: Seed of the order of pairs and of their sides.
-        folder: New or empty; the page works from disk, and it refers to no other files.
-
-    Returns:
-        The HTML file.
+    The seed decides the order of pairs and of their sides; the names of the two sets are shown when
+    all votes are given. The page works from disk, and refers to no other files.
 
     Raises:
         InputError: The folder is not empty.

@@ -54,13 +54,7 @@ def choose_option(subject: Subject) -> tuple[Option, ClipWork]:
 
 
 def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) -> SwiftI2VPipeline:
-    """All components, placed as a plan says.
-
-    Args:
-        subject: The model.
-        option: Option of the plan.
-        is_theirs: Stage II's transformer is diffusers' class, and no lever is pulled.
-    """
+    """All components, placed as a plan says, or Stage II as diffusers' class without levers."""
     index, _ = find_model(subject.name)
     plain = SpeedConfig(attention="flash", skips_given=False)
     config = subject.config
@@ -86,12 +80,7 @@ def make_pipeline(subject: Subject, option: Option, *, is_theirs: bool = False) 
 
 
 class Clip:
-    """One clip of a pipeline: photo and embeddings of the prompt in, uint8 frames out.
-
-    Args:
-        pipe: Pipeline that makes it.
-        num_frames: Number of frames of the clip; None for the pipeline's own number.
-    """
+    """One clip of a pipeline: photo and embeddings of the prompt in, uint8 frames out."""
 
     def __init__(self, pipe: SwiftI2VPipeline, num_frames: int | None = None) -> None:
         config = pipe.config
@@ -154,10 +143,8 @@ def _random_conditions(components: Components) -> Conditions:
 def time_clips(subject: Subject, protocol: Protocol, *, against: bool) -> Iterator[Row]:
     """The whole clip: seconds by stage, of the plan as well, and until the first segment.
 
-    Args:
-        subject: The model; on a CPU it is measured in bfloat16, too.
-        protocol: Numbers of warm-ups and of runs that count.
-        against: Whether clips are also made with diffusers' transformer in Stage II, in both types.
+    On a CPU it is measured in bfloat16, too; ``against`` diffusers' transformer in Stage II, in
+    both types.
     """
     config = subject.config
     case = f"clip, {config.width}x{config.height}, {config.num_frames} frames"

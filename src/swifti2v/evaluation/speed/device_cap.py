@@ -25,14 +25,10 @@ sys.stdin.read()
 
 @contextmanager
 def capped(cap_bytes: int, device: torch.device) -> Iterator[None]:
-    """Leave this process a part of a GPU's memory, before it has used the GPU.
+    """Leave this process a card of ``cap_bytes`` of a GPU's memory, before it has used the GPU.
 
     A second process holds the rest, so that every library sees a small card; and PyTorch's own
     allocator is limited to what the card would leave it beside context and libraries.
-
-    Args:
-        cap_bytes: All memory of the card to stand for.
-        device: The GPU.
 
     Raises:
         ConfigError: There is no GPU, or it has no more than that.

@@ -62,12 +62,7 @@ class Subject:
     def load(
         self, role: str, dtype: torch.dtype | None = None, home: torch.device | None = None
     ) -> Any:
-        """Load a component by itself, in eval mode.
-
-        Args:
-            role: Role of the component.
-            dtype: None for the subject's own.
-            home: Device that holds its weights; None for the subject's device.
+        """Load a component by itself, in eval mode; type and home are the subject's if not given.
 
         Raises:
             ConfigError: Random weights would not fit into the free memory.
@@ -95,12 +90,7 @@ def make_random(
 ) -> Any:
     """A model with normal weights and norms of 1, the same whenever they are drawn.
 
-    Args:
-        architecture: Architecture of the model.
-        role: Named in errors.
-        dtype: Number type of the weights, except those that the class keeps in float32.
-        device: Draws the weights, one tensor at a time.
-        home: Device that gets them; None leaves them on ``device``.
+    ``device`` draws the weights, one tensor at a time; ``home`` gets them.
 
     Raises:
         ConfigError: They do not fit into the free memory of ``home``.

@@ -57,13 +57,6 @@ def run_parts(
 ) -> list[Row]:
     """Run parts of the benchmark, one after the other.
 
-    Args:
-        names: Keys of ``PARTS``.
-        subject: The model.
-        protocol: Numbers of warm-ups and of runs that count.
-        on_row: Called with each row as soon as it is there.
-        against: Whether the clip is also made with diffusers' transformer.
-
     Raises:
         ConfigError: See ``require_parts``.
     """

@@ -60,13 +60,7 @@ class Peaks:
 def measure(
     run: Callable[[], Result], device: torch.device, protocol: Protocol
 ) -> tuple[Timing, Result]:
-    """Run a computation several times.
-
-    Args:
-        run: Computation, run without gradients; the result of the last run is returned.
-        device: Device that computes, or ``cpu``.
-        protocol: Numbers of warm-ups and of measured runs.
-    """
+    """Run a computation several times without gradients; the result is that of the last run."""
     spent: list[float] = []
     for _ in range(protocol.warmups):
         with stopped(device, spent):

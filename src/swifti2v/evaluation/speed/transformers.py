@@ -62,13 +62,7 @@ def largest_segment(subject: Subject, num_latent_frames: int) -> Segment:
 
 
 class Window:
-    """Inputs of Stage II's transformer: one window at one noise level.
-
-    Args:
-        subject: The model.
-        channels: Number of channels of the transformer's input.
-        text_dim: Width of the prompt's embeddings.
-    """
+    """Inputs of Stage II's transformer: one window at one noise level."""
 
     def __init__(self, subject: Subject, channels: int, text_dim: int) -> None:
         whole = latent_shape(subject, "stage2")

@@ -39,11 +39,7 @@ DREAMSIM = "dreamsim"
 
 
 def load_dino(weights: Path | None, device: torch.device) -> Embed:
-    """DINO ViT-B/16: the class token of the last layer.
-
-    Args:
-        weights: Local folder, see the top; None asks the Hub.
-        device: Device that runs it.
+    """DINO ViT-B/16, the class token of the last layer; without a local folder the Hub is asked.
 
     Raises:
         LoadingError: It is not there or does not fit.

@@ -71,14 +71,7 @@ def fastest_flow(flow: Tensor) -> float:
 
 
 def is_dynamic(fastest: Sequence[float], num_frames: int, height: int, width: int) -> bool:
-    """Whether a clip moves.
-
-    Args:
-        fastest: ``fastest_flow`` of neighbouring frames.
-        num_frames: Frames the pairs are taken from.
-        height: Pixels.
-        width: Pixels.
-    """
+    """Whether a clip moves."""
     threshold = MOVING_PX * min(height, width) / MOVING_SIDE_PX
     num_moving = sum(value > threshold for value in fastest)
     needed = round(DYNAMIC_PAIRS * num_frames / DYNAMIC_FRAMES)

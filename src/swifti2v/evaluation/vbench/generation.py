@@ -104,10 +104,7 @@ def take_shard(videos: Sequence[SuiteVideo], index: int, num_shards: int) -> lis
 def request_video(record: GenerationRecord, video: SuiteVideo, photo: Path) -> ClipRequest:
     """One video as a job that ``swifti2v generate`` could have been asked for.
 
-    Args:
-        record: Settings.
-        video: Prompt and sample.
-        photo: A crop of the ratio of ``record.photo_fit``.
+    The photo is a crop of the ratio of ``record.photo_fit``.
     """
     return ClipRequest(
         command="generate",
@@ -129,17 +126,10 @@ def generate_videos(
     on_video: Callable[[str, bool], None] | None = None,
     interruption: Interruption | None = None,
 ) -> int:
-    """Make those videos that are not there yet; each stores its settings.
+    """Make those videos that are not there yet, with their settings; returns how many were made.
 
-    Args:
-        pipe: Both stages.
-        requests: See ``request_video``; their outputs are names in the folder of videos.
-        folder: See ``open_output``.
-        on_video: Called for every video's name, with whether it was made now.
-        interruption: See ``swifti2v.jobs.run.run``.
-
-    Returns:
-        How many were made.
+    Outputs of the requests are names in the folder of videos. ``on_video`` is called for every
+    name, with whether it was made now.
     """
     num_made = 0
     for request in requests:

@@ -71,12 +71,7 @@ Measure: TypeAlias = Callable[[LiteVideo], VideoScore]
 
 
 def load_measure(dimension: str, weights: Path | None, device: torch.device) -> Measure:
-    """Load the models that one dimension of ``LITE`` needs.
-
-    Args:
-        dimension: Its name.
-        weights: See ``backbones``; None downloads.
-        device: Device of the extractors.
+    """Load the models of one dimension of ``LITE``; weights that are not local are downloaded.
 
     Raises:
         LoadingError: Weights are missing or do not fit.
@@ -212,12 +207,6 @@ def measure_all(
     on_video: Callable[[str, int], None] | None = None,
 ) -> LiteResult:
     """Measure those videos of a suite that a dimension is for.
-
-    Args:
-        dimension: Its name.
-        videos: Videos of the whole suite.
-        measure: See ``load_measure``.
-        on_video: Called with a file's name and how many are done.
 
     Raises:
         MediaError: A video cannot be read, or has one frame only.

@@ -160,18 +160,9 @@ def open_run(folder: Path, record: dict[str, Any]) -> None:
 def run_dimension(
     install: Installation, dimension: str, videos: Path, suite: Path, ratio: str, folder: Path
 ) -> Path:
-    """Measure one dimension, or take the result that is there.
+    """Measure one dimension, or take the result that is there: a file in the official format.
 
-    Args:
-        install: The official code.
-        dimension: Its name.
-        videos: Folder of videos only, named as in the suite.
-        suite: File of the suite.
-        ratio: Aspect ratio of the photos' crops.
-        folder: See ``open_run``.
-
-    Returns:
-        The result file, in the official format.
+    The folder of videos holds nothing else, named as in the suite.
 
     Raises:
         InputError: The official code failed or measured nothing; its output is in a log file.

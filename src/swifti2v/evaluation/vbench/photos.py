@@ -52,12 +52,8 @@ def parse_ratio(text: str) -> float:
 def plan_photo_fit(ratio: str, height: int, width: int) -> PhotoFit:
     """Scale a crop to cover the clip and cut the rest, evenly on both sides.
 
-    2560x1408 is 20:11, wider than any crop: 16-9 becomes 2560x1440, and 16 rows go at either end.
-
-    Args:
-        ratio: Aspect ratio of the crop, ``W-H``.
-        height: Height of the clip, pixels.
-        width: Width of the clip, pixels.
+    Its aspect ratio is ``W-H``. 2560x1408 is 20:11, wider than any crop: 16-9 becomes 2560x1440,
+    and 16 rows go at either end.
 
     Raises:
         InputError: The ratio cannot be.

@@ -118,12 +118,7 @@ def list_videos(entries: Sequence[SuiteEntry], num_samples: int) -> list[SuiteVi
 
 
 def find_photos(entries: Sequence[SuiteEntry], images: Path, ratio: str) -> dict[str, Path]:
-    """Photos by name: the crops of one ratio.
-
-    Args:
-        entries: Entries whose photos are needed.
-        images: Folder that holds a folder for every ratio, as VBench's ``data/crop``.
-        ratio: Name of the folder, such as ``16-9``.
+    """Photos by name: the crops in the folder of one ratio, as in VBench's ``data/crop``.
 
     Raises:
         InputError: The folder, or a photo in it, is missing.
