@@ -17,11 +17,7 @@ def blockiness(frames: FramePieces, block: int = 8) -> Tensor:
 
     A step is the difference of two neighbouring pixels of luma minus the mean of the differences
     before and after it: slopes count nothing. Rows and columns count alike. Pixels beside an edge
-    are left out, for they see half of its step.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-        block: Side of a block in pixels; the grid begins at the upper left corner.
+    are left out, for they see half of its step. The grid begins at the upper left corner.
 
     Returns:
         ``[T]`` float64: 1 without blocks; 1.05 is about the least that is seen in a smooth sky.

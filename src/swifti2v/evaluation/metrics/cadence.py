@@ -14,11 +14,7 @@ def cadence(frames: FramePieces, time_factor: int = 4) -> float:
     """Largest over smallest mean change from frame to frame, by place within a latent frame.
 
     The step from the photo into the clip is left out: it shows the photo's detail, not motion.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order; or the
-            clip's ``frame_changes``.
-        time_factor: Pixel frames a latent frame holds (the first latent frame holds one).
+    ``frames`` may be the clip's ``frame_changes``.
 
     Returns:
         1: as much changes at each place; 5: a clip that jumps once in a latent frame and hardly

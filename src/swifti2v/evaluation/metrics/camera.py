@@ -73,9 +73,6 @@ def camera_direction(frames: FramePieces) -> CameraMotion:
     most, if it exceeds 1 % of the width (pan) or height (tilt), 1.5 % of scale (zoom) or 0.015
     radians (roll).
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-
     Returns:
         The label and its measurements, in pixels of ``frames``. Content that moves right is
         ``pan left``, content that moves down is ``tilt up``, content that grows ``zoom in``, and

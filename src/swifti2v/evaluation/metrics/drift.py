@@ -28,13 +28,9 @@ class Drift:
 
 
 def drift(frames: FramePieces, photo: Frames) -> Drift:
-    """Compare mean colour and contrast of every frame with the photo's.
+    """Compare mean colour and contrast of every frame with those of the photo ``[H, W, 3]``.
 
     What comes into view by motion counts as well: read it beside a clip of the same motion.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-        photo: ``[H, W, 3]``, the photo.
 
     Raises:
         ShapeError: No frames.

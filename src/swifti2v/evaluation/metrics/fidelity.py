@@ -35,10 +35,6 @@ def _stack(scores: list[Tensor]) -> Tensor:
 def psnr(output: FramePieces, truth: FramePieces) -> Tensor:
     """Peak signal-to-noise ratio of every frame, in dB.
 
-    Args:
-        output: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-        truth: The same for the clip to compare with.
-
     Returns:
         ``[T]`` float32, data range 1; infinity where the frames are equal.
 
@@ -122,10 +118,7 @@ def first_frame_ssim(frames: FramePieces, photo: Frames) -> float:
 
 
 def colour_jump(frames: FramePieces) -> float:
-    """Measure the jump of the colours right after the photo.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or pieces; the first two are read.
+    """Measure the jump of the colours right after the photo; the first two frames are read.
 
     Returns:
         Mean over red, green and blue of the absolute difference between the channel means of

@@ -37,9 +37,6 @@ def noise_sigma(frames: FramePieces) -> Tensor:
     The median of the diagonal wavelet coefficients hardly sees edges. Fine texture all over the
     frame counts as noise: compare clips of one content.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-
     Returns:
         ``[T]`` float64, range 1 (1/255 is an 8-bit step); 0 for a flat frame.
 
@@ -62,9 +59,7 @@ def noise_sigma(frames: FramePieces) -> Tensor:
 def temporal_noise(frames: FramePieces) -> float:
     """Measure the change of fine detail from frame to frame where nothing moves.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
-            two frames are in memory at a time.
+    Two frames are in memory at a time.
 
     Returns:
         Standard deviation over time of high-passed luma at static pixels, range 1; 0 is steady.

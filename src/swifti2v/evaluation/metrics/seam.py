@@ -18,10 +18,7 @@ def latent_start_residuals(
 ) -> dict[int, float]:
     """Mean absolute motion-compensated residual where each latent frame starts.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
-            two frames are in memory at a time. Or the clip's ``motion_residuals``.
-        time_factor: Pixel frames a latent frame holds (the first latent frame holds one).
+    ``frames`` may be the clip's ``motion_residuals``; two are in memory at a time.
 
     Returns:
         Latent frame index -> residual between its first pixel frame,

@@ -13,10 +13,6 @@ from swifti2v.evaluation.metrics.frames import FramePieces, iterate_frames, to_u
 def stage_agreement(frames: FramePieces, motion_reference: FramePieces) -> Tensor:
     """PSNR of a clip, brought down to Stage I's size by area means, against Stage I's clip.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order.
-        motion_reference: ``[T, h, w, 3]``, or its pieces, not larger than ``frames``.
-
     Returns:
         ``[T]`` float32 dB; infinity where they are equal.
 

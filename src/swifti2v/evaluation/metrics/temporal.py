@@ -25,9 +25,7 @@ class MotionResiduals:
 def motion_residuals(frames: FramePieces) -> MotionResiduals:
     """Warp every frame onto the one before it along optical flow, and take the difference.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
-            two frames are in memory at a time.
+    Two frames are in memory at a time.
 
     Raises:
         ShapeError: Fewer than two frames, or sides below 16 pixels.
@@ -52,8 +50,7 @@ def motion_residuals(frames: FramePieces) -> MotionResiduals:
 def warping_error(frames: FramePieces | MotionResiduals) -> Tensor:
     """Mean square of what motion does not explain between neighbouring frames.
 
-    Args:
-        frames: See ``motion_residuals``; or its result.
+    ``frames`` may be the result of ``motion_residuals``.
 
     Returns:
         ``[T - 1]`` float64: mean over the pixels visible in both frames and the colours of
@@ -83,9 +80,7 @@ def compensated_flicker(frames: FramePieces | MotionResiduals) -> float:
 def frame_changes(frames: FramePieces | Tensor) -> Tensor:
     """Mean absolute difference of every frame to the one before it.
 
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order. A result
-            of this function is returned as it is.
+    A result of this function is returned as it is.
 
     Returns:
         ``[T - 1]`` float64, range 1.
@@ -110,10 +105,8 @@ def frame_changes(frames: FramePieces | Tensor) -> Tensor:
 def flicker(frames: FramePieces) -> float:
     """VBench's temporal flickering score: how little neighbouring frames differ.
 
-    Motion counts as a difference; use ``compensated_flicker`` where things move.
-
-    Args:
-        frames: See ``frame_changes``; or its result.
+    Motion counts as a difference; use ``compensated_flicker`` where things move. ``frames`` may be
+    the result of ``frame_changes``.
 
     Returns:
         1 minus the mean absolute difference of neighbouring frames; 1 is a still picture.

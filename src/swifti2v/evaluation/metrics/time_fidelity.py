@@ -28,17 +28,12 @@ class FidelityCurve:
 
 
 def fidelity_over_time(frames: FramePieces, photo: Frames) -> FidelityCurve:
-    """Follow the photo through a clip and compare.
+    """Follow the photo ``[H, W, 3]`` of the clip's size through a clip and compare.
 
-    Flow is chained from frame to frame and refined against the photo itself, so that errors do
-    not add up; both directions have to agree where the photo counts as visible. All happens on
-    frames of at most 640 pixels: at full size, flow's own error of a fraction of a pixel would
-    decide. Fine detail is left to ``hf_energy_ratio``.
-
-    Args:
-        frames: ``[T, H, W, 3]`` uint8 or float in [0, 1], or its pieces in temporal order;
-            two frames are in memory at a time.
-        photo: ``[H, W, 3]``, the photo at the clip's size.
+    Flow is chained from frame to frame and refined against the photo itself, so that errors do not
+    add up; both directions have to agree where the photo counts as visible. All happens on frames
+    of at most 640 pixels, two in memory at a time: at full size, flow's own error of a fraction of
+    a pixel would decide. Fine detail is left to ``hf_energy_ratio``.
 
     Raises:
         ShapeError: No frames, sides below 16 pixels, or the photo has another size.
