@@ -50,6 +50,7 @@ def segment_flow_loss(
     *,
     parameterization: Parameterization = "velocity",
     measure: ErrorMeasure | None = None,
+    loss_on: Literal["target", "window"] = "target",
 ) -> Tensor:
     """Flow-matching loss on the target frames of one segment, with teacher forcing.
 
@@ -65,6 +66,8 @@ def segment_flow_loss(
         noise: ``[B, C, F, h, w]`` standard normal.
         parameterization: Quantity that the model predicts.
         measure: Weighting of errors; by default the mean of their squares.
+        loss_on: The target frames; or for comparison all of the window, and then the velocity of
+            the frames that are given clean is wanted as if they were noise alone.
 
     Returns:
         ``[B]``, error of the velocity.
@@ -72,41 +75,6 @@ def segment_flow_loss(
     Source:
         SwiftI2V, arXiv:2605.06356, section 3.2 (training with CSG and teacher forcing).
     """
-    arguments = (model, latents, reference, segment, sigma, noise, parameterization)
-    squares = _window_error(*arguments)[:, :, -len(segment.target) :]
-    return (measure or ErrorMeasure())(squares)
-
-
-def window_flow_loss(
-    model: Model,
-    latents: Tensor,
-    reference: Tensor,
-    segment: Segment,
-    sigma: Tensor,
-    noise: Tensor,
-    *,
-    parameterization: Parameterization = "velocity",
-    measure: ErrorMeasure | None = None,
-) -> Tensor:
-    """Compute the loss on all frames of the window, given ones included, for comparison.
-
-    The model is also asked for the velocity of the frames that it is given clean, as if they were
-    noise alone. Arguments and result as in ``segment_flow_loss``.
-    """
-    arguments = (model, latents, reference, segment, sigma, noise, parameterization)
-    return (measure or ErrorMeasure())(_window_error(*arguments))
-
-
-def _window_error(
-    model: Model,
-    latents: Tensor,
-    reference: Tensor,
-    segment: Segment,
-    sigma: Tensor,
-    noise: Tensor,
-    parameterization: Parameterization,
-) -> Tensor:
-    """``[B, C, N', h, w]`` squared error of the velocity, where the model returned something."""
     window = list(segment.window)
     clean, condition, drawn = latents[:, :, window], reference[:, :, window], noise[:, :, window]
     is_target = torch.zeros(len(window), dtype=torch.bool, device=latents.device)
@@ -116,7 +84,10 @@ def _window_error(
     shown = torch.where(is_target[:, None, None], states, clean)
     output = model(torch.cat([shown, condition], dim=1), level * is_target)
     velocity = to_velocity(output, states, condition, level, parameterization)
-    return (velocity - (drawn - clean)[:, :, -velocity.shape[2] :]).float().square()
+    squares = (velocity - (drawn - clean)[:, :, -velocity.shape[2] :]).float().square()
+    if loss_on == "target":
+        squares = squares[:, :, -len(segment.target) :]
+    return (measure or ErrorMeasure())(squares)
 
 
 def _weighted_mean(error: Tensor, channel_weight: Tensor | None) -> Tensor:

@@ -32,7 +32,6 @@ from swifti2v.media import Frames, downscale
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import TIME_FACTOR, BlockCodec
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.segments import plan_segments
 from swifti2v.shapes import latent_frames
 from swifti2v.storage import write_whole
 from swifti2v.training.ablations.clips import TestClip
@@ -275,8 +274,7 @@ def compare_with_truth(
     output: Frames, settings: GenerationConfig, clip: TestClip, arm: str, seed: int
 ) -> AblationRow:
     """Measure ``[T, H, W, 3]`` uint8 that were made of a clip's low-resolution version and photo."""
-    stage2, num_latent_frames = settings.stage2, latent_frames(settings.num_frames)
-    plan = plan_segments(num_latent_frames, stage2.segment_size, stage2.context_size)
+    plan = settings.stage2.plan(latent_frames(settings.num_frames))
     starts = [segment.target[0] for segment in plan]
     truth, low = clip.truth[1:], clip.low[1:]
     return AblationRow(

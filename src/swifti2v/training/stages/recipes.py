@@ -76,9 +76,7 @@ def _make_stage1_source(
 ) -> EncodedStage1 | CachedStage1:
     frames, photos = Stage1Clips(clips), photo_encoder(pipe.components)
     encoded = EncodedStage1(frames, pipe.stage1, pipe.config.stage1, photos)
-    if latents is None:
-        return encoded
-    return CachedStage1(frames, encoded, ClipCache(clips, latents))
+    return encoded if latents is None else CachedStage1(frames, encoded, ClipCache(clips, latents))
 
 
 def _make_stage1_task(
@@ -117,9 +115,7 @@ def _make_stage2_source(
         clips, config.windows, vae, settings.stage1.downscale, config.crop, settings.stage2
     )
     encoded = EncodedStage2(frames, vae)
-    if latents is None:
-        return encoded
-    return CachedStage2(frames, encoded, ClipCache(clips, latents))
+    return encoded if latents is None else CachedStage2(frames, encoded, ClipCache(clips, latents))
 
 
 def _make_stage2_task(

@@ -11,7 +11,7 @@ from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage2 import predict_window, prepare_window_reference
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss, window_flow_loss
+from swifti2v.training.objectives import ErrorMeasure, segment_flow_loss
 from swifti2v.training.stages.batches import EncodePrompts, Stage2Batch, Stage2Source
 from swifti2v.training.stages.latent_task import LatentTask, Validate
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig
@@ -56,8 +56,7 @@ class Stage2Task(LatentTask[Stage2Source[Any]]):
         latents, reference = self.source.encode(batch)
         given = len(batch.segment.window) - len(batch.segment.target)
         reference = prepare_window_reference(latents[:, :, :given], reference, self.stage2)
-        loss = segment_flow_loss if self.objective.loss_on == "target" else window_flow_loss
-        return loss(
+        return segment_flow_loss(
             self.predictor(batch),
             latents,
             reference,
@@ -66,6 +65,7 @@ class Stage2Task(LatentTask[Stage2Source[Any]]):
             draw.noise_like(latents),
             parameterization=self.stage2.sampling.parameterization,
             measure=ErrorMeasure(self.weigh(latents), self.objective.error),
+            loss_on=self.objective.loss_on,
         )
 
     def predictor(self, batch: Stage2Batch) -> Callable[[Tensor, Tensor], Tensor]:
