@@ -233,22 +233,14 @@ def lite(
         from dataclasses import asdict
 
         from swifti2v.evaluation.report.result_files import versions
-        from swifti2v.evaluation.vbench.dimensions import LITE, choose_dimensions
         from swifti2v.evaluation.vbench.lite import KIND, LiteVideo, load_measure, measure_all
-        from swifti2v.evaluation.vbench.suite import (
-            find_photos,
-            find_videos,
-            read_suite,
-            select_entries,
-        )
+        from swifti2v.evaluation.vbench.suite import find_photos, find_videos
         from swifti2v.jobs.devices import choose_device
         from swifti2v.jobs.paths import require_writable_file
         from swifti2v.media import probe_clip
         from swifti2v.storage import hash_file, write_whole
 
-        names = choose_dimensions(dimension, LITE)
-        entries = select_entries(read_suite(suite), names)
-        names = tuple(name for name in names if any(name in entry.dimension for entry in entries))
+        names, entries = _choose(suite, dimension, is_lite=True)
         present = find_videos(entries, samples, videos)
         photos = find_photos(entries, images, ratio)
         require_writable_file(output)
@@ -311,12 +303,14 @@ def score(
             _print_scores(scores)
 
 
-def _choose(suite: Path, dimensions: list[str] | None, *, no_camera: bool) -> tuple[Any, Any]:
-    """Dimensions asked for, and the suite's entries for them."""
-    from swifti2v.evaluation.vbench.dimensions import DIMENSIONS, choose_dimensions
+def _choose(
+    suite: Path, asked: list[str] | None, *, no_camera: bool = False, is_lite: bool = False
+) -> tuple[Any, Any]:
+    """Dimensions asked for that the suite has entries for, and those entries."""
+    from swifti2v.evaluation.vbench.dimensions import DIMENSIONS, LITE, choose_dimensions
     from swifti2v.evaluation.vbench.suite import read_suite, select_entries, without_camera
 
-    names = choose_dimensions(dimensions, DIMENSIONS)
+    names = choose_dimensions(asked, LITE if is_lite else DIMENSIONS)
     names = without_camera(names) if no_camera else names
     entries = select_entries(read_suite(suite), names)
     measured = tuple(n for n in names if any(n in entry.dimension for entry in entries))

@@ -27,6 +27,9 @@ class ErrorMeasure:
     """``[C]`` weight of each channel; None weighs all alike."""
     kind: Literal["squared", "root"] = "squared"
     """Mean of the squares; or mean over the cells of the root of each one's mean square."""
+    frames: Literal["target", "window"] = "target"
+    """Frames that count. For comparison it may be all of a window: then the velocity of those that
+    are given clean is wanted as if they were noise alone."""
 
     def __call__(self, squares: Tensor) -> Tensor:
         """``[B]`` of ``[B, C, N, h, w]`` squared errors."""
@@ -50,7 +53,6 @@ def segment_flow_loss(
     *,
     parameterization: Parameterization = "velocity",
     measure: ErrorMeasure | None = None,
-    loss_on: Literal["target", "window"] = "target",
 ) -> Tensor:
     """Flow-matching loss on the target frames of one segment, with teacher forcing.
 
@@ -65,9 +67,7 @@ def segment_flow_loss(
         sigma: ``[B]`` noise level of the target frames, in (0, 1].
         noise: ``[B, C, F, h, w]`` standard normal.
         parameterization: Quantity that the model predicts.
-        measure: Weighting of errors; by default the mean of their squares.
-        loss_on: The target frames; or for comparison all of the window, and then the velocity of
-            the frames that are given clean is wanted as if they were noise alone.
+        measure: Weighting of errors; by default the mean of their squares on the target frames.
 
     Returns:
         ``[B]``, error of the velocity.
@@ -85,9 +85,8 @@ def segment_flow_loss(
     output = model(torch.cat([shown, condition], dim=1), level * is_target)
     velocity = to_velocity(output, states, condition, level, parameterization)
     squares = (velocity - (drawn - clean)[:, :, -velocity.shape[2] :]).float().square()
-    if loss_on == "target":
-        squares = squares[:, :, -len(segment.target) :]
-    return (measure or ErrorMeasure())(squares)
+    measure = measure or ErrorMeasure()
+    return measure(squares[:, :, -len(segment.target) :] if measure.frames == "target" else squares)
 
 
 def _weighted_mean(error: Tensor, channel_weight: Tensor | None) -> Tensor:

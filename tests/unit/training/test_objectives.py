@@ -169,7 +169,9 @@ def test_loss_on_the_window_counts_given_frames_as_if_they_were_noise(
     output[:, :, :num_given] += 1  # wrong by 1 where the frames are given clean, right elsewhere
     arguments = (fixed(output), latents, reference, segment, sigma, noise)
     on_target = segment_flow_loss(*arguments, parameterization=name)
-    on_window = segment_flow_loss(*arguments, parameterization=name, loss_on="window")
+    on_window = segment_flow_loss(
+        *arguments, parameterization=name, measure=ErrorMeasure(frames="window")
+    )
     torch.testing.assert_close(on_target, torch.zeros(BATCH), atol=1e-8, rtol=0)
     torch.testing.assert_close(on_window, torch.full((BATCH,), num_given / len(window)))
 

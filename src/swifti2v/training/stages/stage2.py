@@ -64,8 +64,7 @@ class Stage2Task(LatentTask[Stage2Source[Any]]):
             self.draw_sigma(draw).to(latents.device),
             draw.noise_like(latents),
             parameterization=self.stage2.sampling.parameterization,
-            measure=ErrorMeasure(self.weigh(latents), self.objective.error),
-            loss_on=self.objective.loss_on,
+            measure=ErrorMeasure(self.weigh(latents), self.objective.error, self.objective.loss_on),
         )
 
     def predictor(self, batch: Stage2Batch) -> Callable[[Tensor, Tensor], Tensor]:
