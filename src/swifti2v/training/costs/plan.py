@@ -11,6 +11,7 @@ from torch import nn
 
 from swifti2v.models.loading.architectures import find_architecture
 from swifti2v.models.loading.sources import find_model
+from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.adapters import AdapterConfig, find_targets
@@ -104,25 +105,6 @@ class TrainingPlan:
         return max(predictions, key=lambda prediction: prediction.total)
 
 
-def make_empty_models(
-    model: str, stage: str, frozen: Sequence[str]
-) -> tuple[Any, dict[str, Any], int]:
-    """A stage's transformer and its frozen parts without memory, and the tokens of a prompt."""
-    index, root = find_model(model)
-    own = f"{stage}_transformer"
-    models: dict[str, Any] = {
-        role: find_architecture(role, index.components[role], root).make_empty(role)
-        for role in (own, *frozen)
-        if role in index.components
-    }
-    return models.pop(own), models, index.max_text_length
-
-
-def count_frozen_bytes(models: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Bytes of models that are not trained, by role."""
-    return {role: FROZEN_BYTES * count_parameters(model).total for role, model in models.items()}
-
-
 class ClipSample(NamedTuple):
     """Part of a clip that a transformer sees."""
 
@@ -153,28 +135,65 @@ class ClipSample(NamedTuple):
         ]
         return cls(cropped, max(lengths, default=1), scale)
 
-    @classmethod
-    def largest(
-        cls,
-        phases: Sequence[ClipsPhase],
-        crop: int | None,
-        windows: WindowConfig | None,
-        scale: ScaleFactors,
-    ) -> list["ClipSample"]:
-        """The sample with the most tokens of each phase; see ``of``."""
-        return [
-            max(
-                (cls.of(s, crop, windows, scale) for s in phase.data.rules.shapes),
-                key=attrgetter("tokens"),
-            )
-            for phase in phases
-        ]
-
     @property
     def tokens(self) -> int:
         """Tokens of the frames that the transformer sees."""
         side = self.scale.side
         return self.num_latent_frames * (self.shape.height // side) * (self.shape.width // side)
+
+
+class EmptyStage:
+    """A stage's transformer and its frozen parts without memory, to predict trainings from.
+
+    Raises:
+        LoadingError: The configuration of a component cannot be found.
+    """
+
+    def __init__(self, model: str, stage: str, frozen: Sequence[str]) -> None:
+        index, root = find_model(model)
+        own = f"{stage}_transformer"
+        models: dict[str, Any] = {
+            role: find_architecture(role, index.components[role], root).make_empty(role)
+            for role in (own, *frozen)
+            if role in index.components
+        }
+        self.transformer, self.num_text_tokens = models.pop(own), index.max_text_length
+        self.scale = scale_factors(models[f"{stage}_vae"], self.transformer.config["patch_size"][1])
+        self.frozen_bytes = {
+            role: FROZEN_BYTES * count_parameters(part).total for role, part in models.items()
+        }
+
+    def plan(
+        self,
+        part: str,
+        run: RunConfig,
+        phases: Sequence[ClipsPhase],
+        adapter: AdapterConfig | None,
+        crop: int | None,
+        windows: WindowConfig | None = None,
+    ) -> TrainingPlan:
+        """Predict a training of the transformer on the longest windows of its clips, or all of them.
+
+        Raises:
+            ShapeError: A bucket does not fit the model.
+        """
+        samples = [
+            max(
+                (ClipSample.of(s, crop, windows, self.scale) for s in phase.data.rules.shapes),
+                key=attrgetter("tokens"),
+            )
+            for phase in phases
+        ]
+        return plan_transformer(
+            part,
+            self.transformer,
+            count_trained(self.transformer, adapter),
+            run,
+            phases,
+            samples,
+            num_text_tokens=self.num_text_tokens,
+            frozen_bytes=self.frozen_bytes,
+        )
 
 
 def plan_transformer(

@@ -35,14 +35,7 @@ from swifti2v.models.weights.files import read_metadata
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import embed_prompts
-from swifti2v.training.costs.plan import (
-    ClipSample,
-    TrainingPlan,
-    count_frozen_bytes,
-    count_trained,
-    make_empty_models,
-    plan_transformer,
-)
+from swifti2v.training.costs.plan import EmptyStage, TrainingPlan, crop_shape
 from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.ranks import gather_weights
@@ -223,9 +216,7 @@ def require_sizes(relay: RelayConfig, parts: Components) -> None:
     scale = scale_factors(parts.stage2_vae, patch)
     objective = relay.objective
     for bucket in relay.buckets:
-        side = relay.crop
-        shape = bucket if side is None else bucket._replace(height=side, width=side)
-        latents = LatentShape.from_pixel_shape(shape, scale, channels=1)
+        latents = LatentShape.from_pixel_shape(crop_shape(bucket, relay.crop), scale, channels=1)
         if relay.attention.kind == "gclf":
             GclfAttention(relay.attention, latents.height // patch, latents.width // patch)
         if objective.loss == "hfato" and objective.degradation is not None:
@@ -262,19 +253,8 @@ def plan_relay(config: RelayTraining) -> list[TrainingPlan]:
         LoadingError: See ``plan_stage``.
         ShapeError: A bucket does not fit the model.
     """
-    frozen = ["stage2_vae", "text_encoder"]
-    transformer, models, num_text_tokens = make_empty_models(config.model, "stage2", frozen)
-    scale = scale_factors(models["stage2_vae"], transformer.config["patch_size"][1])
+    stage = EmptyStage(config.model, "stage2", ["stage2_vae", "text_encoder"])
     return [
-        plan_transformer(
-            recipe,
-            transformer,
-            count_trained(transformer, relay.adapter),
-            config.run,
-            relay.phases,
-            ClipSample.largest(relay.phases, relay.crop, None, scale),
-            num_text_tokens=num_text_tokens,
-            frozen_bytes=count_frozen_bytes(models),
-        )
+        stage.plan(recipe, config.run, relay.phases, relay.adapter, relay.crop)
         for recipe, relay in config.relays.items()
     ]

@@ -10,17 +10,9 @@ from torch import nn
 from swifti2v.config import to_dict
 from swifti2v.errors import InputError
 from swifti2v.models.lora.provenance import hash_base, save_trained_lora
-from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.training.adapters import adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import REMEDY, CachedPrompts, embed_prompts
-from swifti2v.training.costs.plan import (
-    ClipSample,
-    TrainingPlan,
-    count_frozen_bytes,
-    count_trained,
-    make_empty_models,
-    plan_transformer,
-)
+from swifti2v.training.costs.plan import EmptyStage, TrainingPlan
 from swifti2v.training.data.phases import find_clips
 from swifti2v.training.data.record import require_same_clips
 from swifti2v.training.engine.ranks import gather_weights
@@ -131,19 +123,9 @@ def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
         ShapeError: A bucket does not fit the model.
     """
     recipe = find_recipe(config)
-    transformer, models, num_text_tokens = make_empty_models(
-        config.model, recipe.stage, _frozen(recipe, config)
-    )
-    scale = scale_factors(models[f"{recipe.stage}_vae"], transformer.config["patch_size"][1])
-    return plan_transformer(
-        recipe.stage,
-        transformer,
-        count_trained(transformer, config.adapter),
-        config.run,
-        config.phases,
-        ClipSample.largest(config.phases, config.crop, config.windows, scale),
-        num_text_tokens=num_text_tokens,
-        frozen_bytes=count_frozen_bytes(models),
+    stage = EmptyStage(config.model, recipe.stage, _frozen(recipe, config))
+    return stage.plan(
+        recipe.stage, config.run, config.phases, config.adapter, config.crop, config.windows
     )
 
 
