@@ -83,17 +83,14 @@ class Clip:
     """One clip of a pipeline: photo and embeddings of the prompt in, uint8 frames out."""
 
     def __init__(self, pipe: SwiftI2VPipeline, num_frames: int | None = None) -> None:
-        config = pipe.config
-        self.pipe = pipe
-        self.config = config = replace(config, num_frames=num_frames or config.num_frames)
+        self.pipe, num_frames = pipe, num_frames or pipe.config.num_frames
+        self.config = config = replace(pipe.config, num_frames=num_frames)
         size = (config.height, config.width, 3)
         self.image = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, np.uint8))
         self.stopwatch = Stopwatch()
         self.seconds_to_first = 0.0
-        if pipe.components.tokenizer is None:
-            self._conditions: Conditions | None = _random_conditions(pipe.components)
-        else:
-            self._conditions = None
+        parts = pipe.components
+        self._conditions = _random_conditions(parts) if parts.tokenizer is None else None
 
     def run(self) -> Frames:
         """Make the clip; a segment is let go of as soon as it is there, the last is returned."""

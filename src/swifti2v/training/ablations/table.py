@@ -34,18 +34,11 @@ def make_ablation_table(
     shard: tuple[int, int] = (1, 1),
     on_run: Callable[[str, int], None] | None = None,
 ) -> Path:
-    """Train and measure every run of a table that is not done yet.
+    """Train and measure every run of a table that is not done yet; returns the table's path.
 
-    Args:
-        config: The table.
-        output_dir: Gets ``rows/`` with a file for each run, and ``table.md``. Several processes
-            may work in it at the same time, each on its own shard.
-        data_dir: Folder of clips and photos.
-        shard: Index of the part of the runs, from 1, and number of parts.
-        on_run: Called with arm and seed of each finished run.
-
-    Returns:
-        The table's path; it holds what is done, by all shards.
+    ``output_dir`` gets ``rows/`` with a file for each run, and ``table.md`` of what is done, by all
+    shards. Several processes may work in it at the same time, each on its own shard, ``(i, n)``
+    counted from 1.
 
     Raises:
         InputError: The data cannot be used, or has changed since the table was begun.

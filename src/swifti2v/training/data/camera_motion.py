@@ -154,15 +154,10 @@ def render_move(
     size: tuple[int, int],
     crop: tuple[int, int, int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Show a picture through a moving camera.
+    """Show a picture through a moving camera; beyond its edges it is mirrored.
 
-    Args:
-        scene: Beyond the picture's edges it is mirrored.
-        view: View of the first frame.
-        move: Motion of the camera.
-        course: Course of the T frames to show.
-        size: Height and width of the whole frame in pixels.
-        crop: Top, left, height and width of the part that is shown; None shows all.
+    ``size`` is that of whole frames. A ``crop`` is top, left, height and width of the part that is
+    shown.
 
     Returns:
         ``[3, T, h, w]`` float32 in [-1, 1], and the displacement ``[2, T, h, w]``: where each point

@@ -49,17 +49,11 @@ def cut_pair(
     downscale: int,
     stage2: Stage2Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A part of a clip and what Stage II is given for it.
+    """A part of a clip ``[T, H, W, 3]`` and what Stage II is given for it, in [-1, 1].
 
-    Args:
-        name: Words for error messages.
-        frames: ``[T, H, W, 3]``, the truth.
-        small: ``[T, H / downscale, W / downscale, 3]`` that Stage I made of it; without one the
-            small version is computed.
-        places: Frames to take, the photo's first.
-        crop: Corner and sides are multiples of ``downscale``.
-        downscale: Stage I's.
-        stage2: Settings of the reference, see ``ReferenceFrames``.
+    ``small`` is what Stage I made of the clip; without one the small version is computed.
+    ``places`` are the N frames to take, the photo's first; the crop lies on multiples of
+    ``downscale``.
 
     Returns:
         Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].

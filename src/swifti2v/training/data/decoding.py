@@ -41,14 +41,8 @@ def decode_clip(
     """Read a piece of a sample that fills its bucket, beginning at a random frame.
 
     The clip is resampled to ``fps`` by its frames' own times (the last frame that has started is
-    shown); frames are scaled down to cover the bucket and cropped at the centre.
-
-    Args:
-        sample: A clip; an image where the bucket has one frame.
-        bucket: The shape to fill, from ``swifti2v.training.data.buckets.plan_bucket``.
-        fps: Frames a second of the result.
-        rng: Draws the first frame; called once for a clip, never for an image.
-        facts: Facts from ``swifti2v.training.data.buckets.probe``; looked up by default.
+    shown); frames are scaled down to cover the bucket and cropped at the centre. ``rng`` is called
+    once for a clip, never for an image. Facts are those of ``probe``, looked up by default.
 
     Returns:
         ``[T, H, W, 3]`` uint8 of the bucket's shape.

@@ -93,17 +93,9 @@ def predict_memory(
 ) -> MemoryPrediction:
     """Predict the bytes of a training on each rank.
 
-    8-bit moments are counted for every tensor, though small ones keep theirs in more, and shards
-    as if all tensors divided evenly; for a large model both are below a percent.
-
-    Args:
-        num_parameters: Number of parameters of the model, see ``count_parameters``.
-        num_trainable: Those of them that are trained.
-        optimizer: Decides the bytes of a weight, a gradient and the moments.
-        has_ema: Whether a float32 average of the trained weights is kept.
-        num_shards: Ranks that share the states; activations are not shared.
-        bytes_per_frozen: Bytes of a frozen weight; 2 for bfloat16.
-        activations: See ``predict_activations``; 0 bytes if not given.
+    The average of the trained weights is float32. Shards share the states, not the activations.
+    8-bit moments are counted for every tensor, though small ones keep theirs in more, and shards as
+    if all tensors divided evenly; for a large model both are below a percent.
 
     Raises:
         InputError: A count is not possible.

@@ -86,14 +86,9 @@ def build_optimizer(
     """Make the optimizer of the parameters that require a gradient.
 
     A continued training gives bitwise the same weights as one without a stop: all that an update
-    depends on is in ``state_dict``, stochastic rounding too, whose noise is a function of
-    ``seed``, the step and the shard. Weights may be whole tensors or shards of FSDP2.
-
-    Args:
-        named_parameters: Parameters of the model, in the dtype of ``config.weights``; frozen ones
-            may have any and are left out.
-        config: Settings.
-        seed: Seed of stochastic rounding; give all ranks the same.
+    depends on is in ``state_dict``, stochastic rounding too, whose noise is a function of ``seed``
+    (the same on all ranks), the step and the shard. Weights may be whole tensors or shards of
+    FSDP2.
 
     Raises:
         InputError: No parameter requires a gradient, or torchao is not installed.
@@ -130,19 +125,13 @@ class CompactAdamW(Optimizer):
 
     What is bfloat16 is rounded stochastically. The second moment needs that as much as the weights
     do: with ``beta2`` 0.999 its decay of a thousandth a step is below the resolution of bfloat16.
-    The noise comes from the seed, the parameter's step and place, and its shard, so no generator
-    has to be saved, and replicas of a shard stay equal; another number of shards draws other noise.
+    The noise comes from the seed (the same on all ranks), the parameter's step and place, and its
+    shard, so no generator has to be saved, and replicas of a shard stay equal; another number of
+    shards draws other noise.
+
     8-bit moments are torchao's state tensors (blocks of 256 values with a scale). Tensors of fewer
     than 4096 values, or with rows that are no multiple of 256, keep theirs in the dtype of the
-    weights.
-
-    Args:
-        params: Parameters or groups; a group may have its own ``weight_decay``.
-        lr: Learning rate.
-        betas: Betas of AdamW.
-        eps: Epsilon of AdamW.
-        seed: Seed of the rounding; the same on all ranks.
-        has_8bit_moments: Keep the moments in 8 bits; else in the dtype of the weights.
+    weights. A group of parameters may have its own ``weight_decay``.
 
     Raises:
         InputError: 8 bits are asked for and torchao is not installed.

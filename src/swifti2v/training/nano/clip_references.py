@@ -65,18 +65,11 @@ def carry_known(
     downscale: int,
     stage2: Stage2Config,
 ) -> Tensor:
-    """Make the reference of Stage II for a part of a clip whose motion is known.
+    """Make the reference of Stage II, ``[3, N, h, w]``, for a crop of a clip whose motion is known.
 
-    Args:
-        video: ``[3, N, h, w]`` in [-1, 1], the crop; frame 0 is the photo's.
-        photo: ``[3, 1, H, W]``, the whole first frame.
-        displacement: ``[2, N, h, w]``, where each point was in the photo, in pixels.
-        crop: Place of the part.
-        downscale: Divisor of Stage I.
-        stage2: Settings of the reference.
-
-    Returns:
-        ``[3, N, h, w]``, not clamped.
+    ``video`` is the crop ``[3, N, h, w]`` in [-1, 1], frame 0 the photo's; ``photo`` the whole
+    first frame ``[3, 1, H, W]``; ``displacement`` ``[2, N, h, w]`` says where each point was in it,
+    in pixels. The reference is not clamped.
     """
     height, width = video.shape[-2:]
     small = resize_video(video[None], height // downscale, width // downscale, "area")

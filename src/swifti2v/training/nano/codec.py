@@ -26,14 +26,9 @@ def fit_codec(
 ) -> BlockCodec:
     """Measure the codec's statistics on random pieces of clips.
 
-    The divisor of a channel is not its deviation s but s / (0.3 * (s / 0.05) ** 0.25): scaled so,
-    weak channels (fine detail) keep less power than strong ones, as they matter less.
-
-    Args:
-        clips: ``[T, H, W, 3]`` uint8 each, T at least 5.
-        space_factor: Side of a cell in pixels, 8 or 4.
-        downscale: Divisor from the clips' size to that of the codec's videos.
-        seed: Seed of the pieces.
+    Clips are ``[T, H, W, 3]`` uint8, T at least 5, and are scaled down to the codec's videos. The
+    divisor of a channel is not its deviation s but s / (0.3 * (s / 0.05) ** 0.25): scaled so, weak
+    channels (fine detail) keep less power than strong ones, as they matter less.
 
     Raises:
         InputError: A clip is too short.

@@ -68,13 +68,8 @@ def read_material(
 ) -> Material:
     """Read every clip and photo below a folder, cropped to one size and resampled in time.
 
-    Args:
-        directory: Searched with its subfolders; files of other kinds are passed over.
-        height: Pixels.
-        width: Pixels.
-        fps: Frames a second.
-        held_out: File names without suffix to leave out, for testing later.
-        max_frames: Most frames of each clip; None reads all.
+    Files of other kinds are passed over. Names without suffix in ``held_out`` are left out, for
+    testing later.
 
     Raises:
         InputError: The folder is missing, holds no clip, or a held-out name is not in it.

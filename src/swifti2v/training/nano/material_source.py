@@ -69,20 +69,10 @@ class TransitionClip:
 
 
 class MaterialSource:
-    """Square crops of what is held in memory.
+    """Square crops of what is held in memory, their side a multiple of 16.
 
-    Half of them is mirrored. Where a step asks for more frames than all clips of a kind have, the
-    other kinds take its share.
-
-    Args:
-        material: Clips and pictures.
-        transition: Stage-transition samples.
-        mix: Shares of the three kinds.
-        crop: Side in pixels, a multiple of 16.
-        downscale: Stage I's.
-        lengths: Frames of the clips, with the part of the steps that take each.
-        windows: Segments to draw from.
-        stage2: Says how the reference is made, see ``ReferenceFrames``.
+    Half of them is mirrored. Lengths come with the part of the steps that take each; where a step
+    asks for more frames than all clips of a kind have, the other kinds take its share.
 
     Raises:
         InputError: The mix wants what is not there.

@@ -148,7 +148,8 @@ def train_relay(config: RelayTraining, session: Session) -> Path:
         for recipe in config.relays:
             file = directory / f"{recipe}.safetensors"
             if recipe == RELAY2 or not file.is_file():
-                left = _steps_left(session.max_steps, steps_before)
+                limit = session.max_steps
+                left = None if limit is None else max(0, limit - steps_before)
                 trackers = tuple(_Later(tracker, steps_before) for tracker in session.trackers)
                 own = replace(
                     session, directory=directory / recipe, trackers=trackers, max_steps=left
@@ -222,10 +223,6 @@ def require_sizes(relay: RelayConfig, parts: Components) -> None:
         if objective.loss == "hfato" and objective.degradation is not None:
             cells = torch.zeros(1, 1, 1, latents.height, latents.width)
             degrade_latents(cells, objective.degradation, torch.Generator())
-
-
-def _steps_left(max_steps: int | None, done: int) -> int | None:
-    return None if max_steps is None else max(0, max_steps - done)
 
 
 class _Later:

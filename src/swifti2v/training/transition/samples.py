@@ -183,15 +183,9 @@ def make_transition_sample(
     config: TransitionConfig,
     on_progress: OnProgress | None = None,
 ) -> TransitionSample:
-    """Draw a true clip again with Stage I.
+    """Draw a true clip, ``[T, H, W, 3]`` uint8, again with Stage I.
 
-    Args:
-        pipe: The model; Stage II is not used.
-        frames: ``[T, H, W, 3]`` uint8 of the length and size that the settings say.
-        prompt: Text that describes the clip.
-        sample_id: Decides noise level and noise, together with the seed of the settings.
-        config: Settings.
-        on_progress: Called after each step.
+    Its id decides noise level and noise, together with the seed of the settings.
 
     Raises:
         ShapeError: ``frames`` is not as stated, or its size does not fit the model.
