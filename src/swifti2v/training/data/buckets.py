@@ -196,17 +196,16 @@ def plan_bucket(sample: Sample, facts: MediaFacts, rules: BucketRules) -> Bucket
     if not fitting:
         needed = "of 1 frame, such as 1x1408x2560" if sample.kind == "image" else "of more frames"
         return Reject(sample.id, f"no bucket for {sample.kind}s: add one {needed}")
-    # One demand after the other; the first that no bucket meets is the reason.
-    for is_met, explain in (
-        (_is_near_aspect, _explain_aspect),
-        (_is_large_enough, _explain_size),
-        (_is_long_enough, _explain_length),
-    ):
-        met = [bucket for bucket in fitting if is_met(bucket, facts, num_frames, rules)]
-        if not met:
-            return Reject(sample.id, explain(fitting, facts, num_frames, rules))
-        fitting = met
-    best = min(fitting, key=lambda b: (_crop_share(b, facts), -b.height * b.width, -b.num_frames))
+    near = [b for b in fitting if _crop_share(b, facts) <= rules.max_crop_share]
+    if not near:
+        return Reject(sample.id, _explain_aspect(fitting, facts, rules))
+    filled = [b for b in near if b.height <= facts.height and b.width <= facts.width]
+    if not filled:
+        return Reject(sample.id, _explain_size(near, facts))
+    met = [b for b in filled if b.num_frames <= num_frames]
+    if not met:
+        return Reject(sample.id, _explain_length(filled, num_frames, rules))
+    best = min(met, key=lambda b: (_crop_share(b, facts), -b.height * b.width, -b.num_frames))
     return BucketedSample(sample, best, num_frames, facts)
 
 
@@ -271,21 +270,7 @@ def _crop_share(bucket: PixelShape, facts: MediaFacts) -> Fraction:
     return 1 - Fraction(min(sides), max(sides))
 
 
-def _is_near_aspect(bucket: PixelShape, facts: MediaFacts, _: int, rules: BucketRules) -> bool:
-    return _crop_share(bucket, facts) <= rules.max_crop_share
-
-
-def _is_large_enough(bucket: PixelShape, facts: MediaFacts, _: int, __: BucketRules) -> bool:
-    return bucket.height <= facts.height and bucket.width <= facts.width
-
-
-def _is_long_enough(bucket: PixelShape, _: MediaFacts, num_frames: int, __: BucketRules) -> bool:
-    return bucket.num_frames <= num_frames
-
-
-def _explain_aspect(
-    buckets: Sequence[PixelShape], facts: MediaFacts, _: int, rules: BucketRules
-) -> str:
+def _explain_aspect(buckets: Sequence[PixelShape], facts: MediaFacts, rules: BucketRules) -> str:
     nearest = min(buckets, key=lambda bucket: (_crop_share(bucket, facts), bucket))
     share = float(_crop_share(nearest, facts))
     return (
@@ -294,7 +279,7 @@ def _explain_aspect(
     )
 
 
-def _explain_size(buckets: Sequence[PixelShape], facts: MediaFacts, _: int, __: BucketRules) -> str:
+def _explain_size(buckets: Sequence[PixelShape], facts: MediaFacts) -> str:
     smallest = min(buckets, key=lambda bucket: (bucket.height * bucket.width, bucket))
     return (
         f"too small: it is {facts.width}x{facts.height} px; the smallest bucket of its aspect, "
@@ -302,9 +287,7 @@ def _explain_size(buckets: Sequence[PixelShape], facts: MediaFacts, _: int, __: 
     )
 
 
-def _explain_length(
-    buckets: Sequence[PixelShape], _: MediaFacts, num_frames: int, rules: BucketRules
-) -> str:
+def _explain_length(buckets: Sequence[PixelShape], num_frames: int, rules: BucketRules) -> str:
     shortest = min(buckets, key=lambda bucket: (bucket.num_frames, bucket))
     return (
         f"too short: it has {num_frames} frames at {rules.fps:g} fps; the shortest bucket that "
