@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from swifti2v.jobs.load import load
+from swifti2v.jobs.loaded_models import LoadedModels, weight_bytes
 from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.resolve import Resolved, resolve
-from swifti2v.jobs.loaded_models import LoadedModels, weight_bytes
 from tests.helpers.command_line import copy_model, save_photo
 from tests.helpers.tiny import SIZE
 
