@@ -10,11 +10,12 @@ from dataclasses import asdict
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError
-from swifti2v.models.loading.sources import find_model
+from swifti2v.models.loading.sources import ModelIndex, find_model
 from swifti2v.planning.costs import ClipCosts, ClipWork
 from swifti2v.planning.devices import DEVICES
 from swifti2v.planning.plans import make_plan
 from swifti2v.planning.stored import STORED, count_live, fingerprint
+from swifti2v.planning.variants import VARIANTS, WHOLE, in_variant
 
 MODELS = ("nano", "paper", "vibe")
 SMALLEST = 8e9
@@ -36,15 +37,22 @@ def count_model(name: str) -> str:
     if key is None:
         raise ConfigError(f"the costs of {name} depend on files that are not there")
     costs = count_live(name, config, "bfloat16")
-    works = [asdict(work) for work in _works(costs)]
+    works = [asdict(work) for work in _works(costs, index)]
     value = {"model": name, "cells": list(costs.cells), "works": works}
     return f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
 
 
-def _works(costs: ClipCosts) -> list[ClipWork]:
-    """Counts that a plan for the smallest card needs."""
-    plan = make_plan(costs, DEVICES["rtx4090"], "bfloat16", SMALLEST)
-    asked = {(option.vae_tile, option.placement == "offloaded") for option in plan.options}
+def _works(costs: ClipCosts, index: ModelIndex) -> list[ClipWork]:
+    """Counts that plans need from the largest card down to the smallest, from the files of each variant."""
+    sizes = {device.memory_bytes for device in DEVICES.values()} | {SMALLEST}
+    asked = {
+        (option.vae_tile, option.placement == "offloaded")
+        for variant in (WHOLE, *VARIANTS)
+        for size in sorted(sizes, reverse=True)
+        for option in make_plan(
+            in_variant(costs, index, variant), DEVICES["h200"], "bfloat16", size
+        ).options
+    }
     return [
         costs.count(tile, offloads_history=offloads) for tile, offloads in sorted(asked, key=str)
     ]

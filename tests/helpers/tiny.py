@@ -12,6 +12,7 @@ from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.models.loading.components import Components
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.vae.block_codec import BlockCodec
+from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
@@ -75,7 +76,13 @@ def tiny_components(seed: int = 0, *, displaces: bool = False) -> Components:
 
 
 class KeptSegments(dict[int, Tensor]):
-    """A ``SegmentStore`` of latents by segment index, without a motion reference."""
+    """A ``SegmentStore`` of latents by segment index, and of nothing else."""
+
+    def load_conditions(self) -> Conditions | None:
+        return None
+
+    def save_conditions(self, conditions: Conditions) -> None:
+        pass
 
     def load_motion_reference(self) -> MotionReference | None:
         return None

@@ -1,6 +1,5 @@
 """A stage alone is loaded without a byte of the other one's weights."""
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 from swifti2v.errors import ConfigError, LoadingError
-from swifti2v.pipelines.progress import Stopwatch
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.helpers.command_line import copy_model, save_clip, succeed, swifti2v
 from tests.helpers.hub import assert_equal, load, make_hub, photo, state_of, write_preset
@@ -72,30 +70,6 @@ def test_stage2_alone_refines_as_with_both(model: Path) -> None:
     for stages in (("stage1", "stage2"), ("stage2",)):
         pipe = SwiftI2VPipeline(load(model, stages=stages), config)
         pieces = pipe.refine(motion, photo(), "zoom")
-        clips.append(np.concatenate([piece.frames for piece in pieces]))
-    np.testing.assert_array_equal(clips[0], clips[1])
-
-
-@pytest.mark.parametrize("placement", ["resident", "streamed"])
-def test_a_released_stage1_is_freed_and_stage2_goes_on(model: Path, placement: Any) -> None:
-    clips = []
-    for releases in (False, True):
-        pipe = SwiftI2VPipeline.from_pretrained(model, device="cpu", placement=placement)
-        config = pipe.config
-        conditions = pipe.encode(photo(), "zoom", config, Stopwatch())
-        motion = pipe.generate_motion_reference(photo(), conditions, 1, config)
-        if releases:
-            held = [
-                weakref.ref(next(part.parameters()))
-                for part in (pipe.components.text_encoder, pipe.components.stage1_transformer)
-            ]
-            pipe.release_stage1()
-            assert [one() for one in held] == [None, None]
-            with pytest.raises(ConfigError, match="text_encoder has no weights"):
-                pipe.encode(photo(), "zoom", config, Stopwatch())
-            with pytest.raises(ConfigError, match="stage1_transformer has no weights"):
-                pipe.generate_motion_reference(photo(), conditions, 1, config)
-        pieces = pipe.synthesize(motion, photo(), conditions, 1, config)
         clips.append(np.concatenate([piece.frames for piece in pieces]))
     np.testing.assert_array_equal(clips[0], clips[1])
 

@@ -1,5 +1,7 @@
 """``swifti2v plan``: seconds and memory of a clip on a machine, before anything is downloaded."""
 
+import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,16 @@ from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.models_dir import ModelsDir
 
 if TYPE_CHECKING:
+    from swifti2v.planning.keeping import Keeping
     from swifti2v.planning.plans import Plan
+
+
+class Variant(StrEnum):
+    """Files that the weights come from, see ``swifti2v.planning.variants``."""
+
+    BF16 = "bf16"
+    FP8 = "fp8"
+    GGUF_Q4 = "gguf-q4"
 
 
 class Precision(StrEnum):
@@ -68,6 +79,17 @@ def plan(
             "all of a named card's.",
         ),
     ] = None,
+    host_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="Host memory (default this machine's, with a named card any).",
+        ),
+    ] = None,
+    variant: Annotated[
+        Variant,
+        typer.Option(help="Files whose plan is shown in full; fp8 and gguf-q4 stay packed."),
+    ] = Variant.BF16,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -80,13 +102,15 @@ def plan(
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
         with naming_flags():
-            prediction = _make(model, device, given, precision, memory)
+            plans = _make(model, device, given, precision, memory, host_memory)
         if as_json:
             import json
 
-            typer.echo(json.dumps(prediction.to_dict()))
+            others = {name: _summarize(plan) for name, plan in plans.items()}
+            typer.echo(json.dumps({**plans[variant].to_dict(), "variants": others}))
         else:
-            typer.echo("\n".join(describe(prediction, given)))
+            lines = [*describe(plans[variant], given), "", *_compare(plans)]
+            typer.echo("\n".join(lines))
 
 
 def _make(
@@ -95,12 +119,16 @@ def _make(
     given: dict[str, Any],
     asked: Precision | None,
     memory: str | None,
-) -> "Plan":
+    host_memory: float | None,
+) -> "dict[Variant, Plan]":
+    """Plans from the files of each variant."""
     from swifti2v.jobs.devices import has_gpu
     from swifti2v.jobs.layers import resolve_config
+    from swifti2v.models.loading.sources import find_model
     from swifti2v.planning.devices import PRECISIONS, find_device
     from swifti2v.planning.plans import make_plan
     from swifti2v.planning.stored import StoredCosts, find_costs
+    from swifti2v.planning.variants import in_variant
 
     is_cpu = device_name == "cpu" or (device_name == "auto" and not has_gpu())
     usual = Precision.FLOAT32 if is_cpu else Precision.BFLOAT16
@@ -108,10 +136,33 @@ def _make(
     device = find_device(device_name, precision)
     config = resolve_config(model, [(COMMAND_LINE, given)])
     budget = _read_budget(memory, device_name, is_cpu=is_cpu)
+    host = _read_host_budget(host_memory, device_name, is_cpu=is_cpu)
     costs = find_costs(model, config, precision)
     if not isinstance(costs, StoredCosts):
         typer.echo(f"counting the work of a clip of {model} in {precision}: minutes", err=True)
-    return make_plan(costs, device, precision, budget)
+    index, _ = find_model(model)
+    return {
+        variant: make_plan(
+            in_variant(costs, index, variant), device, precision, budget, host_bytes=host
+        )
+        for variant in Variant
+    }
+
+
+def _read_host_budget(given: float | None, device_name: str, *, is_cpu: bool) -> float | None:
+    """Bytes of host memory that may be used; None for any, and on a CPU, where they are the device's."""
+    from swifti2v.planning.devices import DEVICES
+    from swifti2v.units import parse_gigabytes
+
+    if is_cpu or (given is None and device_name in DEVICES):
+        return None
+    if given is not None:
+        return parse_gigabytes(str(given))
+    import torch
+
+    from swifti2v.planning.measurement import memory_bytes
+
+    return memory_bytes(torch.device("cpu"))
 
 
 def _read_budget(memory: str | None, device_name: str, *, is_cpu: bool) -> float | None:
@@ -161,6 +212,48 @@ def describe(plan: "Plan", given: dict[str, Any]) -> list[str]:
         f"host memory {format_bytes(shown.host_bytes)}, weights {format_bytes(plan.disk_bytes)}; "
         "predicted from assumed efficiencies, loading and file writing not included",
     ]
+
+
+def _summarize(plan: "Plan") -> dict[str, Any]:
+    """The choice of a plan, as plain values."""
+    shown = plan.chosen or plan.smallest
+    return {
+        "fits": plan.chosen is not None,
+        "placement": shown.placement,
+        "vae_tile": shown.vae_tile,
+        "seconds": shown.seconds["total"],
+        "peak_device_bytes": round(shown.peak_device_bytes["peak"]),
+        "host_bytes": round(shown.host_bytes),
+        "disk_bytes": round(plan.disk_bytes),
+        "kept": _keeping(plan).why,
+    }
+
+
+def _keeping(plan: "Plan") -> "Keeping":
+    """Whether a server would keep the model loaded in the placement that is shown."""
+    from swifti2v.planning.keeping import Room, decide_keeping
+
+    shown = plan.chosen or plan.smallest
+    if shown.placement == "resident":
+        return decide_keeping(plan.disk_bytes, Room("device", plan.budget_bytes))
+    return decide_keeping(plan.disk_bytes, Room("host", plan.host_budget_bytes or math.inf))
+
+
+def _compare(plans: "Mapping[Variant, Plan]") -> list[str]:
+    """Device and host memory of each variant, a line each."""
+    from swifti2v.units import GB
+
+    lines = [
+        f"{'files':10}{'fits':>6}{'seconds':>9}{'device GB':>11}{'host GB':>9}{'weights GB':>12}"
+    ]
+    for name, plan in plans.items():
+        shown = plan.chosen or plan.smallest
+        lines.append(
+            f"{name:10}{'yes' if plan.chosen else 'no':>6}{shown.seconds['total']:9.1f}"
+            f"{shown.peak_device_bytes['peak'] / GB:11.2f}{shown.host_bytes / GB:9.2f}"
+            f"{plan.disk_bytes / GB:12.2f}  {shown}; in a server {_keeping(plan).why}"
+        )
+    return lines
 
 
 def _tera(flops: float) -> str:

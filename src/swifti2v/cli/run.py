@@ -43,7 +43,6 @@ def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
         if dry_run:
             typer.echo(describe_plan(job, as_json=as_json))
             return
-        job.pipe.keeps_stage1 = False  # this process makes one clip
         if not is_first:
             run(job, interruption=interruption, is_first=False)
             return
@@ -56,7 +55,7 @@ def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
 
 
 def _check(resolved: Resolved) -> Job:
-    pipe = load(resolved)
+    pipe = load(resolved, keeps=False)  # this process makes one clip
     with naming_flags():
         return check(resolved, pipe)
 

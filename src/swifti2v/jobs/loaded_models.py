@@ -2,11 +2,10 @@
 
 import logging
 from collections import OrderedDict
-from typing import Any
 
 import torch
 
-from swifti2v.jobs.load import load, outline
+from swifti2v.jobs.load import load, outline, weight_bytes
 from swifti2v.jobs.resolve import Resolved
 from swifti2v.models.runtime.placement import collect_memory
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -16,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 class LoadedModels:
     """Pipelines by what they were loaded from; the least recently used one leaves first.
+
+    A model for which there is no room loads its parts for every job anew, see ``load``.
 
     Args:
         budget_bytes: Weights that may be held at once; a model that is larger is held alone.
@@ -38,7 +39,7 @@ class LoadedModels:
         """
         key = _key(resolved)
         if key not in self._held:
-            size = weight_bytes(outline(resolved))
+            size = weight_bytes(outline(resolved).components)
             self._make_room(size, resolved.device)
             self._held[key] = load(resolved), size
         self._held.move_to_end(key)
@@ -70,23 +71,3 @@ def _key(resolved: Resolved) -> str:
         config.stage2.speed,
     )
     return "\n".join(map(str, parts))
-
-
-def weight_bytes(pipe: SwiftI2VPipeline) -> int:
-    """Memory that the weights of a pipeline take."""
-    parts = pipe.components
-    models: list[Any] = [
-        parts.text_encoder,
-        parts.image_encoder,
-        parts.stage1_transformer,
-        parts.stage1_vae,
-        parts.stage2_transformer,
-        parts.stage2_vae,
-    ]
-    tensors = [
-        tensor
-        for model in models
-        if model is not None
-        for tensor in (*model.parameters(), *model.buffers())
-    ]
-    return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())  # stages may share a VAE

@@ -15,6 +15,8 @@ from swifti2v.planning.plans import Plan, Wish, make_plan
 from swifti2v.planning.stored import find_costs
 from swifti2v.units import format_bytes, parse_gigabytes
 
+HOST = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placed:
@@ -72,17 +74,18 @@ def plan_run(settings: RunSettings, device: torch.device, budget: float, wish: W
         memory_bytes=memory_bytes(device),
         is_cpu=device.type == "cpu",
     )
-    return make_plan(costs, typical, known, budget, wish)
+    host_bytes = None if device.type == "cpu" else memory_bytes(HOST)
+    return make_plan(costs, typical, known, budget, wish, host_bytes)
 
 
-def suggest_plan(settings: RunSettings, placement: Placement) -> str:
+def suggest_plan(settings: RunSettings, placement: Placement, *, keeps: bool = False) -> str:
     """Advice after the device ran out of memory: the fastest plan that needs clearly less."""
     device, tile = torch.device(settings.device), settings.config.stage2.vae_tile
-    now = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
+    now = Wish(placement=placement, is_tile_given=True, vae_tile=tile, keeps=keeps)
     total = memory_bytes(device)
     failed = plan_run(settings, device, total, now)
     budget = 0.9 * min(total, failed.smallest.peak_device_bytes["peak"])
-    plan = plan_run(settings, device, budget, Wish())
+    plan = plan_run(settings, device, budget, Wish(keeps=keeps))
     if plan.chosen is None:
         return f"choose a smaller size: {plan.why}"
     flags = f"--placement {plan.chosen.placement}"

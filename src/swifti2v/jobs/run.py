@@ -67,7 +67,8 @@ def run(
         stage = stopwatch.stage or "start"
         reason = str(error).splitlines()[0]
         failure = SwiftI2VError(f"the device is out of memory in stage {stage} ({reason})")
-        failure.add_note(suggest_plan(job.settings, job.placement))
+        keeps = not job.pipe.staging.is_staged
+        failure.add_note(suggest_plan(job.settings, job.placement, keeps=keeps))
         failure.add_note(_kept(job, writer))
         raise failure from error
     except (SwiftI2VError, OSError, MemoryError, KeyboardInterrupt) as error:

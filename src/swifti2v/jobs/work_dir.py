@@ -1,4 +1,4 @@
-"""A run on disk: its plan, its motion reference and its finished segments, safe against a kill.
+"""A run on disk: its plan, embeddings, motion reference and finished segments, safe against a kill.
 
 Every file is written under another name, synced and then renamed, so a file under its own name
 is complete. Latents and motion reference are stored exactly, with a checksum.
@@ -17,12 +17,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swifti2v.errors import InputError, MediaError
+from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.storage import UNFINISHED, require_same_settings, write_whole
 
 logger = logging.getLogger(__name__)
 
 PLAN = "plan.json"
+CONDITIONS = "conditions.safetensors"
 MOTION_REFERENCE = "motion_reference.safetensors"
 
 
@@ -78,6 +80,17 @@ class WorkDir:
         """Return a finished segment's latents; None if missing or damaged (logged)."""
         tensors = _read_tensors(_segment_path(self.directory, index))
         return None if tensors is None else tensors["tensor"]
+
+    def save_conditions(self, conditions: Conditions) -> None:
+        """Store the embeddings of prompt and photo."""
+        found = {name: getattr(conditions, name) for name in Conditions.__slots__}
+        tensors = {name: value for name, value in found.items() if value is not None}
+        _write_tensors(self.directory / CONDITIONS, **tensors)
+
+    def load_conditions(self) -> Conditions | None:
+        """Return the embeddings; None if they are missing or damaged (logged)."""
+        tensors = _read_tensors(self.directory / CONDITIONS)
+        return None if tensors is None else Conditions(**tensors)
 
     def save_motion_reference(self, motion: MotionReference) -> None:
         """Store Stage I's output."""

@@ -118,7 +118,11 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
 
     @classmethod
     def from_base(
-        cls, base: WanTransformer3DModel, *, takes_reference: bool = True
+        cls,
+        base: WanTransformer3DModel,
+        *,
+        takes_reference: bool = True,
+        shares_weights: bool = False,
     ) -> "SegmentTransformer3DModel":
         """Widen the patch embedding of a base model by a zero half for the reference.
 
@@ -127,6 +131,8 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
                 Wan2.2-TI2V-5B). It is not changed; layers with packed weights are shared with it.
             takes_reference: False leaves the patch embedding as it is: the model sees no
                 reference, which then counts only as what its latents are noised from.
+            shares_weights: True takes over the tensors of a base that nobody uses any more, instead
+                of copying them.
 
         Returns:
             A model with 2C input channels (C without a reference) on the device and in the dtype
@@ -144,8 +150,9 @@ class SegmentTransformer3DModel(WanTransformer3DModel):
         if takes_reference:
             state["patch_embedding.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
         shared = tuple(f"{name}." for name, _ in packed_layers(base))
-        own = {k: v if k.startswith(shared) else v.clone() for k, v in state.items()}
-        model.load_state_dict(own, assign=True)
+        if not shares_weights:
+            state = {k: v if k.startswith(shared) else v.clone() for k, v in state.items()}
+        model.load_state_dict(state, assign=True)
         model.rope = type(base.rope)(
             base.config["attention_head_dim"],
             base.config["patch_size"],

@@ -46,6 +46,11 @@ class Conditions:
     image_embeds: Tensor | None = None
     """``[1, L', D']`` of the CLIP image encoder, for models that take them."""
 
+    def to(self, device: torch.device) -> "Conditions":
+        """Copy on a device."""
+        found = {name: getattr(self, name) for name in Conditions.__slots__}
+        return Conditions(**{k: None if v is None else v.to(device) for k, v in found.items()})
+
 
 @dataclass(frozen=True, slots=True)
 class Stage1Clip:

@@ -4,11 +4,18 @@ from typing import Protocol
 
 from torch import Tensor
 
+from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import MotionReference
 
 
 class SegmentStore(Protocol):
-    """Motion reference and segments of one clip."""
+    """Embeddings, motion reference and segments of one clip."""
+
+    def load_conditions(self) -> Conditions | None:
+        """Return the embeddings of prompt and photo, or None if the store has none."""
+
+    def save_conditions(self, conditions: Conditions) -> None:
+        """Keep the embeddings."""
 
     def load_motion_reference(self) -> MotionReference | None:
         """Return Stage I's output, or None if the store has none."""

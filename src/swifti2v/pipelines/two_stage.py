@@ -25,20 +25,19 @@ from swifti2v.media import Frames, image_to_tensor, resize_video
 from swifti2v.models.loading.components import (
     STAGES,
     Components,
-    load_components,
+    find_components,
     save_components,
 )
 from swifti2v.models.loading.sources import LoraSource
 from swifti2v.models.runtime.placement import (
-    collect_memory,
     loading_device,
     place,
-    release,
     require_loaded,
     require_placement,
 )
-from swifti2v.models.runtime.roles import Placement
+from swifti2v.models.runtime.roles import STAGE1, STAGE2, Placement
 from swifti2v.models.runtime.speed import accelerate, require_prepared
+from swifti2v.models.runtime.staging import Staging, stage_components
 from swifti2v.models.vae.light_decoder import LightDecoder, TinyStream, load_light_decoder
 from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
@@ -66,26 +65,28 @@ class SwiftI2VPipeline:
     Args:
         components: The models.
         config: Default settings; a call may change any of them.
+        staging: Loads the models of each part of a run when it begins; by default all are there.
 
     Example:
         >>> pipe = SwiftI2VPipeline.from_pretrained("nano")
         >>> video = pipe(image, "zoom in", num_frames=33, generator=1).frames
     """
 
-    def __init__(self, components: Components, config: GenerationConfig) -> None:
+    def __init__(
+        self, components: Components, config: GenerationConfig, staging: Staging | None = None
+    ) -> None:
         self.components = components
         self.config = config
+        self.staging = staging or Staging(components)
         self.stage1 = Stage1Pipeline(components.stage1_transformer, components.stage1_vae)
         self.stage2 = Stage2Pipeline(components.stage2_transformer, components.stage2_vae)
-        self.encoder = ConditionEncoder(components)
+        self.encoder = ConditionEncoder(components, staging=self.staging)
         self.preview_decoder: LightDecoder | None = None
         """Decoder that replaces Stage II's VAE; None decodes with the VAE."""
-        self.keeps_stage1 = True
-        """False frees text encoders and Stage I once a clip needs them no more: a run of one clip
-        then takes less memory; for another prompt or photo, load the pipeline again."""
+        self.staging.on_change = self._bind
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - each is a choice of its own
         cls,
         name: str | Path,
         *,
@@ -96,6 +97,7 @@ class SwiftI2VPipeline:
         stages: Sequence[StageName] = STAGES,
         speed: Mapping[StageName, SpeedConfig] | None = None,
         merges_own_loras: bool = True,
+        staged: bool = False,
     ) -> "SwiftI2VPipeline":
         """Load both stages.
 
@@ -112,6 +114,9 @@ class SwiftI2VPipeline:
                 ``upscale`` need ``"stage2"`` alone.
             speed: Speed settings of the transformers by stage; by default those of the model.
             merges_own_loras: False leaves out the LoRAs that the model names itself.
+            staged: True loads the models of each part of a run when it begins and frees them when it
+                ends, for every clip anew: text encoder, image encoder, Stage I, Stage II. Memory is
+                then that of the largest part, and not of all. Files are looked through at once.
 
         Raises:
             LoadingError: Something is missing, damaged or does not match its configuration.
@@ -120,13 +125,17 @@ class SwiftI2VPipeline:
         require_placement(placement)
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = torch_dtype or (torch.bfloat16 if target.type == "cuda" else torch.float32)
-        start = loading_device(target, placement)
-        components, settings = load_components(
-            name, dtype, start, loras, stages=stages, merges_own_loras=merges_own_loras
-        )
+        found = find_components(name, loras, stages=stages, merges_own_loras=merges_own_loras)
         given: Any = {stage: {"speed": to_dict(asked)} for stage, asked in (speed or {}).items()}
-        config = parse_config(GenerationConfig, merge(settings, given), str(name))
-        accelerate(components, {s: getattr(config, s).speed for s in STAGES}, target)
+        config = parse_config(GenerationConfig, merge(found.index.settings, given), str(name))
+        speeds: dict[StageName, SpeedConfig] = {s: getattr(config, s).speed for s in STAGES}
+        if staged:
+            components, staging = stage_components(found, dtype, target, placement, speeds)
+            return cls(components, config, staging)
+        start = loading_device(target, placement)
+        loaded = {role: found.load(role, dtype, start) for role in found.files}
+        components, _ = found.assemble(loaded, start)
+        accelerate(components, speeds, target)
         place(components, target, placement)
         return cls(components, config)
 
@@ -148,14 +157,12 @@ class SwiftI2VPipeline:
         """
         self.preview_decoder = load_light_decoder(path, self.components.stage2_vae)
 
-    def release_stage1(self) -> None:
-        """Free the memory of what only the start of a run needs: text encoders and Stage I.
-
-        ``synthesize`` goes on; for another prompt or photo, load the pipeline again.
-        """
-        release(self.components)
-        self.stage1 = Stage1Pipeline(self.components.stage1_transformer, self.components.stage1_vae)
-        collect_memory(self.components.device)
+    def _bind(self) -> None:
+        """Hand each stage the models that stand in the components now."""
+        for stage in STAGES:
+            pipeline: Any = getattr(self, stage)
+            pipeline.transformer = getattr(self.components, f"{stage}_transformer")
+            pipeline.vae = getattr(self.components, f"{stage}_vae")
 
     def configure(self, **changes: Any) -> GenerationConfig:
         """Default settings with changes on top.
@@ -274,7 +281,7 @@ class SwiftI2VPipeline:
         config = config or self.config
         self.require_fit(config)
         stopwatch = stopwatch or Stopwatch()
-        conditions = self.encode(image, prompt, config, stopwatch)
+        conditions = self._conditions(image, prompt, config, stopwatch, store)
         motion_reference = store.load_motion_reference() if store is not None else None
         if motion_reference is None:
             motion_reference = self.generate_motion_reference(
@@ -324,7 +331,8 @@ class SwiftI2VPipeline:
                 f"{len(motion_reference)} frames"
             )
         self.require_fit(config, with_stage1=False)
-        conditions = self.encode(image, prompt, config, stopwatch or Stopwatch())
+        stopwatch = stopwatch or Stopwatch()
+        conditions = self._conditions(image, prompt, config, stopwatch, store)
         yield from self.synthesize(
             MotionReference(motion_reference),
             image,
@@ -340,12 +348,27 @@ class SwiftI2VPipeline:
         self, image: Image.Image, prompt: str, config: GenerationConfig, stopwatch: Stopwatch
     ) -> Conditions:
         """Text and image embeddings of a run."""
-        with stopwatch.measure("text"):
-            guided = (
-                max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale)
-                > 1
-            )
-            return self.encoder(image, prompt, config.negative_prompt if guided else None)
+        guided = (
+            max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale) > 1
+        )
+        negative = config.negative_prompt if guided else None
+        return self.encoder(image, prompt, negative, stopwatch)
+
+    def _conditions(
+        self,
+        image: Image.Image,
+        prompt: str,
+        config: GenerationConfig,
+        stopwatch: Stopwatch,
+        store: SegmentStore | None,
+    ) -> Conditions:
+        """Embeddings that the store holds, or else new ones, which it gets."""
+        conditions = store.load_conditions() if store is not None else None
+        if conditions is None:
+            conditions = self.encode(image, prompt, config, stopwatch)
+            if store is not None:
+                store.save_conditions(conditions)
+        return conditions.to(self.components.device)
 
     @torch.no_grad()
     def generate_motion_reference(
@@ -358,8 +381,8 @@ class SwiftI2VPipeline:
         stopwatch: Stopwatch | None = None,
     ) -> MotionReference:
         """Stage I alone, at 1/downscale of the output size."""
-        require_loaded(self.components, "stage1_transformer")
-        with (stopwatch or Stopwatch()).measure("stage1"):
+        with self.staging.hold(*STAGE1), (stopwatch or Stopwatch()).measure("stage1"):
+            require_loaded(self.components, "stage1_transformer")
             low = config.stage1.downscale
             photo = self._photo(image, config)
             small = resize_video(photo, config.height // low, config.width // low, "area")
@@ -383,30 +406,30 @@ class SwiftI2VPipeline:
     ) -> Iterator[SegmentOutput]:
         """Stage II alone, from a motion reference; segments in ``store`` are not made again."""
         stopwatch = stopwatch or Stopwatch()
-        if not self.keeps_stage1:
-            self.release_stage1()
-        reference = HybridReference(
-            motion_reference,
-            self._photo(image, config),
-            self.components.stage2_vae,
-            config.stage2,
-            offloads_history=self.components.offloads_history,
-        )
-        decoder = SegmentDecoder(self._start_decoder(config), stopwatch)
-        has_photo = config.stage2.anchor == "given"
-        with closing(reference):
-            for finished in self.stage2.stream(
-                reference,
-                conditions,
-                _seed(generator),
+        with self.staging.hold(*STAGE2):
+            reference = HybridReference(
+                motion_reference,
+                self._photo(image, config),
+                self.components.stage2_vae,
                 config.stage2,
-                store,
-                on_progress,
-                stopwatch,
-            ):
-                is_first = finished.segment.index == 0
-                anchor = reference.anchor() if is_first and has_photo else None
-                yield decoder.decode(finished, anchor)
+                offloads_history=self.components.offloads_history,
+            )
+            decoder = SegmentDecoder(self._start_decoder(config), stopwatch)
+            has_photo = config.stage2.anchor == "given"
+            with closing(reference):
+                for finished in self.stage2.stream(
+                    reference,
+                    conditions,
+                    _seed(generator),
+                    config.stage2,
+                    store,
+                    on_progress,
+                    stopwatch,
+                ):
+                    is_first = finished.segment.index == 0
+                    anchor = reference.anchor() if is_first and has_photo else None
+                    yield decoder.decode(finished, anchor)
+            del reference, decoder  # they hold the VAE
 
     def plan(self, config: GenerationConfig) -> list[tuple[int, int]]:
         """Latent ranges of the segments a run will make."""

@@ -91,6 +91,10 @@ class Weights:
     pinned_bytes: float
     """Host memory they take when streamed, see ``swifti2v.models.runtime.pinning``. 0 if they stay on the
     device."""
+    linear_bytes: float = 0
+    """Part of all weights in linear layers, which smaller files keep packed."""
+    largest_linear_bytes: float = 0
+    """The largest of those layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from swifti2v.config import GenerationConfig, SpeedConfig
 from swifti2v.models.loading.architectures import KINDS, Architecture, find_architecture
-from swifti2v.models.loading.components import float32_parts, set_vae_dtypes
+from swifti2v.models.loading.components import cast_weights, set_vae_dtypes
 from swifti2v.models.loading.sources import ModelIndex, find_model
 from swifti2v.models.runtime.pinning import pinned_bytes
 from swifti2v.models.runtime.placement import can_stream, streamed_groups
@@ -120,22 +120,16 @@ class Models:
         size = _num_bytes(model.parameters())
         if not can_stream(model):
             return Weights(num_bytes=size, stays=True, streamed_bytes=0, pinned_bytes=0)
+        linear = [m.weight.nbytes for m in model.modules() if isinstance(m, nn.Linear)]
         fixed, *blocks = map(_num_bytes, streamed_groups(model))
         return Weights(
             num_bytes=size,
             stays=False,
             streamed_bytes=fixed + sum(sorted(blocks)[-2:]),
             pinned_bytes=pinned_bytes(model),
+            linear_bytes=sum(linear),
+            largest_linear_bytes=max(linear),
         )
-
-
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
-    """The model with weights of a type, in place; parts that stay float32 when loaded do so here."""
-    keep = float32_parts(model, dtype)
-    for name, parameter in model.named_parameters():
-        if not keep & set(name.split(".")):
-            parameter.data = parameter.data.to(dtype)
-    return model
 
 
 def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:

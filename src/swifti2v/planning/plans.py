@@ -1,16 +1,22 @@
 """Does a clip fit, with which placement, and how long will it take: counted work over known rates."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 from typing import Any, Literal
 
 from swifti2v.errors import ConfigError
-from swifti2v.models.runtime.roles import RELEASED, Placement
+from swifti2v.models.runtime.roles import IMAGE, PARTS, STAGE1, STAGE2, TEXT, Placement
 from swifti2v.models.vae.tiles import count_tiles
-from swifti2v.planning.costs import STAGES, ClipCosts, ClipWork, CountedStage, StageWork
+from swifti2v.planning.costs import (
+    STAGES,
+    ClipCosts,
+    ClipWork,
+    CountedStage,
+    StageWork,
+)
 from swifti2v.planning.devices import Device, Precision
 from swifti2v.units import GB, format_bytes
 
@@ -25,6 +31,20 @@ NO_STREAMED_PREFETCH = ("image_encoder",)
 """Components whose blocks are fetched when they are due, not before."""
 SEARCH_THREADS = 4
 """Cores beside a GPU that search motion for the carried detail. An assumption."""
+PASSING_BYTES = 2.2 * GB
+"""Host memory of the largest weight on its way to the device, the embedding of UMT5-XXL in bfloat16; the
+mapped file takes none that the system cannot take back."""
+PIECE_BYTES = 2**30
+"""Pinned memory that is filled while the weights that go there are still held."""
+LOADED: dict[CountedStage, tuple[tuple[str, ...], ...]] = {
+    "text": (TEXT,),
+    "image": (IMAGE, STAGE1),
+    "stage1": (STAGE1,),
+    "reference": (STAGE2,),
+    "stage2": (STAGE2,),
+    "decode": (STAGE2,),
+}
+"""Components that a staged run has in memory together, one group after the other, by stage."""
 PLACEMENTS: tuple[Placement, ...] = ("resident", "streamed", "offloaded")
 
 
@@ -61,6 +81,8 @@ class Plan:
     """Device memory that may be used, at most all that the device has."""
     asked_bytes: float
     """Device memory that the user asked for."""
+    host_budget_bytes: float | None
+    """Host memory that may be used; None if any."""
     chosen: Option | None
     """The fastest that fits; None if none does."""
     smallest: Option
@@ -77,8 +99,12 @@ class Plan:
         room, asked = format_bytes(self.budget_bytes), format_bytes(self.asked_bytes)
         if asked != room:
             room += f", all that the {self.device} has of the {asked} asked for"
+        if self.host_budget_bytes is not None:
+            room += f" with {format_bytes(self.host_budget_bytes)} of host memory"
         if self.chosen is None:
             needed = format_bytes(self.smallest.peak_device_bytes["peak"])
+            if self.host_budget_bytes is not None:
+                needed += f" with {format_bytes(self.smallest.host_bytes)}"
             return f"nothing fits into {room}: the smallest, {self.smallest}, needs {needed}"
         faster = [
             option
@@ -86,10 +112,20 @@ class Plan:
             if option.is_available and option.seconds["total"] < self.chosen.seconds["total"]
         ]
         needs = [
-            f"{item} needs {format_bytes(item.peak_device_bytes['peak'])}" for item in faster[:3]
+            f"{item} needs {format_bytes(item.peak_device_bytes['peak'])}"
+            + (
+                f" and {format_bytes(item.host_bytes)} of host memory"
+                if self._is_over(item)
+                else ""
+            )
+            for item in faster[:3]
         ]
         reason = f" ({'; '.join(needs)})" if needs else ""
         return f"{self.chosen}: the fastest that fits into {room}{reason}"
+
+    def _is_over(self, option: Option) -> bool:
+        """Whether an option needs more host memory than may be used."""
+        return self.host_budget_bytes is not None and option.host_bytes > self.host_budget_bytes
 
     def require_fit(self) -> Option:
         """The chosen option.
@@ -99,9 +135,11 @@ class Plan:
         """
         if self.chosen is None:
             needed = ceil(10 * self.smallest.peak_device_bytes["peak"] / GB) / 10
+            remedy = f"give {needed:.1f} GB or more"
+            if self._is_over(self.smallest):
+                remedy = "take smaller files of the model (a variant such as fp8)"
             raise ConfigError(
-                f"{self.why}; give {needed:.1f} GB or more, a smaller size, or fewer frames in a "
-                "segment (--segment-size)"
+                f"{self.why}; {remedy}, a smaller size, or fewer frames in a segment (--segment-size)"
             )
         return self.chosen
 
@@ -117,6 +155,9 @@ class Plan:
             "device": self.device,
             "precision": self.precision,
             "budget_bytes": round(self.budget_bytes),
+            "host_budget_bytes": None
+            if self.host_budget_bytes is None
+            else round(self.host_budget_bytes),
             "flops": _rounded(self.flops),
             "seconds": shown.seconds,
             "peak_device_bytes": _rounded(shown.peak_device_bytes),
@@ -146,6 +187,9 @@ class Wish:
     """Whether ``vae_tile`` is decided."""
     vae_tile: int | None = None
     """Longest side of Stage II's VAE tiles; None for whole frames."""
+    keeps: bool = False
+    """Whether all models stay loaded, as between the jobs of a server; else a clip has one part of them
+    in memory at a time, see ``swifti2v.models.runtime.staging``."""
 
 
 def make_plan(
@@ -154,6 +198,7 @@ def make_plan(
     precision: Precision,
     budget_bytes: float | None = None,
     wish: Wish | None = None,
+    host_bytes: float | None = None,
 ) -> Plan:
     """Find the fastest placement that fits.
 
@@ -166,6 +211,7 @@ def make_plan(
         budget_bytes: Device memory that may be used; None, or more than the device has, for all
             of the device's.
         wish: Decisions to keep.
+        host_bytes: Host memory that may be used; None for any.
 
     Raises:
         ConfigError: A budget that is not positive, or a device without this precision.
@@ -187,18 +233,24 @@ def make_plan(
     tiles = [wish.vae_tile] if wish.is_tile_given else [None, *propose_tiles(costs.cells)]
     options: list[Option] = []
     works: dict[int, ClipWork] = {}
+    too_large: set[Placement] = set()  # for the host, which smaller tiles do not change
     for tile, placement in product(tiles, placements):
-        if tile != tiles[0] and any(_fits(option, budget) for option in options):
+        if tile != tiles[0] and any(_fits(option, budget, host_bytes) for option in options):
             break
+        if placement in too_large:
+            continue
         work = costs.count(tile, offloads_history=placement == "offloaded")
-        options.append(estimate(work, device, precision, placement))
+        options.append(estimate(work, device, precision, placement, keeps=wish.keeps))
+        if host_bytes is not None and options[-1].host_bytes > host_bytes:
+            too_large.add(placement)
         works[id(options[-1])] = work
-    fitting = [option for option in options if _fits(option, budget)]
+    fitting = [option for option in options if _fits(option, budget, host_bytes)]
     smallest = min(options, key=lambda option: option.peak_device_bytes["peak"])
     chosen = min(fitting, key=lambda option: option.seconds["total"], default=None)
     shown = chosen or smallest
     if not device.is_cpu and linear <= {"plain"}:
-        options.append(_estimate_8bit(works[id(options[0])], device, precision))
+        first = works[id(options[0])]
+        options.append(_estimate_8bit(first, device, precision, keeps=wish.keeps))
     work = works[id(shown)]
     return Plan(
         model=costs.name,
@@ -206,6 +258,7 @@ def make_plan(
         precision=precision,
         budget_bytes=budget,
         asked_bytes=asked,
+        host_budget_bytes=host_bytes,
         chosen=chosen,
         smallest=smallest,
         options=tuple(options),
@@ -227,7 +280,14 @@ def propose_tiles(cells: tuple[int, int]) -> list[int]:
     return [*grids.values()][::-1]
 
 
-def estimate(work: ClipWork, device: Device, precision: Precision, placement: Placement) -> Option:
+def estimate(
+    work: ClipWork,
+    device: Device,
+    precision: Precision,
+    placement: Placement,
+    *,
+    keeps: bool = False,
+) -> Option:
     """Time and memory of a clip in one placement.
 
     A stage takes the time of its matrix products, attention, convolutions and remaining memory
@@ -239,14 +299,15 @@ def estimate(work: ClipWork, device: Device, precision: Precision, placement: Pl
         device: Device that computes.
         precision: Number type of the weights.
         placement: Where they live.
+        keeps: See ``Wish``.
     """
     is_streamed = placement != "resident"
     return Option(
         placement=placement,
         vae_tile=work.vae_tile,
         seconds=_all_seconds(work, device, precision, is_streamed=is_streamed),
-        peak_device_bytes=_peaks(work, is_streamed=is_streamed),
-        host_bytes=_host_bytes(work, device, is_streamed=is_streamed),
+        peak_device_bytes=_peaks(work, is_streamed=is_streamed, keeps=keeps),
+        host_bytes=_host_bytes(work, device, is_streamed=is_streamed, keeps=keeps),
     )
 
 
@@ -298,60 +359,77 @@ def _wait_for_search(
     return first + max(0.0, search - first - seconds["stage2"] - seconds["decode"])
 
 
-def _peaks(work: ClipWork, *, is_streamed: bool, is_8bit: bool = False) -> dict[str, float]:
+def _peaks(
+    work: ClipWork, *, is_streamed: bool, keeps: bool, is_8bit: bool = False
+) -> dict[str, float]:
     """Device memory by stage: weights, activations and the history that other stages keep."""
-    all_weights = sum(
-        part.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
-        for role, part in work.weights.items()
-    )
-    staying = sum(part.num_bytes for part in work.weights.values() if part.stays)
     kept = {name: work.stages[name].count.kept_bytes for name in STAGES}
     peaks: dict[str, float] = {}
     for name in STAGES:
         stage = work.stages[name]
-        weights = all_weights
-        if is_streamed:
-            streamed = [work.weights[role].streamed_bytes for role in stage.passes]
-            weights = max(streamed, default=0) + staying
+        groups = (tuple(work.weights),) if keeps else LOADED[name]
+        weights = max(_device_bytes(work, group, stage, is_streamed, is_8bit) for group in groups)
         waiting = 0.0
         if name in ("reference", "stage2", "decode"):  # they take turns, segment by segment
             waiting = sum(kept.values()) - kept[name]
-        peaks[name] = CONTEXT_BYTES + weights + SLACK * (stage.count.peak_bytes + waiting)
+        activations = SLACK * (stage.count.peak_bytes + waiting)
+        peaks[name] = CONTEXT_BYTES + activations + (weights if stage.passes else 0)
     return {**peaks, "peak": max(peaks.values())}
 
 
-def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool) -> float:
-    """Most host memory at a time: all weights at first, or the rest after ``release_stage1``."""
+def _device_bytes(
+    work: ClipWork, roles: Sequence[str], stage: StageWork, is_streamed: bool, is_8bit: bool
+) -> float:
+    """Weights on the device while some components are loaded and those of a stage compute."""
+    loaded = {role: work.weights[role] for role in roles if role in work.weights}
+    if not is_streamed:
+        return sum(
+            part.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
+            for role, part in loaded.items()
+        )
+    streamed = [part.streamed_bytes for role, part in loaded.items() if role in stage.passes]
+    return max(streamed, default=0) + sum(p.num_bytes for p in loaded.values() if p.stays)
+
+
+def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool, keeps: bool) -> float:
+    """Most host memory at a time."""
     weights = work.weights
     if device.is_cpu:
-        peak = _peaks(work, is_streamed=False)["peak"]
-        return peak + work.host_bytes
-    if not is_streamed:  # each component passes through the host on its way to the device
-        return CONTEXT_BYTES + max(part.num_bytes for part in weights.values()) + work.host_bytes
-    start = sum(part.pinned_bytes for part in weights.values())
-    left = sum(part.pinned_bytes for role, part in weights.items() if role not in RELEASED)
-    return CONTEXT_BYTES + max(start, left + work.host_bytes)
+        return _peaks(work, is_streamed=False, keeps=keeps)["peak"] + work.host_bytes
+    if not is_streamed:
+        largest = max(part.num_bytes for part in weights.values())
+        return CONTEXT_BYTES + min(PASSING_BYTES, largest) + work.host_bytes
+    parts = (tuple(weights),) if keeps else PARTS
+    peaks = []
+    for roles in parts:
+        loaded = [weights[role] for role in roles if role in weights and not weights[role].stays]
+        pinned = sum(part.pinned_bytes for part in loaded)
+        loading = max((part.num_bytes for part in loaded), default=0) + PIECE_BYTES
+        computing = pinned + (work.host_bytes if "stage2_vae" in roles else 0)
+        peaks.append(max(computing, loading if loaded else 0))
+    return CONTEXT_BYTES + max(peaks)
 
 
-def _estimate_8bit(work: ClipWork, device: Device, precision: Precision) -> Option:
-    """All weights resident, those of the transformers in 8 bits."""
+def _estimate_8bit(work: ClipWork, device: Device, precision: Precision, *, keeps: bool) -> Option:
+    """Weights resident, those of the transformers in 8 bits."""
     stages = {
         name: replace(stage, is_float8=name in ("stage1", "stage2"))
         for name, stage in work.stages.items()
     }
     faster = replace(work, stages=stages)
-    plain = estimate(work, device, precision, "resident")
+    plain = estimate(work, device, precision, "resident", keeps=keeps)
     return replace(
         plain,
         placement="8-bit",
         seconds=_all_seconds(faster, device, precision, is_streamed=False),
-        peak_device_bytes=_peaks(work, is_streamed=False, is_8bit=True),
+        peak_device_bytes=_peaks(work, is_streamed=False, keeps=keeps, is_8bit=True),
         is_available=False,
     )
 
 
-def _fits(option: Option, budget: float) -> bool:
-    return option.is_available and option.peak_device_bytes["peak"] <= budget
+def _fits(option: Option, budget: float, host_budget: float | None) -> bool:
+    has_host = host_budget is None or option.host_bytes <= host_budget
+    return option.is_available and has_host and option.peak_device_bytes["peak"] <= budget
 
 
 def _rounded(values: dict[str, float]) -> dict[str, int]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from swifti2v.models.runtime.pinning import power_of_two
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.planning.costs import Count
@@ -78,12 +77,11 @@ def _count_pieces(
         for index in range(last + 1):
             run(index)
             costs.append(meter.read())
-        waiting = stream.history() if tiling.offloads_history else []
     total, steady = costs[-1], costs[-1] - costs[-2]
     rest = sum(sizes[last + 1 :]) / sizes[last]
     return StreamWork(
         count=replace(
             total + steady * rest, peak_bytes=total.peak_bytes, kept_bytes=total.kept_bytes
         ),
-        pinned_bytes=sum(power_of_two(entry.nbytes) for entry in waiting),
+        pinned_bytes=stream.pinned_bytes() if tiling.offloads_history else 0,
     )

@@ -277,6 +277,7 @@ def _predict_memory(job: Job, device: torch.device) -> int:
         placement=job.placement,
         is_tile_given=True,
         vae_tile=settings.config.stage2.vae_tile,
+        keeps=True,  # no less than it takes where there is no room for that
     )
     plan = plan_run(settings, device, float("inf"), wish)
     return round(plan.smallest.peak_device_bytes["peak"])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from swifti2v.jobs.load import load
-from swifti2v.jobs.loaded_models import LoadedModels, weight_bytes
+from swifti2v.jobs.load import load, weight_bytes
+from swifti2v.jobs.loaded_models import LoadedModels
 from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.resolve import Resolved, resolve
 from tests.helpers.command_line import copy_model, save_photo
@@ -34,7 +34,7 @@ def ask(model, tmp_path):
 
 def test_the_least_recently_used_model_leaves(ask, tmp_path):
     a, b, c = (ask(name) for name in "abc")
-    size = weight_bytes(load(a))
+    size = weight_bytes(load(a).components)
     models = LoadedModels(2 * size + size // 2)
     first = models.get(a)
     assert models.get(b) is not first

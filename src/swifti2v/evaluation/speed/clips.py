@@ -47,7 +47,8 @@ def choose_option(subject: Subject) -> tuple[Option, ClipWork]:
     precision = next(name for name in PRECISIONS if name == subject.kind)
     counter = ClipCounter(Models(subject.name, subject.dtype, speed_of(config)), config)
     machine = find_device("cpu" if subject.device.type == "cpu" else "auto", precision)
-    wish = Wish(is_tile_given=config.stage2.vae_tile is not None, vae_tile=config.stage2.vae_tile)
+    tile = config.stage2.vae_tile
+    wish = Wish(is_tile_given=tile is not None, vae_tile=tile, keeps=True)
     option = make_plan(counter, machine, precision, free_bytes(subject.device), wish).require_fit()
     offloads = option.placement == "offloaded"
     return option, counter.count(option.vae_tile, offloads_history=offloads)

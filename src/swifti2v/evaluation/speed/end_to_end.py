@@ -12,10 +12,10 @@ from swifti2v.evaluation.speed.models import Subject, make_random
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.loading.architectures import KNOWN, Architecture
+from swifti2v.models.loading.components import cast_weights
 from swifti2v.models.runtime.speed import attention_order
 from swifti2v.planning.costs import extrapolate
 from swifti2v.planning.counting import META, count
-from swifti2v.planning.models import cast_weights
 from swifti2v.shapes import LatentShape, latent_frames
 
 CALLS = 100

@@ -11,10 +11,10 @@ from swifti2v.evaluation.speed.models import Subject
 from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, Timing
 from swifti2v.models.loading.architectures import WAN21_I2V_14B, Architecture
+from swifti2v.models.loading.components import cast_weights
 from swifti2v.planning.costs import Count, extrapolate
 from swifti2v.planning.counting import META, count
 from swifti2v.planning.devices import DEVICES, HOPPER_FLASH, Rates
-from swifti2v.planning.models import cast_weights
 
 CASE = "Wan2.1-T2V-14B, one call, 832x480, 81 frames"
 PUBLISHED = {"h100": 4.60, "rtx4090": 13.66}

@@ -41,6 +41,7 @@ from swifti2v.models.loading.sources import (
     PIPELINE_CLASS,
     ComponentSource,
     LoraSource,
+    ModelIndex,
     Reference,
     find_model,
     resolve,
@@ -62,6 +63,9 @@ logger = logging.getLogger(__name__)
 STAGES: tuple[StageName, ...] = get_args(StageName)
 IMAGE_PARTS = ("image_encoder", "image_processor")
 """Components that only Stage I uses."""
+WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
+HOST = torch.device("cpu")
+META = torch.device("meta")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -119,6 +123,114 @@ class _Loaded(NamedTuple):
     loras: tuple[LoraReport, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FoundComponents:
+    """Components of a model whose files are all on this machine; none is loaded yet."""
+
+    name: str
+    """Name of the model, for errors."""
+    index: ModelIndex
+    """Index of the model."""
+    root: Path
+    """Folder from which the index's relative paths start."""
+    stages: tuple[StageName, ...]
+    """Stages that will run."""
+    empty: tuple[str, ...]
+    """Components that are made without memory: nothing of theirs is read."""
+    files: Mapping[str, _Files]
+    """Files of the others."""
+
+    def load(self, role: str, dtype: torch.dtype, device: torch.device) -> _Loaded:
+        """Load one of ``files``, see ``load_components``."""
+        return _load(role, self.files[role], dtype, device)
+
+    def outline(self, role: str, dtype: torch.dtype) -> _Loaded:
+        """Look one of ``files`` through, and make the component without memory.
+
+        Weights are mapped, not read: a file that is cut short, a key or a shape too many, and a LoRA
+        that does not fit are found now, and not when the component is loaded in the middle of a run.
+        """
+        files = self.files[role]
+        if role in WITHOUT_WEIGHTS:
+            return _Loaded(LOADERS[role](files.place, dtype), ())
+        mapped = load_model(role, files.place, dtype, files.source.reference, device=META)
+        reports = _add_weights(mapped, files, only_checks=True)
+        model = cast_weights(mapped.to(META), dtype).eval().requires_grad_(False)
+        if files.source.encode_dtype or files.source.decode_dtype:
+            set_vae_dtypes(model, files.source, dtype)
+        return _Loaded(model, reports)
+
+    def assemble(
+        self, loaded: Mapping[str, _Loaded], device: torch.device
+    ) -> tuple[Components, dict[str, Any]]:
+        """Put loaded or outlined components together, see ``load_components``."""
+        models = {role: part.component for role, part in loaded.items()}
+        for role in self.empty:
+            architecture = find_architecture(role, self.index.components[role], self.root)
+            models[role] = architecture.make_empty(role)
+        components = Components(
+            **models,
+            max_text_length=self.index.max_text_length,
+            device=device,
+            loras={role: part.loras for role, part in loaded.items() if part.loras},
+        )
+        motion = (self.index.settings.get("stage1") or {}).get("motion", "latents")
+        displaces = motion == "displacement"
+        _require_match(components, self.name, self.stages, displaces=displaces)
+        return components, self.index.settings
+
+
+def find_components(
+    name: str | Path,
+    loras: Sequence[LoraSource] = (),
+    *,
+    merges_own_loras: bool = True,
+    stages: Sequence[StageName] = STAGES,
+    skipped: Collection[str] = (),
+) -> FoundComponents:
+    """Find the files of a model's components, downloaded where they are on the Hub.
+
+    Args:
+        name: See ``find_model``.
+        loras: See ``load_components``, as the others.
+        merges_own_loras: Whether the model's own count.
+        stages: Stages that will run.
+        skipped: Transformers and VAEs of those stages that are made without memory as well.
+
+    Raises:
+        ConfigError: An unknown name or key.
+        LoadingError: A file is missing.
+    """
+    index, root = find_model(name)
+    if not merges_own_loras:
+        index = index.without_loras()
+    if unknown := sorted({lora.stage for lora in loras} - {*STAGES}):
+        raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
+    unused = tuple(stage for stage in STAGES if stage not in stages)
+    empty = [r for r in index.components if r in skipped or r.startswith(unused)]
+    roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
+    files = {  # all of them, before anything is loaded
+        role: _find_files(
+            role,
+            index.components[role],
+            root,
+            [lora for lora in loras if role == f"{lora.stage}_transformer"],
+        )
+        for role in roles
+        if role not in empty
+    }
+    for sources in files.values():
+        require_text_length(sources.place, index.max_text_length)
+    return FoundComponents(
+        name=str(name),
+        index=index,
+        root=root,
+        stages=tuple(stages),
+        empty=tuple(empty),
+        files=files,
+    )
+
+
 def load_components(
     name: str | Path,
     dtype: torch.dtype,
@@ -151,40 +263,10 @@ def load_components(
         ConfigError: An unknown name or key.
         LoadingError: A file is missing or damaged, or its weights do not match.
     """
-    index, root = find_model(name)
-    if not merges_own_loras:
-        index = index.without_loras()
-    if unknown := sorted({lora.stage for lora in loras} - {*STAGES}):
-        raise ConfigError(f"LoRAs for {', '.join(unknown)}; they go to stage1 or stage2")
-    unused = tuple(stage for stage in STAGES if stage not in stages)
-    empty = [r for r in index.components if r in skipped or r.startswith(unused)]
-    roles = [r for r in index.components if "stage1" in stages or r not in IMAGE_PARTS]
-    files = {  # all of them, before anything is loaded
-        role: _find_files(
-            role,
-            index.components[role],
-            root,
-            [lora for lora in loras if role == f"{lora.stage}_transformer"],
-        )
-        for role in roles
-        if role not in empty
-    }
-    for sources in files.values():
-        require_text_length(sources.place, index.max_text_length)
-    loaded = {role: _load(role, sources, dtype, device) for role, sources in files.items()}
-    models = {role: part.component for role, part in loaded.items()}
-    for role in empty:
-        architecture = find_architecture(role, index.components[role], root)
-        models[role] = architecture.make_empty(role)
-    components = Components(
-        **models,
-        max_text_length=index.max_text_length,
-        device=device,
-        loras={role: part.loras for role, part in loaded.items() if part.loras},
+    found = find_components(
+        name, loras, merges_own_loras=merges_own_loras, stages=stages, skipped=skipped
     )
-    motion = (index.settings.get("stage1") or {}).get("motion", "latents")
-    _require_match(components, str(name), stages, displaces=motion == "displacement")
-    return components, index.settings
+    return found.assemble({role: found.load(role, dtype, device) for role in found.files}, device)
 
 
 def load_component(
@@ -228,17 +310,15 @@ def _find_files(
 
 def _load(role: str, files: _Files, dtype: torch.dtype, device: torch.device) -> _Loaded:
     logger.info("loading %s from %s", role, files.place)
-    if role == "stage2_transformer":
-        component = load_model(role, files.place, dtype, files.source.reference)
-    elif files.source.encode_dtype or files.source.decode_dtype:
-        component = load_model(role, files.place, torch.float32)
+    if role in WITHOUT_WEIGHTS:
+        return _Loaded(LOADERS[role](files.place, dtype), ())
+    is_split = bool(files.source.encode_dtype or files.source.decode_dtype)
+    stored = torch.float32 if is_split else dtype
+    component = load_model(role, files.place, stored, files.source.reference, device=device)
+    if is_split:
         set_vae_dtypes(component, files.source, dtype)
-    else:
-        component = LOADERS[role](files.place, dtype)
-    if isinstance(component, nn.Module):
-        component = component.to(device).eval().requires_grad_(False)
-        return _Loaded(component, _add_weights(component, files))
-    return _Loaded(component, ())
+    component = component.to(device).eval().requires_grad_(False)
+    return _Loaded(component, _add_weights(component, files))
 
 
 def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> None:
@@ -251,21 +331,35 @@ def set_vae_dtypes(vae: Any, source: ComponentSource, dtype: torch.dtype) -> Non
     set_dtypes(vae, *(getattr(torch, name) if name else dtype for name in names))
 
 
-def _add_weights(component: nn.Module, files: _Files) -> tuple[LoraReport, ...]:
-    """Replace weights by a checkpoint's and merge LoRAs, in place."""
+def _add_weights(
+    component: nn.Module, files: _Files, *, only_checks: bool = False
+) -> tuple[LoraReport, ...]:
+    """Replace weights by a checkpoint's and merge LoRAs, in place; or see whether they fit."""
     if files.weights is not None:
         if is_packed(component):
             raise LoadingError(
                 f"{files.weights} cannot go into {files.place}, whose weights are packed; name it "
                 "as the source of the component, which then needs no other weights"
             )
+        if only_checks:
+            component.to(META)  # takes the mapped tensors, instead of a copy
         state = wan_transformer_state_dict(read_weights(files.weights))
         load_weights(component, unpack_all(state, torch.float32), source=str(files.weights))
     require_base(component, [Path(lora.path) for lora in files.loras])
     reports = tuple(
-        merge_lora(component, lora.path, lora.strength, allow_partial=lora.allow_partial)
+        replace(
+            merge_lora(
+                component,
+                lora.path,
+                0 if only_checks else lora.strength,
+                allow_partial=lora.allow_partial,
+            ),
+            strength=lora.strength,
+        )
         for lora in files.loras
     )
+    if only_checks:
+        return reports
     if isinstance(component, SegmentTransformer3DModel):
         reference_half = component.patch_embedding.weight[:, component.config["out_channels"] :]
         if reference_half.numel() and not reference_half.any():
@@ -333,6 +427,7 @@ def build(
     state: Mapping[str, Weight],
     where: Path,
     dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> Any:
     """Make a model without memory and give it a state dict, strictly.
 
@@ -342,16 +437,19 @@ def build(
         where: Named in errors.
         dtype: Number type of the weights, except those the class keeps in float32: always for
             diffusers, only in float16 for transformers.
+        device: Device to which each weight goes by itself, so that the host never holds all of them;
+            the meta device leaves them where they are, in the type they are stored in.
     """
+    device = device or HOST
     with init_empty_weights(include_buffers=False):
         model = architecture.make(str(where))
     keep = float32_parts(model, dtype)
     ready = make_room(model, state, dtype, keep)
     packed = ready.keys() - state.keys()
     cast = {
-        key: _align(tensor.to(torch.float32 if keep & set(key.split(".")) else dtype))
+        key: _put(tensor, torch.float32 if keep & set(key.split(".")) else dtype, device)
         if tensor.is_floating_point() and key not in packed
-        else tensor
+        else _move(tensor, device)
         for key, tensor in ready.items()
     }
     load_weights(model, cast, source=str(where))
@@ -365,14 +463,39 @@ def float32_parts(model: nn.Module, dtype: torch.dtype) -> set[str]:
     return set(getattr(model, "_keep_in_fp32_modules", None) or ())
 
 
-def _align(tensor: torch.Tensor) -> torch.Tensor:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
+    """The model with weights of a type, in place; parts that stay float32 when loaded do so here."""
+    keep = float32_parts(model, dtype)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            is_kept = keep & set(name.split("."))
+            parameter.data = parameter.data.to(torch.float32 if is_kept else dtype)
+    return model
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor as its file has it; on the host it stays mapped."""
+    return tensor if device in (HOST, META) else tensor.to(device)
+
+
+def _put(tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device == META:
+        return tensor
+    if device != HOST:
+        return tensor.to(device, dtype)
     # CPU kernels round differently where memory is not aligned, as in a mapped file. Copying
     # makes frames independent of the file that the weights come from.
+    tensor = tensor.to(dtype)
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
 def load_model(
-    role: str, place: Path, dtype: torch.dtype, reference: Reference = "channels"
+    role: str,
+    place: Path,
+    dtype: torch.dtype,
+    reference: Reference = "channels",
+    *,
+    device: torch.device | None = None,
 ) -> Any:
     """Load a component with weights from a diffusers or transformers directory or an original file.
 
@@ -381,6 +504,7 @@ def load_model(
         place: Path of the component.
         dtype: See ``build``.
         reference: See ``ComponentSource``; of a base model as Stage II.
+        device: See ``build``; buffers stay on the host.
 
     Raises:
         LoadingError: It cannot be read, or its weights do not match its configuration.
@@ -397,10 +521,12 @@ def load_model(
         architecture = architecture._replace(
             kind=SegmentTransformer3DModel
         )  # a file does not tell its class
-    model = build(architecture, state, place, dtype)
+    model = build(architecture, state, place, dtype, device)
     if role == "stage2_transformer" and not isinstance(model, SegmentTransformer3DModel):
         # With a zero reference half, where there is to be one.
-        model = SegmentTransformer3DModel.from_base(model, takes_reference=reference == "channels")
+        model = SegmentTransformer3DModel.from_base(
+            model, takes_reference=reference == "channels", shares_weights=True
+        )
     return model
 
 

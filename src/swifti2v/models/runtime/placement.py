@@ -4,8 +4,6 @@ import gc
 from typing import Any, get_args
 
 import torch
-from accelerate import init_empty_weights
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.hooks.group_offloading import apply_group_offloading
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 from swifti2v.errors import ConfigError
 from swifti2v.models.loading.components import Components
 from swifti2v.models.runtime.pinning import pin_weights
-from swifti2v.models.runtime.roles import RELEASED, Placement
+from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.vae.block_codec import BlockCodec
 
 HOST = torch.device("cpu")
@@ -56,29 +54,17 @@ def place(components: Components, device: torch.device, plan: Placement) -> None
     if any(is_streamed(model) for model in models):
         raise ConfigError("the components are streamed already; load them again to place them anew")
     for model in models:
-        if plan == "resident" or not can_stream(model):
-            model.to(device)
-        else:
-            _stream(model, device)
+        place_model(model, device, plan)
     components.device = device
     components.offloads_history = plan == "offloaded"
 
 
-def release(components: Components) -> None:
-    """Release the models that only the start of a run needs, in place: those in ``RELEASED``.
-
-    In their place come models of the same configuration without memory. ``collect_memory`` then
-    gives back what nobody else holds.
-    """
-    for role in RELEASED:
-        model: Any = getattr(components, role)
-        if model is not None:
-            with init_empty_weights():
-                is_diffusers = isinstance(model, ConfigMixin)
-                empty = (
-                    model.from_config(model.config) if is_diffusers else type(model)(model.config)
-                )
-            setattr(components, role, empty.eval().requires_grad_(False))
+def place_model(model: nn.Module, device: torch.device, plan: Placement) -> None:
+    """Put one model where a plan wants it, in place; see ``place``."""
+    if plan == "resident" or not can_stream(model):
+        model.to(device)
+    else:
+        _stream(model, device)
 
 
 def collect_memory(device: torch.device) -> None:
@@ -91,7 +77,7 @@ def collect_memory(device: torch.device) -> None:
 
 
 def is_empty(model: nn.Module) -> bool:
-    """Whether it has no weights: of a stage that does not run, or released."""
+    """Whether it has no weights: of a stage that does not run, or not loaded at the moment."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
@@ -103,8 +89,7 @@ def require_loaded(components: Components, role: str) -> None:
     """
     if is_empty(getattr(components, role)):
         raise ConfigError(
-            f"{role} has no weights: it was not loaded, or released; load the pipeline again "
-            "with both stages"
+            f"{role} has no weights: it was not loaded; load the pipeline again with both stages"
         )
 
 

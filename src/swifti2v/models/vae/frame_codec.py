@@ -16,6 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor
 
 from swifti2v.errors import LoadingError
+from swifti2v.models.runtime.pinning import allocate_pinned, plan_pieces
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.causal_conv import CausalConv, History, Slots, VaeLevers
 from swifti2v.models.vae.tiles import Tile, crop_output
@@ -266,11 +267,25 @@ def set_dtypes(vae: VideoVAE, encode: torch.dtype, decode: torch.dtype) -> None:
 
 
 def store_history(history: History) -> None:
-    """Move a history to host memory, in place; pinned, if it comes from a GPU."""
-    for slot, entry in enumerate(history):
-        if entry is not None:
-            waiting = torch.empty_like(entry, device="cpu", pin_memory=entry.is_cuda)
-            history[slot] = waiting.copy_(entry)
+    """Move a history to host memory, in place; pinned, if it comes from a GPU.
+
+    Its entries share pieces of pinned memory, see ``swifti2v.models.runtime.pinning``.
+    """
+    entries = {slot: entry for slot, entry in enumerate(history) if entry is not None}
+    if not any(entry.is_cuda for entry in entries.values()):
+        history[:] = [None if e is None else e.to("cpu", copy=True) for e in history]
+        return
+    slots, sizes = plan_pieces([entry.nbytes for entry in entries.values()])
+    pieces = [allocate_pinned(size) for size in sizes]
+    for (slot, entry), place in zip(entries.items(), slots, strict=True):
+        room = pieces[place.piece][place.offset : place.offset + entry.nbytes].view(entry.dtype)
+        layout = torch.empty_like(entry, device="meta")
+        history[slot] = room.as_strided(layout.shape, layout.stride()).copy_(entry)
+
+
+def pinned_history_bytes(history: History) -> int:
+    """Host memory that ``store_history`` takes for a history from a GPU."""
+    return sum(plan_pieces([entry.nbytes for entry in history if entry is not None])[1])
 
 
 def fetch_history(history: History, device: torch.device) -> None:

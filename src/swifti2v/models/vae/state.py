@@ -14,6 +14,7 @@ from swifti2v.models.vae.frame_codec import (
     VideoVAE,
     fetch_history,
     frame_codec,
+    pinned_history_bytes,
     store_history,
 )
 from swifti2v.models.vae.tiles import plan_tiles
@@ -120,6 +121,10 @@ class Stream:
     def history(self) -> list[Tensor]:
         """Tensors that the causal convolutions remember, on the device that holds them."""
         return [t for history in _histories(self._stages) for t in history if t is not None]
+
+    def pinned_bytes(self) -> int:
+        """Host memory that the history takes while it waits there, if it comes from a GPU."""
+        return sum(pinned_history_bytes(history) for history in _histories(self._stages))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy of all that the rest of the clip depends on, as flat as safetensors wants it.

@@ -1,0 +1,124 @@
+"""Models that are in memory only while a part of a run needs them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from swifti2v.config import SpeedConfig, StageName
+from swifti2v.models.loading.components import (
+    STAGES,
+    WITHOUT_WEIGHTS,
+    Components,
+    FoundComponents,
+)
+from swifti2v.models.runtime.placement import collect_memory, loading_device, place_model
+from swifti2v.models.runtime.roles import Placement
+from swifti2v.models.runtime.speed import prepare_speed
+from swifti2v.models.weights.quantization import require_float8
+
+
+class Staging:
+    """Loads components of a model when a part of a run begins, and frees them when it ends.
+
+    Args:
+        components: Those in ``roles`` have no memory.
+        roles: Components that are loaded by parts; none where all of them stay in memory.
+        load: Gives one of them, loaded and placed.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        roles: Iterable[str] = (),
+        load: Callable[[str], Any] | None = None,
+    ) -> None:
+        self._components = components
+        self._load = load
+        self._empty = {role: getattr(components, role) for role in roles}
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when other models stand in ``components``, so that nobody holds the old ones."""
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether components are loaded by parts."""
+        return bool(self._empty)
+
+    @contextmanager
+    def hold(self, *roles: str) -> Iterator[None]:
+        """Have components in memory within the block; those that are there already stay.
+
+        Args:
+            roles: Fields of ``Components``.
+
+        Raises:
+            LoadingError: Weights cannot be read.
+        """
+        parts, empty = self._components, self._empty
+        absent = [role for role in roles if role in empty and getattr(parts, role) is empty[role]]
+        if not absent:
+            yield
+            return
+        try:
+            for role in absent:
+                assert self._load is not None
+                setattr(parts, role, self._load(role))
+            self.on_change()
+            yield
+        finally:
+            for role in absent:
+                setattr(parts, role, empty[role])
+            self.on_change()
+            collect_memory(parts.device)
+
+
+def stage_components(
+    found: FoundComponents,
+    dtype: torch.dtype,
+    device: torch.device,
+    placement: Placement,
+    speed: Mapping[StageName, SpeedConfig],
+) -> tuple[Components, Staging]:
+    """Components of which only tokenizer and image processor are loaded, and what loads the others.
+
+    The files of all of them are looked through now, see ``FoundComponents.outline``.
+
+    Args:
+        found: The model.
+        dtype: Number type of the weights.
+        device: Device that computes.
+        placement: Placement of each part of a run while it is loaded.
+        speed: Speed settings by stage.
+
+    Raises:
+        LoadingError: A file is damaged, or its weights do not match.
+        ConfigError: The device cannot compute as ``speed`` asks.
+    """
+    if any(speed[stage].linear == "float8" for stage in found.stages):
+        require_float8(device)
+    outlined = {role: found.outline(role, dtype) for role in found.files}
+    components, _ = found.assemble(outlined, device)
+    components.offloads_history = placement == "offloaded"
+    components.speed = dict(speed)
+    load = partial(_load, found, dtype, device, placement, speed)
+    roles = [role for role in found.files if role not in WITHOUT_WEIGHTS]
+    return components, Staging(components, roles, load)
+
+
+def _load(
+    found: FoundComponents,
+    dtype: torch.dtype,
+    device: torch.device,
+    placement: Placement,
+    speed: Mapping[StageName, SpeedConfig],
+    role: str,
+) -> Any:
+    """A component, prepared for speed and placed."""
+    model = found.load(role, dtype, loading_device(device, placement)).component
+    for stage in STAGES:
+        if role == f"{stage}_transformer":
+            prepare_speed(model, speed[stage], device)
+    place_model(model, device, placement)
+    return model
