@@ -44,13 +44,15 @@ def save_model(folder: Path) -> int:
 def main(folder: str, most_bytes: str, staged: str) -> None:
     """Load the model and make the clip with at most so many bytes above what the imports took."""
     image = photo()
-    before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    status = Path("/proc/self/status").read_text().splitlines()
+    (before,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     limit = before + int(most_bytes)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # Data: what is allocated, and mapped files that the process may write to.
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     pipe = SwiftI2VPipeline.from_pretrained(
         folder, torch_dtype=torch.bfloat16, device="cpu", staged=staged == "staged"
     )
-    print(pipe(image, "zoom", num_frames=5).frames.shape)
+    sys.stdout.write(f"{pipe(image, 'zoom', num_frames=5).frames.shape}")
 
 
 def photo() -> Any:
