@@ -145,20 +145,8 @@ class FoundComponents:
         return _load(role, self.files[role], dtype, device)
 
     def outline(self, role: str, dtype: torch.dtype) -> _Loaded:
-        """Look one of ``files`` through, and make the component without memory.
-
-        Weights are mapped, not read: a file that is cut short, a key or a shape too many, and a LoRA
-        that does not fit are found now, and not when the component is loaded in the middle of a run.
-        """
-        files = self.files[role]
-        if role in WITHOUT_WEIGHTS:
-            return _Loaded(LOADERS[role](files.place, dtype), ())
-        mapped = load_model(role, files.place, dtype, files.source.reference, device=META)
-        reports = _add_weights(mapped, files, only_checks=True)
-        model = cast_weights(mapped.to(META), dtype).eval().requires_grad_(False)
-        if files.source.encode_dtype or files.source.decode_dtype:
-            set_vae_dtypes(model, files.source, dtype)
-        return _Loaded(model, reports)
+        """Look one of ``files`` through, see ``outline_component``."""
+        return _outline(role, self.files[role], dtype)
 
     def assemble(
         self, loaded: Mapping[str, _Loaded], device: torch.device
@@ -291,6 +279,45 @@ def load_component(
         LoadingError: A file is missing or damaged, or its weights do not match.
     """
     return _load(role, _find_files(role, source, root, loras), dtype, device).component
+
+
+def outline_component(
+    role: str,
+    source: ComponentSource,
+    root: Path,
+    dtype: torch.dtype,
+    loras: Sequence[LoraSource] = (),
+) -> tuple[Any, tuple[LoraReport, ...]]:
+    """Look the files of one component through, and make it without memory.
+
+    Weights are mapped, not read: a file that is cut short, a key or a shape too many, and a LoRA that
+    does not fit are found now, and not when the component is loaded in the middle of a run.
+
+    Args:
+        role: See ``load_component``, as the others.
+        source: Source of the component.
+        root: Folder from which the source's relative paths start.
+        dtype: Number type that the weights will have.
+        loras: LoRAs after the source's own.
+
+    Returns:
+        The component on the meta device, and how much of each LoRA fits.
+
+    Raises:
+        LoadingError: A file is missing or damaged, or its weights do not match.
+    """
+    return _outline(role, _find_files(role, source, root, loras), dtype)
+
+
+def _outline(role: str, files: _Files, dtype: torch.dtype) -> _Loaded:
+    if role in WITHOUT_WEIGHTS:
+        return _Loaded(LOADERS[role](files.place, dtype), ())
+    mapped = load_model(role, files.place, dtype, files.source.reference, device=META)
+    reports = _add_weights(mapped, files, only_checks=True)
+    model = cast_weights(mapped.to(META), dtype).eval().requires_grad_(False)
+    if files.source.encode_dtype or files.source.decode_dtype:
+        set_vae_dtypes(model, files.source, dtype)
+    return _Loaded(model, reports)
 
 
 def _find_files(
