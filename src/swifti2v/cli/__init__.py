@@ -27,6 +27,7 @@ from swifti2v.cli.transition import transition
 from swifti2v.cli.ui import ui
 from swifti2v.cli.upscale import upscale
 from swifti2v.cli.vbench import vbench_app
+from swifti2v.cli.verify import verify
 
 app = typer.Typer(
     name="swifti2v",
@@ -34,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (generate, refine, upscale, batch, plan, info, doctor, evaluate, serve, ui):
+for command in (generate, refine, upscale, batch, plan, info, doctor, verify, evaluate, serve, ui):
     app.command()(command)
 for command in (transition, cache):
     data_app.command()(command)

@@ -233,7 +233,7 @@ def make_plan(
     tiles = [wish.vae_tile] if wish.is_tile_given else [None, *propose_tiles(costs.cells)]
     options: list[Option] = []
     works: dict[int, ClipWork] = {}
-    too_large: set[Placement] = set()  # for the host, which smaller tiles do not change
+    too_large: set[Placement] = set()  # whatever the tiles
     for tile, placement in product(tiles, placements):
         if tile != tiles[0] and any(_fits(option, budget, host_bytes) for option in options):
             break
@@ -241,7 +241,7 @@ def make_plan(
             continue
         work = costs.count(tile, offloads_history=placement == "offloaded")
         options.append(estimate(work, device, precision, placement, keeps=wish.keeps))
-        if host_bytes is not None and options[-1].host_bytes > host_bytes:
+        if _is_too_large(options[-1], budget, host_bytes):
             too_large.add(placement)
         works[id(options[-1])] = work
     fitting = [option for option in options if _fits(option, budget, host_bytes)]
@@ -425,6 +425,13 @@ def _estimate_8bit(work: ClipWork, device: Device, precision: Precision, *, keep
         peak_device_bytes=_peaks(work, is_streamed=False, keeps=keeps, is_8bit=True),
         is_available=False,
     )
+
+
+def _is_too_large(option: Option, budget: float, host_budget: float | None) -> bool:
+    """Whether smaller tiles of Stage II's VAE cannot make an option fit."""
+    before = max(option.peak_device_bytes[name] for name in ("text", "image", "stage1"))
+    is_over = host_budget is not None and option.host_bytes > host_budget
+    return is_over or before > budget
 
 
 def _fits(option: Option, budget: float, host_budget: float | None) -> bool:

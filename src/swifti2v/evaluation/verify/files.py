@@ -131,5 +131,3 @@ def check_match(outlines: Outlines, motion: str, extra: Mapping[str, int]) -> Fi
         ),
     }
     return judge("parts belong together", values, "a VAE's latents are its transformer's", causes)
-
-

@@ -38,6 +38,11 @@ SPREAD = (0.1, 4.0)
 """Standard deviation of normalized latents: 1 over a VAE's training set. An assumption."""
 LEAST_GAIN = 0.8
 """Share of the error of the best guess without a network above which a step of denoising is off."""
+FROM_NOISE = 0.97
+"""Noise level from which on so little is left of the clip that to beat the guess at all is enough."""
+MOST_OVER_REFERENCE = 1.05
+"""Error of a transformer that adds to its reference, as a share of the reference's own, above which it is
+off."""
 CLEAR = 0.6
 """Share of the error with the settings' parameterization at which another one is named."""
 
@@ -126,9 +131,7 @@ def check_text(trial: Trial) -> Finding:
         "the same prompt gives other embeddings: unstable hardware": values["distance of two runs"]
         > 1e-3,
     }
-    return judge(
-        "text encoder", values, "rms in 0.001 to 100, prompts differ, runs agree", causes
-    )
+    return judge("text encoder", values, "rms in 0.001 to 100, prompts differ, runs agree", causes)
 
 
 def check_image(trial: Trial) -> Finding:
@@ -196,7 +199,10 @@ def check_vae(trial: Trial, stage: str) -> Finding:
         ),
     }
     return judge(
-        f"VAE of {stage}", values, f"at least {LEAST_PSNR:g} dB, latents near mean 0, deviation 1", causes
+        f"VAE of {stage}",
+        values,
+        f"at least {LEAST_PSNR:g} dB, latents near mean 0, deviation 1",
+        causes,
     )
 
 
@@ -221,27 +227,51 @@ def check_denoising(trial: Trial, stage: str) -> Finding:
     own = settings.sampling.parameterization
     other = "reference_residual" if own == "velocity" else "velocity"
     is_fixed = stage == "stage1" and settings.motion == "displacement"
-    ratios: dict[str, dict[str, float]] = {}
+    found: dict[str, _Errors] = {}
     for kind in (own,) if is_fixed else (own, other):
         asked = replace(settings, sampling=replace(settings.sampling, parameterization=kind))
-        ratios[kind] = run(trial, asked, transformer, vae, conditions)
+        found[kind] = run(trial, asked, transformer, vae, conditions)
     del transformer, vae
     collect_memory(trial.device)
-    mine = ratios[own]
-    worst, best_other = max(mine.values()), max(ratios.get(other, mine).values())
+    mine = found[own]
+    is_off = mine.worst > 1
+    is_other_better = other in found and found[other].worst < CLEAR * mine.worst
     causes = {
         "the prediction is not finite: damaged weights, or a number type that overflows": not math.isfinite(
-            worst
+            mine.worst
         ),
-        f"wrong prediction type: the settings say {own}, the weights predict {other}": worst
-        > LEAST_GAIN
-        and best_other < CLEAR * worst,
+        f"wrong prediction type: the settings say {own}, the weights predict {other}": is_off
+        and is_other_better,
         f"{stage}_transformer does not denoise latents of {stage}_vae: wrong or swapped VAE, wrong latent "
-        "statistics, a wrong LoRA, or weights that are not trained": worst > LEAST_GAIN,
+        "statistics, a wrong LoRA, or weights that are not trained": is_off
+        or mine.over_reference > MOST_OVER_REFERENCE,
     }
-    values = {f"error at {level}": ratio for level, ratio in mine.items()}
-    expected = f"below {LEAST_GAIN:g} of the best guess without a network, at each noise level"
+    values = {f"error at {level:.3g}": ratio for level, ratio in mine.ratios.items()}
+    if mine.over_reference:
+        values["share of the reference's error"] = _round(mine.over_reference)
+    expected = (
+        f"error below {LEAST_GAIN:g} of the best guess without a network, at each noise level "
+        f"(below 1 from {FROM_NOISE:g})"
+    )
     return judge(f"denoising of {stage}", values, expected, causes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Errors:
+    """Errors of one step of denoising."""
+
+    ratios: dict[float, float]
+    """By noise level, as a share of the error that is had without a network."""
+    over_reference: float
+    """The largest, as a share of the reference's own; 0 where nothing is added to a reference."""
+
+    @property
+    def worst(self) -> float:
+        """The largest ratio, as a share of what is allowed at its level."""
+        return max(
+            ratio / (1 if level >= FROM_NOISE else LEAST_GAIN)
+            for level, ratio in self.ratios.items()
+        )
 
 
 def _levels(sampling: Any) -> list[float]:
@@ -252,24 +282,32 @@ def _levels(sampling: Any) -> list[float]:
 
 
 def _try_levels(
-    clean: Tensor, stage: Any, sampling: Any, predict: Callable[[Tensor, float], Tensor]
-) -> dict[str, float]:
-    """Error of the clean frames after one step, as a share of what is had without a network.
+    clean: Tensor,
+    stage: Any,
+    sampling: Any,
+    predict: Callable[[Tensor, float], Tensor],
+    reference: Tensor | None = None,
+) -> _Errors:
+    """Errors of the clean frames after one step from each level.
 
     Args:
         clean: ``[1, C, F, h, w]`` of the frames that are denoised; the first of the clip is given.
         stage: Of the noise.
         sampling: Settings.
         predict: ``(noisy, sigma) -> velocity`` of these frames.
+        reference: Like ``clean``, what Stage II is shown of them.
     """
     _, channels, frames, height, width = clean.shape
-    noise = draw_noise((channels, height, width), range(1, frames + 1), SEED, clean.device, stage=stage)
-    ratios = {}
+    size = (channels, height, width)
+    noise = draw_noise(size, range(1, frames + 1), SEED, clean.device, stage=stage)
+    ratios, over_reference = {}, 0.0
     for sigma in _levels(sampling):
         noisy = add_noise(clean, noise, sigma)
-        found = noisy - sigma * predict(noisy, sigma)
-        ratios[f"{sigma:.3g}"] = _round((found - clean).norm() / _plain_error(clean, noisy))
-    return ratios
+        error = (noisy - sigma * predict(noisy, sigma) - clean).norm()
+        ratios[sigma] = _round(error / _plain_error(clean, noisy))
+        if reference is not None and sampling.parameterization == "reference_residual":
+            over_reference = max(over_reference, float(error / (reference - clean).norm()))
+    return _Errors(ratios=ratios, over_reference=over_reference)
 
 
 def _plain_error(clean: Tensor, noisy: Tensor) -> Tensor:
@@ -280,7 +318,7 @@ def _plain_error(clean: Tensor, noisy: Tensor) -> Tensor:
 
 def _denoise_stage1(
     trial: Trial, config: Any, transformer: Any, vae: Any, conditions: Conditions
-) -> dict[str, float]:
+) -> _Errors:
     pipeline = Stage1Pipeline(transformer, vae)
     clip = trial.small_clip().to(trial.device)
     course = draw_course(NUM_FRAMES, SEED)
@@ -294,7 +332,9 @@ def _denoise_stage1(
         def predict(noisy: Tensor, sigma: float) -> Tensor:
             # Stage I noises the photo's own frame as well.
             level = torch.full((1, clean.shape[2]), sigma, device=clean.device)
-            first = draw_noise(tuple(clean.shape[1:2] + clean.shape[3:]), [0], SEED, clean.device, stage="stage1")
+            first = draw_noise(
+                tuple(clean.shape[1:2] + clean.shape[3:]), [0], SEED, clean.device, stage="stage1"
+            )
             start = add_noise(clean[:, :, :1], first, sigma)
             return velocity(torch.cat([start, noisy], dim=2), level)[:, :, 1:]
 
@@ -303,7 +343,7 @@ def _denoise_stage1(
 
 def _denoise_stage2(
     trial: Trial, config: Any, transformer: Any, vae: Any, conditions: Conditions
-) -> dict[str, float]:
+) -> _Errors:
     pipeline = Stage2Pipeline(transformer, vae)
     motion = MotionReference(video_to_frames(trial.small_clip()))
     photo = image_to_tensor(trial.photo).to(trial.device)
@@ -324,7 +364,8 @@ def _denoise_stage2(
             return output[:, :, -noisy.shape[2] :]
 
         targets = clean[:, :, list(segment.target)]
-        return _try_levels(targets, "stage2", config.sampling, predict)
+        shown = window[:, :, len(segment.given) :]
+        return _try_levels(targets, "stage2", config.sampling, predict, shown)
 
 
 def _plain(config: Any) -> Any:
@@ -342,5 +383,3 @@ def _distance(one: Tensor, other: Tensor) -> Tensor:
 
 def _round(value: Tensor | float, digits: int = 4) -> float:
     return round(float(value), digits)
-
-
