@@ -1,12 +1,13 @@
 """Models whose calls are shared between processes, see ``ClipRequest.num_processes``."""
 
 import logging
+from typing import Any
 
 import torch
 
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ConfigError
-from swifti2v.models.context_parallel import Bands, parallelize
+from swifti2v.models.context_parallel import Bands, parallelize, require_heads
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import latent_frames
 
@@ -21,7 +22,7 @@ def share_models(
     Stage I is small: where its tokens do not divide, each process makes all of it.
 
     Args:
-        pipe: A pipeline; a stage without weights is left alone.
+        pipe: A pipeline; a stage that does not run is left alone.
         config: Settings of the clip.
         number: Processes.
         device: Device of this one.
@@ -37,15 +38,17 @@ def share_models(
             f"with {attention.kind} and {attention.context}"
         )
     Bands(number).rows(config.height // pipe.stage2.scale.side)
-    parallelize(pipe.stage2.transformer, number, device)
-    stage1 = pipe.stage1.transformer
-    if any(tensor.is_meta for tensor in stage1.parameters()):
-        return
+    require_heads(pipe.stage2.transformer, number)
+
+    def share(transformer: Any) -> None:
+        parallelize(transformer, number, device)
+
+    pipe.staging.change("stage2_transformer", share)
     num_tokens = _count_stage1_tokens(pipe, config)
     if num_tokens % number:
         progress.info("Stage I's %d tokens do not divide: each process makes all", num_tokens)
         return
-    parallelize(stage1, number, device)
+    pipe.staging.change("stage1_transformer", share)
 
 
 def _count_stage1_tokens(pipe: SwiftI2VPipeline, config: GenerationConfig) -> int:

@@ -52,6 +52,21 @@ def join_processes(number: int, device: torch.device) -> Iterator[bool]:
         dist.destroy_process_group()
 
 
+def require_heads(transformer: Any, number: int) -> None:
+    """Refuse a number of processes into which the attention heads do not divide.
+
+    Args:
+        transformer: Its configuration is read, not its weights.
+        number: Processes.
+
+    Raises:
+        ConfigError: The heads do not divide.
+    """
+    heads = transformer.config["num_attention_heads"]
+    if heads % number:
+        raise ConfigError(f"{heads} attention heads do not divide into {number} processes")
+
+
 def parallelize(transformer: nn.Module, number: int, device: torch.device) -> None:
     """Let a Wan transformer share its tokens with the other processes, from the next call on.
 
@@ -69,9 +84,7 @@ def parallelize(transformer: nn.Module, number: int, device: torch.device) -> No
         ``enable_parallelism`` asks for an accelerator, so what it does is done here.
     """
     model: Any = transformer
-    heads = model.config["num_attention_heads"]
-    if heads % number:
-        raise ConfigError(f"{heads} attention heads do not divide into {number} processes")
+    require_heads(model, number)
     config = ContextParallelConfig(ulysses_degree=number)
     parallel = ParallelConfig(context_parallel_config=config)
     mesh = init_device_mesh(device.type, config.mesh_shape, mesh_dim_names=config.mesh_dim_names)

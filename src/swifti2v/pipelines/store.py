@@ -38,8 +38,12 @@ class ReadOnlyStore:
     """
 
     def __init__(self, store: SegmentStore) -> None:
+        self.load_conditions = store.load_conditions
         self.load_motion_reference = store.load_motion_reference
         self.load_segment = store.load_segment
+
+    def save_conditions(self, conditions: Conditions) -> None:
+        """Keep nothing."""
 
     def save_motion_reference(self, motion: MotionReference) -> None:
         """Keep nothing."""

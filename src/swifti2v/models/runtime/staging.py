@@ -14,7 +14,12 @@ from swifti2v.models.loading.components import (
     Components,
     FoundComponents,
 )
-from swifti2v.models.runtime.placement import collect_memory, loading_device, place_model
+from swifti2v.models.runtime.placement import (
+    collect_memory,
+    is_empty,
+    loading_device,
+    place_model,
+)
 from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.runtime.speed import prepare_speed
 from swifti2v.models.weights.quantization import require_float8
@@ -38,6 +43,7 @@ class Staging:
         self._components = components
         self._load = load
         self._empty = {role: getattr(components, role) for role in roles}
+        self._changes: dict[str, Callable[[Any], None]] = {}
         self.on_change: Callable[[], None] = lambda: None
         """Called when other models stand in ``components``, so that nobody holds the old ones."""
 
@@ -45,6 +51,19 @@ class Staging:
     def is_staged(self) -> bool:
         """Whether components are loaded by parts."""
         return bool(self._empty)
+
+    def change(self, role: str, change: Callable[[Any], None]) -> None:
+        """Change a component in place: now, or each time that it is loaded.
+
+        Args:
+            role: A field of ``Components``; of one that never has weights nothing is changed.
+            change: Gets the component, loaded and placed.
+        """
+        model = getattr(self._components, role)
+        if role in self._empty:
+            self._changes[role] = change
+        elif not is_empty(model):
+            change(model)
 
     @contextmanager
     def hold(self, *roles: str) -> Iterator[None]:
@@ -64,7 +83,10 @@ class Staging:
         try:
             for role in absent:
                 assert self._load is not None
-                setattr(parts, role, self._load(role))
+                model = self._load(role)
+                if role in self._changes:
+                    self._changes[role](model)
+                setattr(parts, role, model)
             self.on_change()
             yield
         finally:
