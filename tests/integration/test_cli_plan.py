@@ -156,3 +156,26 @@ def test_a_device_that_runs_out_of_memory_keeps_what_is_finished(model, photo, t
     succeed(generate(model, photo, output, *flags, "--resume"))
     succeed(generate(model, photo, tmp_path / "whole.mkv", *LOSSLESS))
     assert_same_frames(output, tmp_path / "whole.mkv")
+
+
+def test_a_plan_compares_the_files_and_counts_the_host():
+    arguments = ("plan", "--model", "paper", "--device", "rtx4090", "--host-memory", 32)
+    plan = json.loads(succeed(swifti2v(*arguments, "--variant", "fp8", "--json")).stdout)
+
+    assert plan["fits"]
+    assert plan["model"] == "paper:fp8"
+    assert [*plan["variants"]] == ["bf16", "fp8", "gguf-q4"]
+    assert [found["fits"] for found in plan["variants"].values()] == [False, True, True]
+    mine = plan["variants"]["fp8"]
+    assert mine["host_bytes"] == plan["host_bytes"] < 32 * GB
+    assert mine["peak_device_bytes"] == plan["peak_device_bytes"]["peak"]
+    assert "loaded part after part for each clip" in mine["kept"]
+    text = succeed(swifti2v(*arguments)).stdout
+    assert "does not fit: nothing fits into 24.0 GB with 32.0 GB of host memory" in text
+    assert "\nfp8          yes" in text
+
+
+@pytest.mark.parametrize("amount", [0, -3])
+def test_host_memory_is_above_0(amount):
+    arguments = ("plan", "--model", "nano", "--device", "h100", "--host-memory", amount)
+    assert "--host-memory" in error_line(swifti2v(*arguments))

@@ -151,13 +151,16 @@ def _make(
 
 def _read_host_budget(given: float | None, device_name: str, *, is_cpu: bool) -> float | None:
     """Bytes of host memory that may be used; None for any, and on a CPU, where they are the device's."""
+    from swifti2v.errors import ConfigError
     from swifti2v.planning.devices import DEVICES
-    from swifti2v.units import parse_gigabytes
+    from swifti2v.units import GB
 
+    if given is not None and not 0 < given < math.inf:
+        raise ConfigError(f"--host-memory {given:g} is not a number of GB above 0")
     if is_cpu or (given is None and device_name in DEVICES):
         return None
     if given is not None:
-        return parse_gigabytes(str(given))
+        return given * GB
     import torch
 
     from swifti2v.planning.measurement import memory_bytes

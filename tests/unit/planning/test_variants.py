@@ -1,0 +1,99 @@
+"""Plans from smaller files, of one part after the other, and within the host's memory."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.errors import ConfigError
+from swifti2v.models.loading.sources import find_model
+from swifti2v.models.runtime.roles import STAGE1
+from swifti2v.planning.costs import ClipCosts
+from swifti2v.planning.devices import DEVICES
+from swifti2v.planning.keeping import Room, decide_keeping
+from swifti2v.planning.plans import PLACEMENTS, Wish, estimate, make_plan
+from swifti2v.planning.stored import find_costs
+from swifti2v.planning.variants import VARIANTS, in_variant
+from swifti2v.units import GB
+
+HOST = 32 * GB
+
+
+@cache
+def costs(model: str, variant: str = "bf16") -> ClipCosts:
+    index, _ = find_model(model)
+    config = parse_config(GenerationConfig, index.settings, model)
+    return in_variant(find_costs(model, config, "bfloat16"), index, variant)
+
+
+@pytest.mark.parametrize("model", ["paper", "vibe"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("card", "gigabytes"), [("rtx4090", 24), ("rtx3060", 12)])
+def test_2k_from_small_files_fits_a_card_and_a_host_of_32_gb(
+    model: str, variant: str, card: str, gigabytes: int
+) -> None:
+    plan = make_plan(costs(model, variant), DEVICES[card], "bfloat16", host_bytes=HOST)
+    chosen = plan.require_fit()
+    assert chosen.peak_device_bytes["peak"] <= gigabytes * GB
+    assert 10 * GB < chosen.host_bytes <= HOST  # what waits in host memory is counted
+    whole = make_plan(costs(model), DEVICES[card], "bfloat16", host_bytes=HOST)
+    assert whole.chosen is None
+    with pytest.raises(ConfigError, match=r"with 32\.0 GB of host memory.*take smaller files"):
+        whole.require_fit()
+
+
+def test_sizes_of_small_files_are_about_those_of_the_published_ones() -> None:
+    published = {
+        "fp8": {"text_encoder": 6.74e9, "stage1_transformer": 16.4e9, "stage2_transformer": 5.3e9},
+        "gguf-q4": {"stage1_transformer": 11.3e9, "stage2_transformer": 3.43e9},
+    }
+    for variant, sizes in published.items():
+        weights = costs("vibe", variant).count().weights
+        for role, size in sizes.items():  # LoRAs stay beside them
+            assert weights[role].num_bytes == pytest.approx(size, rel=0.08)
+
+
+def test_one_part_after_the_other_takes_that_of_the_largest() -> None:
+    work = costs("paper").count()
+    sizes = {role: part.num_bytes for role, part in work.weights.items()}
+    device = DEVICES["h200"]
+    kept, staged = (
+        estimate(work, device, "bfloat16", "resident", keeps=keeps).peak_device_bytes
+        for keeps in (True, False)
+    )
+    for stage, others in (
+        ("stage1", sizes.keys() - {*STAGE1}),
+        ("text", sizes.keys() - {"text_encoder"}),
+    ):
+        unneeded = sum(sizes[role] for role in others)
+        assert kept[stage] - staged[stage] == pytest.approx(unneeded, rel=1e-6)
+    for placement in PLACEMENTS:
+        kept_host, staged_host = (
+            estimate(work, device, "bfloat16", placement, keeps=keeps).host_bytes
+            for keeps in (True, False)
+        )
+        assert staged_host <= kept_host
+    assert staged_host < 0.65 * kept_host
+
+
+def test_a_wish_to_keep_the_models_needs_room_for_all_of_them() -> None:
+    card = replace(DEVICES["h200"], memory_bytes=60 * GB)
+    one, many = (
+        make_plan(costs("paper"), card, "bfloat16", wish=Wish(keeps=keeps)).require_fit()
+        for keeps in (False, True)
+    )
+    assert (one.placement, many.placement) == ("resident", "streamed")
+
+
+def test_models_are_kept_where_there_is_room_and_the_reason_is_said() -> None:
+    assert decide_keeping(10 * GB, Room("host", 16 * GB)).keeps
+    lacking = decide_keeping(15 * GB, Room("host", 16 * GB))
+    assert not lacking.keeps
+    assert "15.0 GB of weights, and host memory of 16.0 GB" in lacking.why
+    assert not decide_keeping(10 * GB, Room("device", 16 * GB)).keeps
+
+
+def test_unknown_variants_are_refused() -> None:
+    with pytest.raises(ConfigError, match="variant 'fp4' is unknown; use bf16, fp8, gguf-q4"):
+        costs("paper", "fp4")
