@@ -115,7 +115,11 @@ def check_match(outlines: Outlines, motion: str, extra: Mapping[str, int]) -> Fi
         "stage2": parts["stage2_transformer"]["out_channels"],
     }
     given = {stage: parts[f"{stage}_vae"]["z_dim"] for stage in STAGES}
-    values = {f"{stage} channels": f"{given[stage]} of {needed[stage]}" for stage in STAGES}
+    values = {
+        f"{stage} {part} channels": numbers[stage]
+        for stage in STAGES
+        for part, numbers in (("VAE", given), ("transformer", needed))
+    }
     wrong = [stage for stage in STAGES if needed[stage] != given[stage]]
     swapped = [s for s in wrong if given[s] == needed["stage2" if s == "stage1" else "stage1"]]
     others = {"stage1": "Stage II's", "stage2": "Stage I's"}

@@ -167,15 +167,17 @@ def _check(trial: Trial, model: str, placement: Placement | None) -> Iterator[Fi
         yield attempt(f"VAE of {stage}", lambda stage=stage: check_vae(trial, stage))
         yield attempt(
             f"denoising of {stage}",
-            lambda stage=stage: _if_good(match, lambda: check_denoising(trial, stage)),
+            lambda stage=stage: _if_matching(match, stage, lambda: check_denoising(trial, stage)),
         )
     collect_memory(trial.device)
     is_whole = is_whole and not trial.dropped_loras and match.status == "ok"
     yield attempt("a short clip", lambda: _check_clip(trial, model, placement, is_whole=is_whole))
 
 
-def _if_good(match: Finding, run: Callable[[], Finding]) -> Finding:
-    if match.status != "ok":
+def _if_matching(match: Finding, stage: str, run: Callable[[], Finding]) -> Finding:
+    """Run a check of a stage, unless its VAE is known to be another model's."""
+    sizes = {match.values.get(f"{stage} {part} channels") for part in ("VAE", "transformer")}
+    if len(sizes) > 1:
         raise SkippedError(f"needs parts that belong together: {match.cause}")
     return run()
 
