@@ -28,7 +28,8 @@ def verify(
     ] = None,
     dtype: Annotated[RunDtype | None, typer.Option(help="Number type of the weights.")] = None,
     placement: Annotated[
-        Placement | None, typer.Option(help="Where weights live (default the fastest that fits).")
+        Placement | None,
+        typer.Option(help="Placement of the weights (default the fastest that fits)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,

@@ -87,7 +87,8 @@ def suggest_plan(settings: RunSettings, placement: Placement, *, keeps: bool = F
     budget = 0.9 * min(total, failed.smallest.peak_device_bytes["peak"])
     plan = plan_run(settings, device, budget, Wish(keeps=keeps))
     if plan.chosen is None:
-        return f"choose a smaller size: {plan.why}"
+        files = " or smaller files of the model" if plan.is_over_host(plan.smallest) else ""
+        return f"choose a smaller size{files}: {plan.why}"
     flags = f"--placement {plan.chosen.placement}"
     if plan.chosen.vae_tile is not None:
         flags += f" --set stage2.vae_tile={plan.chosen.vae_tile}"

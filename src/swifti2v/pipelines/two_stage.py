@@ -140,7 +140,15 @@ class SwiftI2VPipeline:
         return cls(components, config)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write every component in its own layout and ``model_index.json`` beside them."""
+        """Write every component in its own layout and ``model_index.json`` beside them.
+
+        Raises:
+            ConfigError: The components are loaded part after part.
+        """
+        if self.staging.is_staged:
+            raise ConfigError(
+                "a staged pipeline holds no weights to save; load it with staged=False"
+            )
         save_components(self.components, to_dict(self.config), Path(directory))
 
     def load_preview_decoder(self, path: str | Path) -> None:
@@ -155,7 +163,8 @@ class SwiftI2VPipeline:
         Raises:
             LoadingError: The file is not a light decoder, or it belongs to another VAE.
         """
-        self.preview_decoder = load_light_decoder(path, self.components.stage2_vae)
+        parts = self.components
+        self.preview_decoder = load_light_decoder(path, parts.stage2_vae, parts.device)
 
     def _bind(self) -> None:
         """Hand each stage the models that stand in the components now."""

@@ -115,7 +115,7 @@ class Plan:
             f"{item} needs {format_bytes(item.peak_device_bytes['peak'])}"
             + (
                 f" and {format_bytes(item.host_bytes)} of host memory"
-                if self._is_over(item)
+                if self.is_over_host(item)
                 else ""
             )
             for item in faster[:3]
@@ -123,7 +123,7 @@ class Plan:
         reason = f" ({'; '.join(needs)})" if needs else ""
         return f"{self.chosen}: the fastest that fits into {room}{reason}"
 
-    def _is_over(self, option: Option) -> bool:
+    def is_over_host(self, option: Option) -> bool:
         """Whether an option needs more host memory than may be used."""
         return self.host_budget_bytes is not None and option.host_bytes > self.host_budget_bytes
 
@@ -136,7 +136,7 @@ class Plan:
         if self.chosen is None:
             needed = ceil(10 * self.smallest.peak_device_bytes["peak"] / GB) / 10
             remedy = f"give {needed:.1f} GB or more"
-            if self._is_over(self.smallest):
+            if self.is_over_host(self.smallest):
                 remedy = "take smaller files of the model (a variant such as fp8)"
             raise ConfigError(
                 f"{self.why}; {remedy}, a smaller size, or fewer frames in a segment (--segment-size)"

@@ -125,8 +125,9 @@ def test_a_given_placement_and_tile_are_kept():
 
 @pytest.fixture
 def card(monkeypatch):
-    """A GPU of 24 GB, to plan for."""
-    monkeypatch.setattr("swifti2v.jobs.placing.memory_bytes", lambda _: 24 * GB)
+    """A GPU of 24 GB in a host of 64, to plan for."""
+    sizes = {"cuda": 24 * GB, "cpu": 64 * GB}
+    monkeypatch.setattr("swifti2v.jobs.placing.memory_bytes", lambda device: sizes[device.type])
     return torch.device("cuda")
 
 
@@ -148,6 +149,16 @@ def test_what_is_suggested_after_running_out_of_memory_fits_well(card, monkeypat
     wish = Wish(placement=placement, is_tile_given=True, vae_tile=tile)
     option = plan_run(run, card, 24 * GB, wish).require_fit()
     assert option.peak_device_bytes["peak"] <= 0.9 * 24 * GB
+
+
+def test_where_the_host_is_too_small_smaller_files_are_suggested(card, monkeypatch):
+    monkeypatch.setattr("swifti2v.jobs.placing.find_costs", find_costs)
+    sizes = {"cuda": 24 * GB, "cpu": 32 * GB}
+    monkeypatch.setattr("swifti2v.jobs.placing.memory_bytes", lambda device: sizes[device.type])
+    config = resolve_config("paper", [])
+    run = replace(SETTINGS, model="paper", config=config, device="cuda", dtype="bfloat16")
+    suggested = suggest_plan(run, "streamed")
+    assert suggested.startswith("choose a smaller size or smaller files of the model: nothing fits")
 
 
 def test_where_nothing_needs_less_a_smaller_size_is_suggested(card):

@@ -78,7 +78,7 @@ def check_files(outlines: Outlines, role: str) -> Finding:
 
 
 def check_lora(outlines: Outlines, role: str, lora: LoraSource) -> Finding:
-    """How many keys of a LoRA the component takes."""
+    """Count the keys of a LoRA that the component takes."""
     name, expected = f"LoRA {Path(lora.path).name} on {role}", "every key fits"
     outlines.need(role)
     bare = replace(outlines.index.components[role], loras=(replace(lora, allow_partial=True),))

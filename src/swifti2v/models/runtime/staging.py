@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from threading import Timer
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from swifti2v.models.loading.components import (
     Components,
     FoundComponents,
 )
+from swifti2v.models.loading.sources import NOTICE_SECONDS, progress
 from swifti2v.models.runtime.placement import (
     collect_memory,
     is_empty,
@@ -137,10 +139,16 @@ def _load(
     speed: Mapping[StageName, SpeedConfig],
     role: str,
 ) -> Any:
-    """A component, prepared for speed and placed."""
-    model = found.load(role, dtype, loading_device(device, placement)).component
-    for stage in STAGES:
-        if role == f"{stage}_transformer":
-            prepare_speed(model, speed[stage], device)
-    place_model(model, device, placement)
+    """A component, prepared for speed and placed; said where it takes long."""
+    notice = Timer(NOTICE_SECONDS, progress.info, ["loading %s", role])
+    notice.daemon = True
+    notice.start()
+    try:
+        model = found.load(role, dtype, loading_device(device, placement)).component
+        for stage in STAGES:
+            if role == f"{stage}_transformer":
+                prepare_speed(model, speed[stage], device)
+        place_model(model, device, placement)
+    finally:
+        notice.cancel()
     return model

@@ -204,14 +204,17 @@ class LightDecoder:
         return StreamingDecoder(self.network)
 
 
-def load_light_decoder(path: Path | str, vae: VideoVAE) -> LightDecoder:
+def load_light_decoder(
+    path: Path | str, vae: VideoVAE, device: torch.device | None = None
+) -> LightDecoder:
     """Load a light decoder for the latents of a Wan VAE.
 
     Args:
         path: A TAEHV file (``taew2_1``, ``taew2_2``, ``taew2_2_super``, ``lighttaew2_1``,
             ``lighttaew2_2``), or a Wan VAE of fewer channels (``lightvaew2_1``, LightVAE for Wan2.2)
             under original or diffusers names, of which the decoder alone is read.
-        vae: The VAE that it stands in for; it says the device and the number type.
+        vae: The VAE that it stands in for; it says the number type, and may have no memory.
+        device: Device that computes; by default that of ``vae``.
 
     Raises:
         LoadingError: The file is of another kind or damaged, or decodes other latents.
@@ -225,7 +228,7 @@ def load_light_decoder(path: Path | str, vae: VideoVAE) -> LightDecoder:
     is_tiny = any(key.startswith(("decoder.0.", "decoder.1.")) for key in state)
     load: Any = _load_tiny if is_tiny else _load_pruned
     ready: Any = load(state, path, vae)
-    ready.to(device=vae.device, dtype=frame_codec(vae).decoder.dtype)
+    ready.to(device=device or vae.device, dtype=frame_codec(vae).decoder.dtype)
     return LightDecoder(ready.eval().requires_grad_(False))
 
 
