@@ -83,6 +83,7 @@ def test_a_full_disk_under_the_work_dir_is_one_error(model, photo, tmp_path):
 
     assert "segment_0000.safetensors cannot be written (File too large)" in error_line(result)
     assert sorted(path.name for path in work.iterdir()) == [
+        "conditions.safetensors",
         "motion_reference.safetensors",
         "plan.json",
     ]

@@ -39,6 +39,7 @@ def test_a_resumed_run_gives_the_same_video(model, photo, tmp_path, num_finished
     assert_same_frames(resumed, whole)
     assert len(json.loads(result.stdout)["segments"]) == 4
     assert sorted(file.name for file in work.iterdir()) == [
+        "conditions.safetensors",
         "motion_reference.safetensors",
         "plan.json",
         *(f"segment_{index:04d}.safetensors" for index in range(4)),
