@@ -101,6 +101,11 @@ def plan(
         if linear is not None:
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
+        from swifti2v.models.loading.sources import split_variant
+
+        base, named = split_variant(model)
+        if named in {*Variant}:  # all variants are planned from the whole model
+            model, variant = base, Variant(named) if named != Variant.BF16 else variant
         with naming_flags():
             plans = _make(model, device, given, precision, memory, host_memory)
         if as_json:
