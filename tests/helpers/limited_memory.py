@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
@@ -29,7 +29,8 @@ def save_model(folder: Path) -> int:
     torch.set_default_dtype(torch.bfloat16)
     try:
         pipe = tiny_pipeline()
-        parts, stage1 = pipe.components, WanTransformer3DModel
+        stage1: Any = WanTransformer3DModel  # untyped in diffusers
+        parts = pipe.components
         parts.text_encoder = UMT5EncoderModel(UMT5Config(**TEXT))
         parts.stage1_transformer = stage1(in_channels=1540, out_channels=768, **TRANSFORMER)
         parts.stage2_transformer = SegmentTransformer3DModel(

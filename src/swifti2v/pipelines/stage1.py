@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -48,7 +49,7 @@ class Conditions:
 
     def to(self, device: torch.device) -> "Conditions":
         """Copy on a device."""
-        found = {name: getattr(self, name) for name in Conditions.__slots__}
+        found: dict[str, Any] = {name: getattr(self, name) for name in Conditions.__slots__}
         return Conditions(**{k: None if v is None else v.to(device) for k, v in found.items()})
 
 

@@ -91,7 +91,8 @@ def check_lora(outlines: Outlines, role: str, lora: LoraSource) -> Finding:
             raise
         matched = str(error).partition("): ")[2] if "): " in str(error) else str(error)
         counts = matched.partition(" keys match")[0].split()
-        values = {"matched": 0, "keys": int(counts[-1])} if counts[-1].isdigit() else {"matched": 0}
+        keys = {"keys": int(counts[-1])} if counts[-1].isdigit() else {}
+        values: dict[str, Any] = {"matched": 0, **keys}
         cause = f"wrong LoRA: none of its keys fits, it is made for another model than {role}"
         return judge(name, values, expected, {cause: True})
     values = {"matched": report.applied, "keys": report.total, "format": report.format}
