@@ -8,7 +8,8 @@ import pytest
 import typer.testing
 
 # Typer makes all commands anew for each run within the process; they are the same ones.
-typer.testing._get_command = cache(typer.testing._get_command)
+testing: Any = typer.testing
+testing._get_command = cache(testing._get_command)
 
 
 NUM_SLOW = pytest.StashKey[int]()

@@ -33,7 +33,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hub(tmp_path_factory.mktemp("hub"))
 
 
-def make_clip(name: Path, *, staged: bool, placement: Any = "resident") -> tuple[Any, dict[str, set[str]]]:
+def make_clip(
+    name: Path, *, staged: bool, placement: Any = "resident"
+) -> tuple[Any, dict[str, set[str]]]:
     """A clip, and the components that are in memory while each stage computes."""
     pipe = SwiftI2VPipeline.from_pretrained(name, device="cpu", placement=placement, staged=staged)
     loaded: dict[str, set[str]] = {}

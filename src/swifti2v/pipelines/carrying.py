@@ -82,7 +82,7 @@ def estimate_motion(
     backward = optical_flow(large_first, large, "fine", -start)
     error = cycle_error(forward, backward) / float(scale.prod())
     trust = torch.from_numpy(np.exp(-error / CYCLE**2))[None, None]
-    small = cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY)
+    small = np.asarray(cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY), np.float32)
     fitted = torch.from_numpy(fit_flow(small, photo, forward / scale))
     return Motion(fitted.permute(2, 0, 1)[None], F.interpolate(trust, size, mode="area"))
 
@@ -90,8 +90,7 @@ def estimate_motion(
 def grey_levels(photo: Tensor) -> NDArray[np.float32]:
     """Grey levels ``[H, W]`` of a photo ``[1, 3, 1, H, W]`` in [-1, 1], on the CPU."""
     colours = ((photo[0, :, 0].float().cpu() + 1) * 127.5).permute(1, 2, 0).contiguous()
-    levels: NDArray[np.float32] = cv2.cvtColor(colours.numpy(), cv2.COLOR_RGB2GRAY)
-    return levels
+    return np.asarray(cv2.cvtColor(colours.numpy(), cv2.COLOR_RGB2GRAY), np.float32)
 
 
 def flow_size(height: int, width: int) -> tuple[int, int]:

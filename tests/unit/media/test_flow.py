@@ -1,5 +1,7 @@
 """Flow from a small frame to a large picture: finer than flow between two small ones."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ SCALE, HEIGHT, WIDTH = 4, 160, 240
 INNER = (slice(6, -6), slice(6, -6))
 
 
-def grey(frame):
+def grey(frame: Any) -> Any:
     return cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY)
 
 
-def shifted(right, down):
+def shifted(right: int, down: int) -> tuple[Any, Any, Any]:
     """A picture and, small, what a camera sees that has moved so; pixels of the large one."""
     picture = texture(HEIGHT + 16, WIDTH + 16)
     large = picture[8:-8, 8:-8]
@@ -25,7 +27,7 @@ def shifted(right, down):
     return grey(large), small[0], small[1]
 
 
-def error(flow, right, down):
+def error(flow: Any, right: int, down: int) -> float:
     true = np.array([right, down], np.float32) / SCALE
     return float(np.linalg.norm(flow - true, axis=-1)[INNER].mean())
 
