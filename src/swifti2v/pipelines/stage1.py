@@ -49,8 +49,9 @@ class Conditions:
 
     def to(self, device: torch.device) -> "Conditions":
         """Copy on a device."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in Conditions.__slots__}
-        return Conditions(**{k: None if v is None else v.to(device) for k, v in found.items()})
+        found = {name: getattr(self, name) for name in Conditions.__slots__}
+        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in found.items()}
+        return Conditions(**moved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,7 +313,8 @@ def _try_levels(
 def _plain_error(clean: Tensor, noisy: Tensor) -> Tensor:
     """Least error of a multiple of the noisy latents: what needs no network."""
     scale = (noisy * clean).sum() / noisy.square().sum()
-    return (scale * noisy - clean).norm()
+    error: Tensor = (scale * noisy - clean).norm()
+    return error
 
 
 def _denoise_stage1(
@@ -332,9 +333,9 @@ def _denoise_stage1(
         def predict(noisy: Tensor, sigma: float) -> Tensor:
             # Stage I noises the photo's own frame as well.
             level = torch.full((1, clean.shape[2]), sigma, device=clean.device)
-            first = draw_noise(
-                tuple(clean.shape[1:2] + clean.shape[3:]), [0], SEED, clean.device, stage="stage1"
-            )
+            _, channels, _, height, width = clean.shape
+            size = (channels, height, width)
+            first = draw_noise(size, [0], SEED, clean.device, stage="stage1")
             start = add_noise(clean[:, :, :1], first, sigma)
             return velocity(torch.cat([start, noisy], dim=2), level)[:, :, 1:]
 
@@ -378,7 +379,8 @@ def _ignore(displacement: Tensor) -> None:
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).norm() / other.norm()
+    distance: Tensor = (one - other).norm() / other.norm()
+    return distance
 
 
 def _round(value: Tensor | float, digits: int = 4) -> float:

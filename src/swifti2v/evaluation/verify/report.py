@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -135,43 +136,39 @@ def _check(trial: Trial, model: str, placement: Placement | None) -> Iterator[Fi
     index = outlines.index
     is_whole = True
     for role in index.components:
-        finding = attempt(f"files of {role}", lambda role=role: check_files(outlines, role))
+        finding = attempt(f"files of {role}", partial(check_files, outlines, role))
         is_whole = is_whole and finding.status == "ok"
         yield finding
     for role, source in index.components.items():
         for lora in source.loras:
             name = f"LoRA {Path(lora.path).name} on {role}"
-            run = lambda role=role, lora=lora: check_lora(outlines, role, lora)  # noqa: E731
-            finding = attempt(name, run)
+            finding = attempt(name, partial(check_lora, outlines, role, lora))
             if finding.status != "ok":
                 trial.dropped_loras.add(lora.path)
             yield finding
     extra = {"latents": 0, "displacement": NUM_WAYS}
-    match = attempt(
-        "parts belong together", lambda: check_match(outlines, config.stage1.motion, extra)
-    )
+    fits = partial(check_match, outlines, config.stage1.motion, extra)
+    match = attempt("parts belong together", fits)
     yield match
     for stage in STAGES:
         sampling = getattr(config, stage).sampling
         yield attempt(
             f"sampling of {stage}",
-            lambda stage=stage, sampling=sampling: check_sampling(
-                outlines, stage, sampling, trial.dropped_loras
-            ),
+            partial(check_sampling, outlines, stage, sampling, trial.dropped_loras),
         )
-    yield attempt("text encoder", lambda: check_text(trial))
+    yield attempt("text encoder", partial(check_text, trial))
     if "image_encoder" in index.components:
-        yield attempt("image encoder", lambda: check_image(trial))
+        yield attempt("image encoder", partial(check_image, trial))
     for stage in STAGES:
         collect_memory(trial.device)
-        yield attempt(f"VAE of {stage}", lambda stage=stage: check_vae(trial, stage))
+        yield attempt(f"VAE of {stage}", partial(check_vae, trial, stage))
         yield attempt(
             f"denoising of {stage}",
-            lambda stage=stage: _if_matching(match, stage, lambda: check_denoising(trial, stage)),
+            partial(_if_matching, match, stage, partial(check_denoising, trial, stage)),
         )
     collect_memory(trial.device)
     is_whole = is_whole and not trial.dropped_loras and match.status == "ok"
-    yield attempt("a short clip", lambda: _check_clip(trial, model, placement, is_whole=is_whole))
+    yield attempt("a short clip", partial(_check_clip, trial, model, placement, is_whole=is_whole))
 
 
 def _if_matching(match: Finding, stage: str, run: Callable[[], Finding]) -> Finding:

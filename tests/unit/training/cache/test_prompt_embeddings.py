@@ -55,10 +55,10 @@ def test_autocast_does_not_round_embeddings():
 def test_a_pipeline_takes_its_prompts_from_it(tmp_path):
     parts = fill(tmp_path)
     image = Image.new("RGB", (8, 8))
-    expected = ConditionEncoder(parts, truncate_prompt=True)(image, *PROMPTS[:2])
+    expected = ConditionEncoder(parts, truncate_prompt=True)(image, PROMPTS[0], PROMPTS[1])
     encoder = ConditionEncoder(parts, CachedPrompts(tmp_path, parts))
     torch.nn.Module.to(parts.text_encoder, "meta")
-    found = encoder(image, *PROMPTS[:2])
+    found = encoder(image, PROMPTS[0], PROMPTS[1])
     assert torch.equal(found.prompt_embeds, expected.prompt_embeds)
     assert found.negative_prompt_embeds is not None
     assert expected.negative_prompt_embeds is not None
