@@ -16,9 +16,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from swifti2v.config import AttentionConfig, GenerationConfig, to_dict
-from swifti2v.models.loading.sources import ComponentSource, ModelIndex, find_model
+from swifti2v.models.loading.sources import (
+    ComponentSource,
+    ModelIndex,
+    find_model,
+    split_variant,
+)
 from swifti2v.planning.costs import ClipCosts, ClipWork, Count, CountedStage, StageWork
 from swifti2v.planning.devices import Precision
+from swifti2v.planning.variants import VARIANTS, in_variant
 
 STORED = Path(str(resources.files("swifti2v"))) / "planning" / "counts.json"
 """Works of clips by ``fingerprint``."""
@@ -42,6 +48,10 @@ def find_costs(
         LoadingError: The configuration of a component cannot be found.
         ShapeError: The size or the frame count does not fit the model.
     """
+    whole, variant = split_variant(model)
+    if variant in VARIANTS:  # the same architectures, packed
+        costs = find_costs(whole, config, precision, with_stage1=with_stage1)
+        return in_variant(costs, find_model(whole)[0], variant)
     index, root = find_model(model)
     key = fingerprint(index, root, config, precision)
     stored = json.loads(STORED.read_text(encoding="utf-8")).get(key) if key else None

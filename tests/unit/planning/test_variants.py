@@ -97,3 +97,11 @@ def test_models_are_kept_where_there_is_room_and_the_reason_is_said() -> None:
 def test_unknown_variants_are_refused() -> None:
     with pytest.raises(ConfigError, match="variant 'fp4' is unknown; use bf16, fp8, gguf-q4"):
         costs("paper", "fp4")
+
+
+def test_the_name_of_a_model_may_name_the_variant() -> None:
+    index, _ = find_model("paper")
+    config = parse_config(GenerationConfig, index.settings, "paper")
+    named = find_costs("paper:fp8", config, "bfloat16")
+    assert named.name == "paper:fp8"
+    assert named.count() == costs("paper", "fp8").count()
