@@ -501,7 +501,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def _move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor as its file has it; on the host it stays mapped."""
+    """The tensor in the form of its file; on the host it stays mapped."""
     return tensor if device in (HOST, META) else tensor.to(device)
 
 
