@@ -187,6 +187,7 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor]:
 TIMES = (
     "seconds",
     "step_seconds",
+    "wait_seconds",
     "seconds_left",
     "samples_per_second",
     "tokens_per_second",

@@ -13,6 +13,7 @@ from swifti2v.media.resize import (
     downscale,
     downscale_video,
     frames_to_video,
+    pixels_to_video,
     resize_video,
     video_to_frames,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "iter_frames",
     "load_image",
     "open_writer",
+    "pixels_to_video",
     "probe_clip",
     "read_clip",
     "read_metadata",

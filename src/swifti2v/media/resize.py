@@ -116,8 +116,12 @@ def frames_to_video(frames: Frames) -> Tensor:
         raise ShapeError(
             f"frames must be uint8 [T, H, W, 3]; these are {frames.dtype} {frames.shape}"
         )
-    pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)
-    return (pixels.float() / 127.5 - 1)[None].contiguous()
+    return pixels_to_video(torch.from_numpy(np.require(frames, requirements=["C", "W"])))
+
+
+def pixels_to_video(pixels: Tensor) -> Tensor:
+    """Turn ``[T, H, W, 3]`` uint8 into a video ``[1, 3, T, H, W]`` in [-1, 1], on its device."""
+    return (pixels.permute(3, 0, 1, 2).float() / 127.5 - 1)[None].contiguous()
 
 
 def video_to_frames(video: Tensor) -> Frames:

@@ -12,7 +12,7 @@ from swifti2v.training.engine.run_log import StepMetrics
 
 def metrics(step: int, **changes: float) -> StepMetrics:
     values: dict[str, float] = {
-        "loss": 0.5, "lr": 1e-4, "grad_norm": 1.0, "seconds": 2.0 * step, "step_seconds": 2.0,
+        "loss": 0.5, "lr": 1e-4, "grad_norm": 1.0, "seconds": 2.0 * step, "step_seconds": 2.0, "wait_seconds": 0.5,
         "seconds_left": 3600.0, "samples_per_second": 4.0, "tokens_per_second": 0.0, "flops": 0.0,
         "mfu": 0.0,
     }  # fmt: skip

@@ -183,8 +183,12 @@ class ManifestClips:
         first = bisect_left(names, piece.name)
         return (replace(piece, name=names[(first + i) % len(names)]) for i in range(len(names)))
 
-    def read(self, piece: Piece) -> LoadedClip:
+    def read(self, piece: Piece, num_frames: int | None = None) -> LoadedClip:
         """The frames of a piece, uncropped.
+
+        Args:
+            piece: Where they are.
+            num_frames: Number of them from the first one on; None takes as many as the bucket has.
 
         Raises:
             MediaError: They cannot be read.
@@ -193,9 +197,10 @@ class ManifestClips:
         sample, rng = placement.sample, np.random.default_rng(piece.seed)
         options = (sample, placement.bucket, self.fps, rng)
         if sample.reference is None:
-            frames, reference = decode_clip(*options, facts=placement.facts), None
+            frames = decode_clip(*options, facts=placement.facts, num_frames=num_frames)
+            reference = None
         else:
-            frames, reference = decode_pair(*options, facts=placement.facts)
+            frames, reference = decode_pair(*options, facts=placement.facts, num_frames=num_frames)
         return LoadedClip(sample.id, frames, reference, sample.prompt)
 
     def examples(self, count: int) -> list[LoadedClip]:

@@ -1,6 +1,7 @@
 """Rectangles that are cut out of a clip, and of what Stage I made of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import (
     Frames,
     frames_to_video,
+    pixels_to_video,
     resize_video,
     video_to_frames,
 )
@@ -47,31 +49,55 @@ def cut_pair(
     places: Sequence[int],
     crop: Crop,
     downscale: int,
-    stage2: Stage2Config | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A part of a clip ``[T, H, W, 3]`` and what Stage II is given for it, in [-1, 1].
+) -> tuple[Frames, Frames | None]:
+    """A part of a clip ``[T, H, W, 3]``, and the same part of its small version where there is one.
 
-    ``small`` is what Stage I made of the clip; without one the small version is computed.
-    ``places`` are the N frames to take, the photo's first; the crop lies on multiples of
-    ``downscale``.
+    ``small`` is what Stage I made of the clip, if it did. ``places`` are the N frames to take, the
+    photo's first; the crop lies on multiples of ``downscale``.
 
     Returns:
-        Video and reference, ``[1, 3, N, h, w]`` each, in [-1, 1].
+        ``[N, h, w, 3]`` and ``[N, h / downscale, w / downscale, 3]`` uint8.
 
     Raises:
         ShapeError: ``small`` is of another size.
     """
-    video = cut_clip(frames, crop, places)
+    part = frames[_as_slice(places), crop.rows, crop.columns]
     if small is None:
-        return video, degrade(video, downscale, stage2)
+        return part, None
     if small.shape[1] * downscale != frames.shape[1]:
         raise ShapeError(
             f"the reference of {name} is {small.shape[2]}x{small.shape[1]}; make it again for clips "
             f"of {frames.shape[2]}x{frames.shape[1]}"
         )
-    top, left, height, width = (side // downscale for side in crop)
-    part = small[places, top : top + height, left : left + width]
-    return video, make_reference(MotionReference(part), video[:, :, :1], stage2)
+    low = crop.divide(downscale)
+    return part, small[_as_slice(places), low.rows, low.columns]
+
+
+def _as_slice(places: Sequence[int]) -> Any:
+    """Frames that follow each other are a view, not a copy."""
+    is_range = list(places) == list(range(places[0], places[0] + len(places)))
+    return slice(places[0], places[0] + len(places)) if is_range else list(places)
+
+
+def show_pair(
+    video: Tensor, small: Tensor | None, downscale: int, stage2: Stage2Config | None = None
+) -> tuple[Tensor, Tensor]:
+    """A clip and its reference as Stage II sees them, made on the device of the clip.
+
+    Args:
+        video: ``[T, H, W, 3]`` uint8, the photo's frame first.
+        small: ``[T, h, w, 3]`` uint8 that Stage I made of it; without one it is computed.
+        downscale: Stage I's.
+        stage2: Settings of the reference, see ``ReferenceFrames``.
+
+    Returns:
+        ``[1, 3, T, H, W]`` each, in [-1, 1].
+    """
+    shown = pixels_to_video(video)
+    if small is None:
+        return shown, degrade(shown, downscale, stage2)
+    motion = MotionReference(small.cpu().numpy())
+    return shown, make_reference(motion, shown[:, :, :1], stage2)
 
 
 def degrade(video: Tensor, downscale: int, stage2: Stage2Config | None = None) -> Tensor:

@@ -37,15 +37,17 @@ def decode_clip(
     rng: np.random.Generator,
     *,
     facts: MediaFacts | None = None,
+    num_frames: int | None = None,
 ) -> Frames:
     """Read a piece of a sample that fills its bucket, beginning at a random frame.
 
     The clip is resampled to ``fps`` by its frames' own times (the last frame that has started is
     shown); frames are scaled down to cover the bucket and cropped at the centre. ``rng`` is called
     once for a clip, never for an image. Facts are those of ``probe``, looked up by default.
+    ``num_frames`` takes that many of the bucket's frames, by default all.
 
     Returns:
-        ``[T, H, W, 3]`` uint8 of the bucket's shape.
+        ``[T, H, W, 3]`` uint8 of the bucket's shape, or its first ``num_frames``.
 
     Raises:
         MediaError: The file is missing or damaged (which may show only in its midst), or smaller or
@@ -59,7 +61,7 @@ def decode_clip(
     if sample.kind == "image":
         with local_media(sample) as path:
             return np.stack([_fit(np.asarray(load_image(path)), bucket)])
-    return _decode_piece(sample, bucket, fps, rng, facts or probe(sample))[0]
+    return _decode_piece(sample, bucket, fps, rng, facts or probe(sample), num_frames)[0]
 
 
 def decode_pair(
@@ -69,6 +71,7 @@ def decode_pair(
     rng: np.random.Generator,
     *,
     facts: MediaFacts | None = None,
+    num_frames: int | None = None,
 ) -> tuple[Frames, Frames]:
     """Read the same piece of a stage-transition sample and of its reference.
 
@@ -83,7 +86,7 @@ def decode_pair(
     """
     if sample.reference is None:
         raise MediaError(f"sample {sample.id} has no reference; add one to the manifest")
-    frames, offset = _decode_piece(sample, bucket, fps, rng, facts or probe(sample))
+    frames, offset = _decode_piece(sample, bucket, fps, rng, facts or probe(sample), num_frames)
     reference = Sample(
         id=f"{sample.id} (reference)",
         media=MediaFile(sample.reference),
@@ -91,27 +94,45 @@ def decode_pair(
         prompt=sample.prompt,
     )
     with local_media(reference) as path:
-        return frames, _read(path, fps, offset, bucket, np.asarray)
+        return frames, _read(path, fps, offset, bucket, np.asarray, num_frames)
 
 
 def _decode_piece(
-    sample: Sample, bucket: PixelShape, fps: float, rng: np.random.Generator, facts: MediaFacts
+    sample: Sample,
+    bucket: PixelShape,
+    fps: float,
+    rng: np.random.Generator,
+    facts: MediaFacts,
+    num_frames: int | None,
 ) -> tuple[Frames, int]:
     """The piece, and how many frames after the sample's start it begins."""
     with local_media(sample) as path:
         first = draw_first(sample, bucket, fps, rng, facts)
-        frames = _read(path, fps, first, bucket, partial(_fit, bucket=bucket))
+        frames = _read(path, fps, first, bucket, partial(_fit, bucket=bucket), num_frames)
     return frames, first - plan_usable(sample, facts, fps).start
 
 
 def _read(
-    path: Path, fps: float, first: int, bucket: PixelShape, fit: Callable[[Frames], Frames]
+    path: Path,
+    fps: float,
+    first: int,
+    bucket: PixelShape,
+    fit: Callable[[Frames], Frames],
+    num_frames: int | None,
 ) -> Frames:
-    """Read as many frames as the bucket has, from ``first`` on."""
-    shown = iter_frames(path, fps, max_frames=first + bucket.num_frames, min_frames=1)
-    frames = [fit(frame) for frame in islice(shown, first, None)]
-    _require_length(len(frames), bucket)
-    return np.stack(frames)
+    """Read the bucket's frames, or some of them, from ``first`` on."""
+    number = num_frames or bucket.num_frames
+    shown = iter_frames(path, fps, max_frames=first + number, min_frames=1)
+    frames: Frames | None = None
+    num_read = 0
+    for frame in map(fit, islice(shown, first, None)):
+        frames = np.empty((number, *frame.shape), np.uint8) if frames is None else frames
+        frames[num_read] = frame
+        num_read += 1
+    if frames is None or num_read < number:
+        _require_length(num_read, bucket)
+    assert frames is not None
+    return frames
 
 
 def _require_length(num_frames: int, bucket: PixelShape) -> None:

@@ -29,7 +29,9 @@ class StepMetrics:
     seconds: float
     """Seconds of training so far, over all resumed runs."""
     step_seconds: float
-    """Seconds of this step."""
+    """Seconds of this step, without those of ``wait_seconds``."""
+    wait_seconds: float
+    """Seconds in which this step waited for samples, on the first rank."""
     seconds_left: float
     """Until the run ends, at the pace of this phase."""
     samples_per_second: float

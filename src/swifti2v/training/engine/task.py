@@ -1,5 +1,6 @@
 """Interface between the trainer and a task, and reading samples ahead."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -53,26 +54,59 @@ class NoiseTask(Protocol):
         """``[b]`` noise levels of a micro-batch in (0, 1], from the draw alone."""
 
 
-class _Steps(Dataset[list[tuple[Draw, Any]]]):
-    """Micro-batches of one rank, by step; a data loader reads them ahead."""
+class _MicroBatches(Dataset[tuple[Draw, Any]]):
+    """Micro-batches of one rank, counted over all steps; a data loader reads them ahead."""
 
     def __init__(self, task: Task[Any], seed: int, parts: Parts, rank: int) -> None:
         self.task, self.seed, self.parts, self.rank = task, seed, parts, rank
 
-    def __getitem__(self, step: int) -> list[tuple[Draw, Any]]:
-        draws = draws_of_step(self.seed, step, self.parts, self.rank)
-        return [(draw, self.task.load_batch(draw)) for draw in draws]
+    def __getitem__(self, number: int) -> tuple[Draw, Any]:
+        step, place = divmod(number, len(self.parts))
+        draw = draws_of_step(self.seed, step, self.parts, self.rank)[place]
+        return draw, self.task.load_batch(draw)
 
 
 def read_ahead(
     task: Task[Any], seed: int, parts: Parts, rank: int, steps: range, num_workers: int
-) -> Iterator[list[tuple[Draw, Any]]]:
-    """Micro-batches of one rank, step by step; 0 processes read them when asked."""
+) -> Iterator[tuple[Draw, Any]]:
+    """Micro-batches of one rank, one after the other: a large step is never held whole.
+
+    Each of the processes is one ahead; 0 processes read when asked.
+    """
+    number = len(parts)
     loader: Any = DataLoader(
-        _Steps(task, seed, parts, rank),
+        _MicroBatches(task, seed, parts, rank),
         batch_size=None,
-        sampler=steps,
+        sampler=range(steps.start * number, steps.stop * number),
         num_workers=num_workers,
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=1 if num_workers else None,
     )
     return iter(loader)
+
+
+class StepFeed:
+    """The micro-batches of one step as they come, and what is known of them at its end.
+
+    Args:
+        batches: Yields those of this step first.
+        number: Micro-batches of the step.
+    """
+
+    def __init__(self, batches: Iterator[tuple[Draw, Any]], number: int) -> None:
+        self._batches, self._number = batches, number
+        self.ids: list[str] = []
+        """Names of the samples so far."""
+        self.num_replaced = 0
+        """Samples so far that could not be read and were replaced."""
+        self.wait_seconds = 0.0
+        """Time spent waiting for them."""
+
+    def __iter__(self) -> Iterator[tuple[Draw, Any]]:
+        for _ in range(self._number):
+            start = time.perf_counter()
+            draw, batch = next(self._batches)
+            self.wait_seconds += time.perf_counter() - start
+            self.ids += batch.ids
+            self.num_replaced += batch.num_replaced
+            yield draw, batch
+            del batch  # or two are held while the next one is read

@@ -47,7 +47,7 @@ from swifti2v.training.engine.precision import DTYPES, compute_in
 from swifti2v.training.engine.ranks import Ranks, divide_model
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.run_log import OnStep, RunLog, StepMetrics
-from swifti2v.training.engine.task import NoiseTask, Task, read_ahead
+from swifti2v.training.engine.task import NoiseTask, StepFeed, Task, read_ahead
 from swifti2v.training.engine.trackers import Tracker
 from swifti2v.training.engine.work import WorkMeter, find_peak
 
@@ -139,7 +139,7 @@ class Trainer:
         batches = self._read_batches()
         try:
             while not self._is_over() and self._progress() < 1:
-                metrics = self._advance(next(batches), phase)
+                metrics = self._advance(StepFeed(batches, len(self._parts)), phase)
                 log.log_step(metrics)
                 if on_step is not None and self.ranks.is_first:
                     on_step(metrics)
@@ -159,22 +159,21 @@ class Trainer:
         self._save()
         self._log_noise_levels(log)
 
-    def _advance(self, micro_batches: list[tuple[Draw, Any]], phase: PhaseConfig) -> StepMetrics:
+    def _advance(self, feed: StepFeed, phase: PhaseConfig) -> StepMetrics:
         start = time.perf_counter()
         config = phase.optimizer
         rate = scale_learning_rate(config, self.phase_step, self._progress())
         set_learning_rate(self.optimizer, rate)
         torch.manual_seed(hash((self.config.seed, self.step, self.ranks.rank)))  # dropout
-        ids = [name for _, batch in micro_batches for name in batch.ids]
         try:
             with self._meter.measure() as work:
-                loss, norm = self._compute_gradient(micro_batches, config.max_grad_norm)
+                loss, norm = self._compute_gradient(feed, config.max_grad_norm)
         except torch.OutOfMemoryError:
             raise OutOfMemoryError(
-                f"out of memory at step {self.step + 1} (samples {', '.join(ids)}); raise "
+                f"out of memory at step {self.step + 1} (samples {', '.join(feed.ids)}); raise "
                 "run.num_micro_batches, set run.gradient_checkpointing, or take smaller sizes"
             ) from None
-        self._require_finite(loss, norm, ids)
+        self._require_finite(loss, norm, feed.ids)
         self._is_whole = False
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -182,7 +181,7 @@ class Trainer:
         self.step, self.phase_step = self.step + 1, self.phase_step + 1
         self.average.update(self.step)
         self._is_whole = True
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - feed.wait_seconds
         self.seconds, self.phase_seconds = self.seconds + seconds, self.phase_seconds + seconds
         is_cuda = self.ranks.device.type == "cuda"
         peak = find_peak(self.ranks.device, DTYPES[self.config.precision]) if work.flops else 0.0
@@ -199,23 +198,23 @@ class Trainer:
             tokens_per_second=float(f"{work.tokens * self.ranks.world_size / seconds:.6g}"),
             flops=work.flops * self.ranks.world_size,
             mfu=round(work.flops / seconds / peak, 4) if peak else 0.0,
-            num_replaced=sum(batch.num_replaced for _, batch in micro_batches),
+            num_replaced=feed.num_replaced,
+            wait_seconds=round(feed.wait_seconds, 6),
             peak_device_bytes=torch.cuda.max_memory_allocated() if is_cuda else 0,
         )
 
-    def _compute_gradient(
-        self, micro_batches: list[tuple[Draw, Any]], max_norm: float
-    ) -> tuple[float, float]:
+    def _compute_gradient(self, feed: StepFeed, max_norm: float) -> tuple[float, float]:
         """Mean loss over all ranks, and norm of its gradient before clipping."""
         total = torch.zeros((), device=self.ranks.device)
-        num_samples = sum(len(draw.indices) for draw, _ in micro_batches)
+        num_samples = self.config.batch_size // self.ranks.world_size
         self.optimizer.zero_grad()  # of a step that was not finished
-        for draw, batch in micro_batches:
+        for draw, batch in feed:
             with compute_in(self.config.precision, self.ranks.device):
                 losses = self.task.loss(batch, draw)
             share = losses.float().sum() / num_samples
             share.backward()  # type: ignore[no-untyped-call]
             total += share.detach()
+            del batch
         norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return float(self.ranks.mean(total)), float(norm)
@@ -252,7 +251,7 @@ class Trainer:
             raise ConfigError("no weight of the model can be trained; check the frozen parts")
         return build_optimizer(trained, self.phases[self.phase].optimizer, seed=self.config.seed)
 
-    def _read_batches(self) -> Iterator[list[tuple[Draw, Any]]]:
+    def _read_batches(self) -> Iterator[tuple[Draw, Any]]:
         limit = 2**40 if self._max_steps is None else self._max_steps
         phase = self.phases[self.phase]
         if phase.steps is not None:

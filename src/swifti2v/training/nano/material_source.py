@@ -16,7 +16,7 @@ from swifti2v.pipelines.course import draw_course
 from swifti2v.segments import Segment
 from swifti2v.shapes import FrameSize, latent_frames, pixel_frames
 from swifti2v.training.data.camera_motion import Scene, draw_view, render_move
-from swifti2v.training.data.crops import cut_clip, cut_pair, draw_crop
+from swifti2v.training.data.crops import cut_clip, cut_pair, draw_crop, show_pair
 from swifti2v.training.data.motion_prompts import draw_prompt
 from swifti2v.training.engine.draws import Draw, choose, draw_share
 from swifti2v.training.nano.clip_references import START_INTERVAL, ClipReferences, carry_known
@@ -193,15 +193,10 @@ class MaterialSource:
         index = _draw_long([clip.frames for clip in self.transition], num_frames, rng)
         clip, low = self.transition[index], self.downscale
         crop = draw_crop(clip.frames.shape[1:3], self.crop, low, rng)
-        video, reference = cut_pair(
-            clip.name,
-            clip.frames,
-            clip.low,
-            frames,
-            crop,
-            low,
-            self.stage2,
-        )
+        pair = cut_pair(clip.name, clip.frames, clip.low, frames, crop, low)
+        part, small = (None if own is None else torch.from_numpy(own) for own in pair)
+        assert part is not None
+        video, reference = show_pair(part, small, low, self.stage2)
         return clip.name, video[0], reference[0], clip.prompt
 
 

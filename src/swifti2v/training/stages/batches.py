@@ -81,6 +81,18 @@ class Stage2Frames(Stage2Batch):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Stage2Pixels(Stage2Batch):
+    """Windows as the files have them, in 8 bits: a quarter of the memory, until they are on the device."""
+
+    latent_frames: tuple[int, ...]
+    """Latent frames of the clip that ``video`` covers, see ``Stage2Frames``."""
+    video: Tensor
+    """``[b, T, H, W, 3]`` uint8."""
+    small: Tensor | None
+    """``[b, T, h, w, 3]`` uint8 that Stage I made of it; None where the small version is computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stage2Latents(Stage2Batch):
     """Windows that were encoded before."""
 

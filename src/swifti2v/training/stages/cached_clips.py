@@ -22,8 +22,7 @@ from swifti2v.training.data.samples import Sample
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
-from swifti2v.training.stages.encoded_clips import EncodedStage1, EncodedStage2
-from swifti2v.training.stages.latents import encode_clips
+from swifti2v.training.stages.encoded_clips import EncodedPixels, EncodedStage1
 
 CODE = 2
 """Version of the code; raised when the same clip and VAE give other latents than before."""
@@ -181,7 +180,7 @@ class CachedStage1:
 class CachedStage2:
     """Windows of clips that are encoded before the training: a ``Stage2Source``."""
 
-    def __init__(self, clips: Stage2Clips, encoder: EncodedStage2, cache: ClipCache) -> None:
+    def __init__(self, clips: Stage2Clips, encoder: EncodedPixels, cache: ClipCache) -> None:
         self.clips, self.encoder, self.cache = clips, encoder, cache
 
     def ask(self, draw: Draw) -> tuple[list[Piece], Window]:
@@ -195,8 +194,11 @@ class CachedStage2:
         """Entries of a piece, without a batch dimension, in the VAE's own precision."""
         vae = self.encoder.vae
         covered = self.clips.cover([frame for window in windows for frame in window])
-        pair = self.clips.cut(clip, piece, covered)
-        latents, reference = (encode_clips(vae, part)[0].to(vae.dtype) for part in pair)
+        video, small = self.clips.cut(clip, piece, covered)
+        pair = self.encoder.encode_pair(
+            torch.from_numpy(video), None if small is None else torch.from_numpy(small)
+        )
+        latents, reference = (own[0].to(vae.dtype) for own in pair)
         places = {window: [covered.index(frame) for frame in window] for window in windows}
         return {
             window: {"latents": latents[:, at], "reference": reference[:, at]}

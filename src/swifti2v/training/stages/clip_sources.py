@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from swifti2v.config import Stage2Config
 from swifti2v.errors import ConfigError
-from swifti2v.media import frames_to_video
+from swifti2v.media import Frames, downscale, frames_to_video
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.course import even_course
@@ -16,7 +17,7 @@ from swifti2v.shapes import latent_frames, pixel_frames
 from swifti2v.training.data.clips import LoadedClip, ManifestClips, Piece
 from swifti2v.training.data.crops import cut_clip, cut_pair
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.stages.batches import Stage1Frames, Stage2Frames, VideoBatch
+from swifti2v.training.stages.batches import Stage1Frames, Stage2Pixels, VideoBatch
 from swifti2v.training.windows import WindowConfig, draw_window
 
 
@@ -92,35 +93,45 @@ class Stage2Clips:
         segment = draw_window(self.windows, self.stage2, num_latent_frames, draw.shared())
         return self.clips.pieces(draw, self.crop, self.downscale), segment
 
-    def load(self, draw: Draw) -> Stage2Frames:
-        """See ``FrameSource``."""
+    def load(self, draw: Draw) -> Stage2Pixels:
+        """See ``FrameSource``; no frame behind the window is read."""
         pieces, segment = self.ask(draw)
-        loaded, num_replaced = self.clips.take(pieces, self.clips.read)
         covered = self.cover(segment.window)
+        num_frames = pixel_frames(covered[-1], self.time_factor).stop
+        loaded, num_replaced = self.clips.take(
+            pieces, lambda piece: self.clips.read(piece, num_frames)
+        )
         pairs = [self.cut(clip, piece, covered) for clip, piece in zip(loaded, pieces, strict=True)]
-        return Stage2Frames(
+        smalls = [small for _, small in pairs if small is not None]
+        if smalls and len(smalls) < len(pairs):  # what follows from the video need not be sent
+            smalls = [self._small_of(*pair) for pair in pairs]
+        return Stage2Pixels(
             ids=tuple(clip.id for clip in loaded),
             num_replaced=num_replaced,
             prompts=tuple(clip.prompt for clip in loaded),
             segment=segment,
             latent_frames=covered,
-            video=torch.cat([video for video, _ in pairs]),
-            reference=torch.cat([reference for _, reference in pairs]),
+            video=_stack([video for video, _ in pairs]),
+            small=_stack(smalls) if smalls else None,
         )
+
+    def _small_of(self, video: Frames, small: Frames | None) -> Frames:
+        return downscale(video, self.downscale) if small is None else small
 
     def cover(self, frames: Sequence[int]) -> tuple[int, ...]:
         """Latent frames that must be encoded to have some: a causal VAE needs all before them."""
         return tuple(range(max(frames) + 1)) if self.is_causal else tuple(sorted({0, *frames}))
 
-    def cut(self, clip: LoadedClip, piece: Piece, covered: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Video and reference ``[1, 3, T, h, w]`` of some latent frames, 0 among them."""
+    def cut(
+        self, clip: LoadedClip, piece: Piece, covered: Sequence[int]
+    ) -> tuple[Frames, Frames | None]:
+        """Frames of some latent frames, 0 among them, and Stage I's if there are some."""
         places = [pixel for latent in covered for pixel in pixel_frames(latent, self.time_factor)]
-        return cut_pair(
-            clip.id,
-            clip.frames,
-            clip.reference,
-            places,
-            piece.crop,
-            self.downscale,
-            self.stage2,
-        )
+        return cut_pair(clip.id, clip.frames, clip.reference, places, piece.crop, self.downscale)
+
+
+def _stack(clips: Sequence[Frames]) -> Tensor:
+    """``[b, T, H, W, 3]``; one clip is not copied."""
+    if len(clips) == 1:
+        return torch.from_numpy(np.ascontiguousarray(clips[0]))[None]
+    return torch.from_numpy(np.stack(clips))

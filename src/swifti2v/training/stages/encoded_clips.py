@@ -15,8 +15,10 @@ from swifti2v.models.loading.components import Components
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.pipelines.stage1 import Stage1Pipeline
+from swifti2v.training.data.crops import show_pair
 from swifti2v.training.engine.draws import Draw
-from swifti2v.training.stages.batches import FrameSource, Stage1Frames, Stage2Frames
+from swifti2v.training.stages.batches import FrameSource, Stage1Frames, Stage2Frames, Stage2Pixels
+from swifti2v.training.stages.clip_sources import Stage2Clips
 from swifti2v.training.stages.latents import each_clip, encode_clips
 
 EncodePhotos = Callable[[Tensor], Tensor]
@@ -78,6 +80,40 @@ class EncodedStage2:
         places = [covered.index(frame) for frame in window]
         video, reference = (encode_clips(self.vae, own) for own in (batch.video, batch.reference))
         return video[:, :, places], reference[:, :, places]
+
+
+class EncodedPixels:
+    """Windows of manifests' clips as a ``Stage2Source``; references are made on the VAE's device.
+
+    Args:
+        clips: Loads the windows.
+        vae: Encodes them.
+    """
+
+    def __init__(self, clips: Stage2Clips, vae: VideoVAE) -> None:
+        self.clips, self.vae = clips, vae
+
+    def load(self, draw: Draw) -> Stage2Pixels:
+        """See ``Stage2Source``."""
+        return self.clips.load(draw)
+
+    @torch.no_grad()
+    def encode(self, batch: Stage2Pixels) -> tuple[Tensor, Tensor]:
+        """See ``Stage2Source``."""
+        places = [batch.latent_frames.index(frame) for frame in batch.segment.window]
+        pairs = [
+            self.encode_pair(video, None if batch.small is None else batch.small[number])
+            for number, video in enumerate(batch.video)
+        ]
+        latents, reference = (torch.cat(own)[:, :, places] for own in zip(*pairs, strict=True))
+        return latents, reference
+
+    @torch.no_grad()
+    def encode_pair(self, video: Tensor, small: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents ``[1, C, F, h, w]`` of one clip's frames and of their reference, see ``show_pair``."""
+        shown = show_pair(video.to(self.vae.device), small, self.clips.downscale, self.clips.stage2)
+        latents, reference = (encode_clips(self.vae, own) for own in shown)
+        return latents, reference
 
 
 def photo_encoder(parts: Components) -> EncodePhotos | None:

@@ -24,7 +24,7 @@ from swifti2v.training.stages.cached_clips import (
 )
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.stages.config import FineTuningConfig, Stage1FineTuning, Stage2FineTuning
-from swifti2v.training.stages.encoded_clips import EncodedStage1, EncodedStage2, photo_encoder
+from swifti2v.training.stages.encoded_clips import EncodedPixels, EncodedStage1, photo_encoder
 from swifti2v.training.stages.latent_task import Validate
 from swifti2v.training.stages.stage1 import Stage1Task
 from swifti2v.training.stages.stage2 import Stage2Task
@@ -109,12 +109,12 @@ def _make_stage2_source(
     pipe: SwiftI2VPipeline,
     clips: ManifestClips,
     latents: TensorCache | None,
-) -> EncodedStage2 | CachedStage2:
+) -> EncodedPixels | CachedStage2:
     vae, settings = pipe.components.stage2_vae, pipe.config
     frames = Stage2Clips(
         clips, config.windows, vae, settings.stage1.downscale, config.crop, settings.stage2
     )
-    encoded = EncodedStage2(frames, vae)
+    encoded = EncodedPixels(frames, vae)
     return encoded if latents is None else CachedStage2(frames, encoded, ClipCache(clips, latents))
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swifti2v.errors import ConfigError, ShapeError
 from swifti2v.media import frames_to_video, resize_video
 from swifti2v.shapes import Crop
-from swifti2v.training.data.crops import cut_clip, cut_pair, degrade, draw_crop
+from swifti2v.training.data.crops import cut_clip, cut_pair, degrade, draw_crop, show_pair
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (6, 32, 48, 3), np.uint8)
@@ -53,18 +53,25 @@ def test_a_clip_is_cut_in_space_and_time():
 
 
 def test_without_stage_ones_clip_the_reference_is_computed():
-    crop = Crop(4, 8, 16, 16)
-    video, reference = cut_pair("a", FRAMES, None, PLACES, crop, 4)
-    assert torch.equal(video, cut_clip(FRAMES, crop, PLACES))
+    part, small = cut_pair("a", FRAMES, None, PLACES, Crop(4, 8, 16, 16), 4)
+    assert small is None
+    video, reference = show_pair(torch.from_numpy(part), None, 4)
+    assert torch.equal(video, cut_clip(FRAMES, Crop(4, 8, 16, 16), PLACES))
     assert torch.equal(reference, degrade(video, 4))
 
 
 def test_stage_ones_clip_is_cut_at_the_same_place_with_the_photo_in_front():
-    crop = Crop(4, 8, 16, 16)
-    video, reference = cut_pair("a", FRAMES, SMALL, PLACES, crop, 4)
+    part, small = cut_pair("a", FRAMES, SMALL, PLACES, Crop(4, 8, 16, 16), 4)
+    assert small is not None
+    video, reference = show_pair(torch.from_numpy(part), torch.from_numpy(small), 4)
     expected = resize_video(frames_to_video(SMALL[PLACES, 1:5, 2:6]), 16, 16, "lanczos")
     assert torch.equal(reference[:, :, 1:], expected[:, :, 1:])
     assert torch.equal(reference[:, :, 0], video[:, :, 0])
+
+
+def test_frames_in_a_row_are_not_copied():
+    part, _ = cut_pair("a", FRAMES, None, range(4), Crop(0, 0, 32, 48), 4)
+    assert np.shares_memory(part, FRAMES)
 
 
 def test_a_reference_of_another_size_is_refused():
