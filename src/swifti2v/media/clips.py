@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ def iter_frames(
     path: str | Path,
     fps: float | None = None,
     *,
+    first: int = 0,
     max_frames: int | None = None,
     min_frames: int = 2,
     background: Color | None = None,
@@ -92,6 +93,8 @@ def iter_frames(
         path: A video file (MP4, MOV, MKV, WebM, AVI, GIF, MPEG ...).
         fps: Frames per second to resample to, in the same way. None keeps the rate that
             ``probe_clip`` tells.
+        first: Frame of the result to begin with; where the file allows it, what lies before is not
+            decoded.
         max_frames: Stop after so many; None reads to the end.
         min_frames: Refuse a clip that has fewer.
         background: RGB colour, 0 to 255, to put behind a see-through clip. None refuses one.
@@ -110,7 +113,7 @@ def iter_frames(
     if max_frames is not None and max_frames < 1:
         raise MediaError(f"max_frames is {max_frames}; it must be at least 1")
     track = find_track(path, background)
-    shown = _to_pixels(path, track, fps, background)
+    shown = _to_pixels(path, track, fps, background, first)
     return _require_enough(
         path, islice(shown, max_frames), min(min_frames, max_frames or min_frames)
     )
@@ -131,34 +134,60 @@ def _require_enough(
 
 
 def _to_pixels(
-    path: Path, track: Track, fps: float | None, background: Color | None
+    path: Path, track: Track, fps: float | None, background: Color | None, first: int
 ) -> Iterator[NDArray[np.uint8]]:
     with explained(path):
-        for frame in _show(path, track, fps):
+        for frame in _show(path, track, fps, first):
             pixels = to_pixels(frame, track.pixel_aspect, background)
             if pixels.shape[:2] != (track.info.height, track.info.width):
                 raise UnusableClipError("changes its frame size midway; export it again")
             yield pixels
 
 
-def _show(path: Path, track: Track, fps: float | None) -> Iterator[VideoFrame]:
-    """Frames at a constant rate."""
+def _show(path: Path, track: Track, fps: float | None, first: int) -> Iterator[VideoFrame]:
+    """Frames at a constant rate, from one of them on."""
     timing = track.timing
-    timed = _decode(path, track)
-    frames = (frame for _, frame in timed) if timing.is_even else make_even(timed, timing)
-    if fps is None:
-        return frames
-    return change_rate(frames, timing.rate, exact_rate(fps))
+    rate = timing.rate if fps is None else exact_rate(fps)
+    start = int(first * timing.rate // rate)
+    if timing.is_even:
+        frames = _decode_even(path, track, start)
+    else:
+        frames = islice(make_even(_decode(path, track), timing), start, None)
+    return frames if fps is None else change_rate(frames, timing.rate, rate, first)
 
 
-def _decode(path: Path, track: Track) -> Iterator[tuple[Fraction, VideoFrame]]:
-    """Frames and the time in seconds at which each starts."""
+def _decode_even(path: Path, track: Track, start: int) -> Iterator[VideoFrame]:
+    """Frames of a constant rate from one of them on; what lies before it is skipped if it can be."""
+    half = 1 / (2 * track.timing.rate)
+    if start and track.first_time is not None and not track.timing.jitter:
+        target = track.first_time + start / track.timing.rate
+        timed = _decode(path, track, target)
+        reached = next(timed, None)
+        if reached is not None and reached[0] <= target + half:
+            wanted = (timed for timed in chain([reached], timed) if timed[0] > target - half)
+            return (frame for _, frame in wanted)
+    return (frame for _, frame in islice(_decode(path, track), start, None))
+
+
+def _decode(
+    path: Path, track: Track, target: Fraction | None = None
+) -> Iterator[tuple[Fraction, VideoFrame]]:
+    """Frames and the time in seconds at which each starts.
+
+    Args:
+        path: The file.
+        track: Its video track.
+        target: Seconds; begins with the last key frame before, or somewhere else where the file's
+            index is wrong.
+    """
     step = 1 / track.timing.rate
     time = -step
     with open_container(path) as container:
         stream = container.streams[track.stream]
         assert isinstance(stream, VideoStream)
         stream.thread_type = "AUTO"
+        if target is not None and stream.time_base:
+            container.seek(int(target / stream.time_base), stream=stream)
         decode = find_decoder(stream)
         for packet in packets_of(container, stream):
             for frame in decode(packet):

@@ -184,16 +184,17 @@ def make_even(timed: Iterable[tuple[Fraction, T]], timing: Timing) -> Iterator[T
         num_shown += 1
 
 
-def change_rate(frames: Iterable[T], rate: Fraction, fps: Fraction) -> Iterator[T]:
+def change_rate(frames: Iterable[T], rate: Fraction, fps: Fraction, first: int = 0) -> Iterator[T]:
     """Frames at another constant rate: always the last one that has started, never a mix.
 
     Args:
-        frames: At ``rate``.
+        frames: At ``rate``, from frame ``first * rate // fps`` on.
         rate: Frames a second.
         fps: Frames a second of the result.
+        first: First frame of the result.
     """
-    num_shown = 0
-    for number, frame in enumerate(frames, 1):
+    num_shown = first
+    for number, frame in enumerate(frames, int(first * rate // fps) + 1):
         while num_shown < number * fps / rate:
             yield frame
             num_shown += 1

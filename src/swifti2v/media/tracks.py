@@ -79,6 +79,8 @@ class Track(NamedTuple):
     """Width over height of a pixel."""
     info: ClipInfo
     """Facts about the clip for callers."""
+    first_time: Fraction | None = None
+    """Seconds at which its first frame starts, of files in which a time can be looked up."""
 
 
 @contextmanager
@@ -146,7 +148,18 @@ def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...])
             codec=stream.codec.canonical_name,
             notes=tuple(_notes(timing, first, pixel_aspect, len(tracks), index)),
         )
-    return Track(index, timing, pixel_aspect, info)
+        first_time = _find_first_time(container, stream, shown)
+    return Track(index, timing, pixel_aspect, info, first_time)
+
+
+def _find_first_time(
+    container: InputContainer, stream: VideoStream, shown: Sequence["_Shown"]
+) -> Fraction | None:
+    times = [one.time for one in shown if one.time is not None]
+    has_index = bool({"mp4", "matroska"} & {*container.format.name.split(",")})
+    if not has_index or stream.time_base is None or len(times) < len(shown):
+        return None
+    return min(times) * stream.time_base
 
 
 def _video_tracks(container: InputContainer) -> list[VideoStream]:

@@ -24,7 +24,7 @@ from swifti2v.training.stages.batches import Stage1Latents, Stage2Latents
 from swifti2v.training.stages.clip_sources import Stage1Clips, Stage2Clips
 from swifti2v.training.stages.encoded_clips import EncodedPixels, EncodedStage1
 
-CODE = 2
+CODE = 3
 """Version of the code; raised when the same clip and VAE give other latents than before."""
 Window = tuple[int, ...]
 """Latent frames of an entry; an empty tuple means all."""
