@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -28,7 +29,7 @@ def save(path: Path, codec: str, options: dict[str, str], rate: Fraction, start:
     rng = np.random.default_rng(0)
     still = rng.integers(0, 256, (64, 96, 3), np.uint8)
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options)
+        stream: Any = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = 64, 96
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number in range(NUM_FRAMES):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swifti2v.errors import ConfigError, NumericalError
+from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig
 from swifti2v.training.engine.run_log import StepMetrics
@@ -407,3 +408,25 @@ def test_norms_in_float32_give_no_warning(tmp_path):
             self.norm = torch.nn.RMSNorm(self.width)
 
     make_trainer(tmp_path, NormTask(), precision="bfloat16").run(max_steps=2)
+
+
+class OneAtATime(NumbersTask):
+    """Refuses to read a micro-batch while another one waits to be used."""
+
+    num_waiting = 0
+
+    def load_batch(self, draw: Draw) -> NumbersBatch:
+        assert self.num_waiting == 0
+        self.num_waiting += 1
+        return super().load_batch(draw)
+
+    def loss(self, batch: NumbersBatch, draw: Draw) -> Tensor:
+        self.num_waiting -= 1
+        return super().loss(batch, draw)
+
+
+def test_micro_batches_are_read_one_at_a_time(tmp_path):
+    make_trainer(tmp_path, OneAtATime(), num_micro_batches=4).run()
+    lines = read_lines(tmp_path)
+    assert [line["num_replaced"] for line in lines] == [1] * STEPS  # all of a step are counted
+    assert all(line["wait_seconds"] > 0 for line in lines)
