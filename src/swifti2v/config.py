@@ -54,7 +54,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _require("num_inference_steps", self.num_inference_steps, low=1, high=1000)
         _require("shift", self.shift, low=0.01)
-        _require("guidance_scale", self.guidance_scale, low=0)
+        _require("guidance_scale", self.guidance_scale, low=0, high=1000)
         if not 0 < self.strength <= 1:
             raise ConfigError(f"strength is {self.strength:g}; it must be above 0 and at most 1")
 

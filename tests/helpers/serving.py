@@ -121,6 +121,7 @@ def serve(
     *,
     limits: Limits | None = None,
     worker: type[WorkerProcess] = ThreadWorker,
+    checker: type[DirectChecker] = DirectChecker,
     port: int = 0,
     **more: Any,
 ) -> Iterator[Live]:
@@ -129,7 +130,10 @@ def serve(
         data_dir=data_dir, models=(str(model),), limits=limits or Limits(), **more
     )
     app = create_app(
-        settings, lambda: server.should_exit, DirectChecker(settings), worker(settings)
+        settings,
+        lambda: server.should_exit,
+        checker=checker(settings),
+        worker=worker(settings),
     )
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)

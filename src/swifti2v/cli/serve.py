@@ -58,6 +58,7 @@ def serve(
     del models_dir  # read from the environment
     with exit_codes(debug=debug):
         _require_package()
+        from swifti2v.models.loading.sources import find_model
         from swifti2v.serving.data_dir import DataDir
         from swifti2v.serving.keys import Keys
         from swifti2v.serving.server import run_server
@@ -75,6 +76,8 @@ def serve(
                 f"--host {host} is not this machine alone, and there is no API key: make one with "
                 "swifti2v serve --new-key NAME"
             )
+        for name in model or ():
+            find_model(name)
         own = ServerSettings(data_dir=data_dir)
         settings = ServerSettings(
             data_dir=data_dir.absolute(),

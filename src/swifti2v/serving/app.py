@@ -9,7 +9,7 @@ from typing import BinaryIO
 from fastapi import FastAPI
 
 from swifti2v import __version__
-from swifti2v.errors import InputError
+from swifti2v.errors import InputError, SwiftI2VError
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.failures import add_handlers
 from swifti2v.serving.guard import Guard
@@ -27,6 +27,7 @@ from swifti2v.serving.web_page import add_page
 def create_app(
     settings: ServerSettings,
     is_stopping: Callable[[], bool] = lambda: False,
+    on_failure: Callable[[SwiftI2VError], None] = lambda _: None,
     checker: Checker | None = None,
     worker: WorkerProcess | None = None,
 ) -> FastAPI:
@@ -35,6 +36,7 @@ def create_app(
     Args:
         settings: Of the server.
         is_stopping: Whether the server is about to end, so that streams end too.
+        on_failure: Called where a model of the settings cannot be served.
         checker: Checks requests; by default a process of its own.
         worker: Makes the videos; by default a process of its own.
     """
@@ -44,7 +46,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         data_dir = DataDir(settings.data_dir)
         with data_dir.server_lock.open("ab") as lock:
-            _require_only_server(lock, data_dir)
+            require_only_server(lock, data_dir)
             service = Service(
                 settings=settings,
                 data_dir=data_dir,
@@ -56,7 +58,7 @@ def create_app(
             )
             app.state.service = service
             metrics.watch(service)
-            async with _running(service):
+            async with _running(service, on_failure):
                 yield
 
     app = FastAPI(
@@ -78,7 +80,12 @@ def create_app(
     return app
 
 
-def _require_only_server(lock: BinaryIO, data_dir: DataDir) -> None:
+def require_only_server(lock: BinaryIO, data_dir: DataDir) -> None:
+    """Hold the lock of a folder until its file is closed.
+
+    Raises:
+        InputError: Another server holds it.
+    """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -87,18 +94,38 @@ def _require_only_server(lock: BinaryIO, data_dir: DataDir) -> None:
         ) from None
 
 
+async def _start_checker(service: Service, on_failure: Callable[[SwiftI2VError], None]) -> None:
+    try:
+        await service.checker.start()
+    except SwiftI2VError as error:
+        on_failure(error)
+    except EOFError:
+        on_failure(SwiftI2VError("the process that checks requests died at its start"))
+    else:
+        service.is_ready.set()
+
+
 @asynccontextmanager
-async def _running(service: Service) -> AsyncIterator[None]:
-    """The processes of a server, and the cleaning of its folder."""
+async def _running(
+    service: Service, on_failure: Callable[[SwiftI2VError], None]
+) -> AsyncIterator[None]:
+    """The processes of a server, and the cleaning of its folder.
+
+    It listens at once: clients that wait for a job of before a restart find it, and new requests
+    wait for the checker, which loads PyTorch.
+    """
     service.data_dir.clear_leftovers(service.store.ids())
     try:
-        service.worker.start()  # both load PyTorch meanwhile
-        await service.checker.start()
-        cleaning = asyncio.create_task(service.forget_expired())
+        service.worker.start()
+        tasks = (
+            asyncio.create_task(_start_checker(service, on_failure)),
+            asyncio.create_task(service.forget_expired()),
+        )
         yield
-        cleaning.cancel()
-        with suppress(asyncio.CancelledError):
-            await cleaning
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
     finally:
         await service.worker.stop()
         await service.checker.stop()

@@ -68,7 +68,11 @@ Owner = Annotated[str, Depends(get_owner)]
 Id = Annotated[str, Path(description="Of the job.", max_length=100)]
 IdempotencyKey = Annotated[
     str | None,
-    Header(max_length=255, description="A request repeated with it gives the job of the first."),
+    Header(
+        min_length=1,
+        max_length=255,
+        description="A request repeated with it gives the job of the first.",
+    ),
 ]
 
 
@@ -81,6 +85,7 @@ async def create_video(
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Queue a video."""
+    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     job = await accept(service, body, owner, idempotency_key)
     _advise(response, job)
@@ -90,6 +95,7 @@ async def create_video(
 @videos.post("/videos/estimate")
 async def estimate_video(request: Request, service: AnyService, owner: Owner) -> Estimate:
     """Check a request and say what it would take; nothing is stored."""
+    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     return await estimate(service, body, owner)
 
@@ -102,6 +108,7 @@ async def create_video_and_wait(
     idempotency_key: IdempotencyKey = None,
 ) -> FileResponse:
     """Make a video and answer with it; a client that hangs up cancels it."""
+    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     job = await accept(service, body, owner, idempotency_key)
     job = await _wait_for_end(request, service, job)
@@ -126,6 +133,7 @@ async def _wait_for_end(request: Request, service: Service, job: Job) -> Job:
     return job
 
 
+@videos.head("/videos", include_in_schema=False)
 @videos.get("/videos")
 def list_videos(
     service: AnyService,
@@ -146,6 +154,7 @@ def list_videos(
     )
 
 
+@videos.head("/videos/{id}", include_in_schema=False)
 @videos.get("/videos/{id}")
 def retrieve_video(id: Id, response: Response, service: AnyService, owner: Owner) -> Video:
     """Tell the state of a job."""
@@ -168,6 +177,7 @@ def cancel_video(id: Id, service: AnyService, owner: Owner) -> Video:
     return service.show(service.find(id, owner))
 
 
+@videos.head("/videos/{id}/content", include_in_schema=False)
 @videos.get("/videos/{id}/content", response_class=FileResponse)
 def download_video(
     id: Id,
@@ -219,15 +229,18 @@ def follow_video(
     )
 
 
+@videos.head("/models", include_in_schema=False)
 @videos.get("/models")
-def list_models(service: AnyService) -> ModelList:
+async def list_models(service: AnyService) -> ModelList:
     """List the models that may be asked for."""
+    await service.is_ready.wait()
     return ModelList(data=[_show_model(service, name) for name in service.checker.models])
 
 
 @videos.get("/models/{id:path}")
-def retrieve_model(id: str, service: AnyService) -> Model:
+async def retrieve_model(id: str, service: AnyService) -> Model:
     """Tell of a model."""
+    await service.is_ready.wait()
     if id not in service.checker.models:
         raise ApiError(404, "not_found", f"there is no model {id!r}")
     return _show_model(service, id)
@@ -244,6 +257,7 @@ def _advise(response: Response, job: Job) -> None:
         response.headers[POLL_HEADER] = str(POLL_MILLISECONDS[job.status])
 
 
+@operations.head("/health", include_in_schema=False)
 @operations.get("/health")
 def tell_health(service: AnyService) -> JSONResponse:
     """Whether server and worker run."""
@@ -251,11 +265,16 @@ def tell_health(service: AnyService) -> JSONResponse:
     return _tell_state(service, None if pid is not None else "the worker is not running")
 
 
+@operations.head("/ready", include_in_schema=False)
 @operations.get("/ready")
 def tell_readiness(service: AnyService) -> JSONResponse:
     """Whether another job would be taken and begun."""
     reason = None
-    if service.worker.pid is None or service.store.worker_state().get("pid") != service.worker.pid:
+    if not service.is_ready.is_set():
+        reason = "the server is starting"
+    elif (
+        service.worker.pid is None or service.store.worker_state().get("pid") != service.worker.pid
+    ):
         reason = "the worker is starting"
     elif service.store.count().get("queued", 0) >= service.settings.limits.queue_size:
         reason = "the queue is full"

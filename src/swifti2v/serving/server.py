@@ -2,11 +2,13 @@
 
 import logging
 import signal
+import socket
 
 import uvicorn
 
-from swifti2v.errors import SwiftI2VError
-from swifti2v.serving.app import create_app
+from swifti2v.errors import InputError, SwiftI2VError
+from swifti2v.serving.app import create_app, require_only_server
+from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.settings import ServerSettings
 
 GRACE_SECONDS = 5
@@ -19,8 +21,15 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
     Raises:
         SwiftI2VError: The server did not start; the log says why.
     """
+    _require_free(settings, host, port)
     _log_to_stderr()
-    app = create_app(settings, lambda: server.should_exit)
+    failures: list[SwiftI2VError] = []
+
+    def end(error: SwiftI2VError) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, lambda: server.should_exit, end)
     config = uvicorn.Config(
         app,
         host=host,
@@ -34,8 +43,25 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises them again once it has ended
     server.run()
+    if failures:
+        raise failures[0]
     if not server.started:
         raise SwiftI2VError("the server did not start; the lines above say why")
+
+
+def _require_free(settings: ServerSettings, host: str, port: int) -> None:
+    """Refuse a folder that another server uses, or an address that is taken, before anything starts."""
+    data_dir = DataDir(settings.data_dir)
+    with data_dir.server_lock.open("ab") as lock:
+        require_only_server(lock, data_dir)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port} cannot be listened at ({error.strerror or error}); choose "
+            "another port, or end the program that has it"
+        ) from None
 
 
 def _log_to_stderr() -> None:

@@ -34,6 +34,8 @@ class Service:
     worker: WorkerProcess
     is_stopping: Callable[[], bool] = field(default=lambda: False)
     """Whether the server is about to end; streams end then."""
+    is_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once requests can be checked; until then the server listens and lets them wait."""
 
     def find(self, id: str, owner: str) -> Job:
         """A job of an owner.

@@ -22,7 +22,7 @@ def add_page(app: FastAPI) -> None:
     """Add a route for each file; no path comes from a client."""
     for file in sorted(file for folder in FOLDERS for file in folder.iterdir()):
         path = "/" if file.name == "index.html" else f"/{file.name}"
-        app.get(path, include_in_schema=False)(_answer_with(file))
+        app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)(_answer_with(file))
 
 
 def _answer_with(file: Path) -> Callable[[], Awaitable[FileResponse]]:

@@ -130,3 +130,22 @@ def test_a_job_that_fails_is_told_with_its_reason(model, tmp_path):
         sync = live.client.post("/v1/videos/sync", **form(loras="broken"))
         assert (sync.status_code, refusal(sync)["code"]) == (422, "loading_failed")
         assert live.finish(live.submit(num_frames=9)["id"])["status"] == "completed"
+
+
+def test_an_empty_idempotency_key_is_none(live):
+    answer = live.client.post("/v1/videos", headers={"Idempotency-Key": ""}, **form())
+    assert "at least 1 character" in refusal(answer)["message"]
+
+
+def test_a_guidance_that_no_number_type_holds_is_refused(live):
+    answer = live.client.post("/v1/videos", **form(guidance_scale=1e308))
+    assert "guidance_scale" in refusal(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/page.css", "/health", "/ready", "/v1/videos", "/v1/models"]
+)
+def test_the_head_of_an_answer_may_be_asked_for(live, path):
+    whole, head = live.client.get(path), live.client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]

@@ -7,7 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,8 @@ from swifti2v.errors import InputError
 from swifti2v.serving.app import create_app
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import JobStore
-from tests.helpers.command_line import assert_same_frames
-from tests.helpers.serving import NoWorker, form, ok, serve, wait
+from tests.helpers.command_line import assert_same_frames, error_line, swifti2v
+from tests.helpers.serving import DirectChecker, NoWorker, form, ok, serve, wait
 
 NUM_KILLS = 6
 START_SECONDS = 300.0
@@ -65,6 +68,51 @@ def test_a_second_server_on_the_same_folder_is_refused(model, tmp_path):
         pytest.raises(InputError, match="another server runs on"),
     ):
         asyncio.run(begin(create_app(live.settings)))
+
+
+class LateChecker(DirectChecker):
+    """Does not answer before it may."""
+
+    may_start = threading.Event()
+
+    async def start(self) -> None:
+        while not self.may_start.is_set():
+            await asyncio.sleep(0.01)
+        await super().start()
+
+
+def test_a_server_listens_before_it_can_check_requests(model, tmp_path):
+    with serve(model, tmp_path, worker=NoWorker) as live:
+        id = live.submit()["id"]
+    with (
+        serve(model, tmp_path, worker=NoWorker, checker=LateChecker) as live,
+        ThreadPoolExecutor() as pool,
+    ):
+        assert live.get(id)["status"] == "queued"
+        ready = live.client.get("/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the server is starting")
+        job, models = pool.submit(live.submit), pool.submit(live.client.get, "/v1/models")
+        time.sleep(0.2)
+        assert not job.done()
+        assert not models.done()
+        LateChecker.may_start.set()
+        assert job.result()["status"] == "queued"
+        assert models.result().status_code == 200
+
+
+def serve_here(model: Path, data_dir: Path, port: int) -> str:
+    """Error of a server that cannot start."""
+    arguments = ("serve", "--model", model, "--data-dir", data_dir, "--port", port)
+    return error_line(swifti2v(*arguments))
+
+
+def test_a_folder_or_port_in_use_and_an_unknown_model_are_refused_at_once(model, tmp_path):
+    with serve(model, tmp_path / "used", worker=NoWorker):
+        assert "another server runs on" in serve_here(model, tmp_path / "used", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"--port {port} cannot be listened at" in serve_here(model, tmp_path / "b", port)
+    assert "unknown model 'nona'" in serve_here(Path("nona"), tmp_path / "c", 0)
 
 
 def test_what_a_killed_server_left_of_requests_is_cleared(model, tmp_path):
