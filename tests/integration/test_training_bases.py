@@ -73,8 +73,8 @@ def test_settings_of_generation_reach_the_samples(model, tmp_path):
     config = Stage2FineTuning(model=str(model), generation=changes, **COMMON)
     task: Any = FineTuning(config, alone_in(tmp_path)).task
     (source,) = task.sources
-    frames = source.frames
-    assert (frames.downscale, frames.stage2.reference_start) == (2, "motion")
+    clips = source.clips
+    assert (clips.downscale, clips.stage2.reference_start) == (2, "motion")
     assert task.stage2.reference_start == "motion"
 
 

@@ -50,7 +50,7 @@ def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path
 
 def test_a_job_that_another_version_began_begins_anew(model, tmp_path):
     with serve(model, tmp_path) as live:
-        id = live.submit(num_inference_steps=25)["id"]
+        id = live.submit(num_inference_steps=90)["id"]
         wait(lambda: live.get(id), has_segment)
         plan = live.service.data_dir.job(id).work / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "version": "0.0.1"}))

@@ -51,7 +51,7 @@ def seam_score(
     Args:
         frames: See ``latent_start_residuals``.
         segment_starts: **Latent** frame indices, the first target of every segment
-            (``segment.latent_range[0]``). Index 1, the start of the clip, is ignored.
+            (``segment.latent_range[0]``). 0 and 1, the start of the clip, are ignored.
         time_factor: Pixel frames a latent frame holds.
 
     Returns:
@@ -64,7 +64,7 @@ def seam_score(
     if time_factor < 1:
         raise ShapeError(f"time_factor is {time_factor}; it must be at least 1")
     residuals = latent_start_residuals(frames, time_factor)
-    joins = {start for start in segment_starts if start != 1}
+    joins = {start for start in segment_starts if start not in (0, 1)}
     outside = sorted(joins - residuals.keys())
     if outside:
         raise ShapeError(

@@ -111,7 +111,9 @@ class EncodedPixels:
     @torch.no_grad()
     def encode_pair(self, video: Tensor, small: Tensor | None) -> tuple[Tensor, Tensor]:
         """Latents ``[1, C, F, h, w]`` of one clip's frames and of their reference, see ``show_pair``."""
-        shown = show_pair(video.to(self.vae.device), small, self.clips.downscale, self.clips.stage2)
+        device = self.vae.device
+        with torch.autocast(device.type, enabled=False):  # resizing is a matrix product
+            shown = show_pair(video.to(device), small, self.clips.downscale, self.clips.stage2)
         latents, reference = (encode_clips(self.vae, own) for own in shown)
         return latents, reference
 

@@ -1,6 +1,8 @@
 """Faults that are planted into a copy of nano must be named, and none may hide another."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,27 @@ def off(findings: dict[str, Finding]) -> dict[str, str]:
 
 
 def test_nano_is_good(nano: Path) -> None:
-    findings = check(nano)
-    assert off(findings) == {}
+    """In a process of its own, as it measures the memory of all of it."""
+    command = (
+        sys.executable,
+        "-m",
+        "swifti2v",
+        "verify",
+        "--model",
+        nano,
+        "--device",
+        "cpu",
+        "--json",
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert {name: found for name, found in findings.items() if found["status"] != "ok"} == {}
+    assert done.returncode == 0
     assert [name for name in findings if name.startswith("denoising")] == [
         "denoising of stage1",
         "denoising of stage2",
     ]
-    assert findings["a short clip"].values["frames"] == 5
-    assert {finding.status for finding in findings.values()} == {"ok"}
+    assert findings["a short clip"]["values"]["frames"] == 5
 
 
 def test_a_wrong_lora_and_a_wrong_shift_are_named_and_hide_nothing(nano: Path) -> None:
