@@ -1,5 +1,6 @@
 """Whether a model stays in memory between clips, or is loaded part after part for each of them."""
 
+from math import isinf
 from typing import Literal, NamedTuple
 
 from swifti2v.units import format_bytes
@@ -34,7 +35,8 @@ def decide_keeping(weight_bytes: float, room: Room) -> Keeping:
     """
     share = SHARES[room.kind]
     keeps = weight_bytes <= share * room.num_bytes
-    sizes = f"{format_bytes(weight_bytes)} of weights, and {room.kind} memory of {format_bytes(room.num_bytes)}"
+    whole = "any size" if isinf(room.num_bytes) else format_bytes(room.num_bytes)
+    sizes = f"{format_bytes(weight_bytes)} of weights, and {room.kind} memory of {whole}"
     if keeps:
         return Keeping(True, f"kept loaded between clips ({sizes})")
     return Keeping(
