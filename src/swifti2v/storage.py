@@ -1,5 +1,6 @@
 """Files and directories that are complete or absent, also after a kill or a power cut."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -78,6 +79,25 @@ def _unfinished(path: Path, ending: str = "") -> Path:
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{UNFINISHED}{ending}"
     return path.with_name(name)
+
+
+@contextmanager
+def only_user(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock within the block; the end of the process frees it, too.
+
+    Args:
+        path: File of the lock, made if it is not there.
+        refusal: Message of the error.
+
+    Raises:
+        InputError: Another process, or another block of this one, holds it.
+    """
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        yield
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from swifti2v.batch.results import ClipRecord, ResultFolder, Workplace
 from swifti2v.batch.rows import ClipRow, Machine
 from swifti2v.config import to_dict
-from swifti2v.errors import InputError, SwiftI2VError
+from swifti2v.errors import SwiftI2VError
 from swifti2v.jobs.check import check
 from swifti2v.jobs.devices import choose_device
 from swifti2v.jobs.interruption import Interruption
@@ -116,10 +116,5 @@ def _with_given_names(resolved: Resolved, row: ClipRow) -> Resolved:
 def _with_work_dir(resolved: Resolved, place: Workplace) -> Resolved:
     """The request with its work dir; one that was begun with other settings is emptied."""
     work_dir = WorkDir(place.run, resume=True)
-    try:
-        work_dir.require_same(resolved.settings.plan())
-    except InputError as error:
-        logger.warning("%s; it begins anew", error)
-        place.begin_anew()
-        work_dir = WorkDir(place.run, resume=True)
+    work_dir.forget_other(resolved.settings.plan())
     return replace(resolved, work_dir=work_dir)

@@ -42,24 +42,25 @@ class Cluster:
     """Address of a Ray cluster, ``auto`` for the one of this machine, or ``LOCAL``."""
     cpus_per_actor: int | None = None
     """Cores of an actor on a cluster without GPUs; with None an actor has a GPU."""
-    host_bytes: int = 0
-    """Host memory that Ray sets aside for an actor."""
     max_attempts: int = 4
     """Runs of a clip whose actors die, before it counts as failed."""
 
     @property
     def demands(self) -> dict[str, float]:
         """Resources of an actor by Ray's names."""
-        compute = {"CPU": float(self.cpus_per_actor)} if self.cpus_per_actor else {"GPU": 1.0}
-        return {**compute, **({"memory": float(self.host_bytes)} if self.host_bytes else {})}
+        return {"CPU": float(self.cpus_per_actor)} if self.cpus_per_actor else {"GPU": 1.0}
 
     def options(self) -> dict[str, Any]:
         """Options of the actor's class."""
         # A second thread answers for the progress. Restarts are ours: a clip must not go back to a
         # machine that is gone.
-        options: dict[str, Any] = {"max_concurrency": 2, "max_restarts": 0, "max_task_retries": 0}
-        options |= {"num_cpus": self.cpus_per_actor or 0, "num_gpus": int(not self.cpus_per_actor)}
-        return {**options, **({"memory": self.host_bytes} if self.host_bytes else {})}
+        return {
+            "num_cpus": self.cpus_per_actor or 0,
+            "num_gpus": int(not self.cpus_per_actor),
+            "max_concurrency": 2,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
 
 
 @contextmanager

@@ -8,9 +8,7 @@
     work/lake/          finished segments of a clip that is not finished
 """
 
-import fcntl
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from swifti2v.batch.rows import FILES, ClipRow, RowFiles
 from swifti2v.config import parse_config, settings, to_dict
 from swifti2v.errors import InputError, StorageError
-from swifti2v.storage import encode_text, hash_file, require_same_settings, write_whole
+from swifti2v.storage import encode_text, hash_file, only_user, require_same_settings, write_whole
 
 MANIFEST = "results.jsonl"
 
@@ -98,13 +96,8 @@ class ResultFolder:
         if not self.is_local:
             yield
             return
-        with Path(self._path("work/.lock")).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"another batch writes to {self.url}; wait for its end or choose another folder"
-                ) from None
+        refusal = f"another batch writes to {self.url}; wait for its end or choose another folder"
+        with only_user(Path(self._path("work/.lock")), refusal):
             yield
 
     def is_visible(self) -> bool:
@@ -211,10 +204,6 @@ class Workplace:
         motion = None if row.motion is None else self._fetch(row.motion, path)
         self.files = RowFiles(image=self._fetch(row.image, path), motion=motion)
         self._kept = set(self._list())
-
-    def begin_anew(self) -> None:
-        """Forget what an earlier run did."""
-        shutil.rmtree(self.run)
 
     def keep(self) -> None:
         """Bring what the run has finished to the results' store."""

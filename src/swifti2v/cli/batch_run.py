@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from swifti2v.batch.local import make_here
+from swifti2v.batch.making import ClipMaker
 from swifti2v.batch.on_ray import Cluster, connect, make_on_ray
 from swifti2v.batch.results import ClipRecord, ResultFolder
 from swifti2v.batch.rows import ClipRow, Machine
@@ -80,7 +80,8 @@ def _make(
     interruption: Interruption,
 ) -> Iterator[ClipRecord]:
     if cluster is None:
-        return make_here(rows, results, machine, display.on_segment, interruption)
+        maker = ClipMaker(results, machine, display.on_segment, interruption)
+        return map(maker.make, rows)
     return make_on_ray(rows, results, machine, cluster, display.on_segment)
 
 

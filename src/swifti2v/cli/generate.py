@@ -10,9 +10,13 @@ import typer
 from swifti2v.cli.failures import ERROR, exit_codes
 from swifti2v.cli.options import GenerateOptions, takes_options
 from swifti2v.cli.weights import require_weights
+from swifti2v.jobs.request import RANDOM, ClipRequest
 
 if TYPE_CHECKING:
     from swifti2v.batch.rows import ClipRow
+
+SHARED = ("prompt", "model", "fit", "background", "truncate_prompt", "codec", "crf", "ten_bit")
+"""Fields that a request and a row have alike."""
 
 
 @takes_options(GenerateOptions)
@@ -47,9 +51,9 @@ def _generate_many(options: GenerateOptions, photos: Sequence[Path]) -> None:
     from swifti2v.batch.rows import Machine, require_distinct
     from swifti2v.cli.batch_run import run_batch
 
-    rows = [_make_row(options, photo) for photo in photos]
-    require_distinct(rows)
     request = options.to_request(photos[0])
+    rows = [_make_row(request, photo) for photo in photos]
+    require_distinct(rows)
     machine = Machine(
         device=request.device,
         dtype=request.dtype,
@@ -60,23 +64,12 @@ def _generate_many(options: GenerateOptions, photos: Sequence[Path]) -> None:
         raise typer.Exit(ERROR)
 
 
-def _make_row(options: GenerateOptions, photo: Path) -> "ClipRow":
+def _make_row(request: ClipRequest, photo: Path) -> "ClipRow":
+    """The row of a photo, asked for as in a request of another one."""
     from swifti2v.batch.rows import make_row
     from swifti2v.jobs.layers import merge_layers
-    from swifti2v.jobs.request import RANDOM
 
-    request = options.to_request(photo)
-    values = {
-        "image": str(photo),
-        "prompt": request.prompt,
-        "model": request.model,
-        "seed": None if request.seed == RANDOM else request.seed,
-        "fit": request.fit,
-        "background": request.background,
-        "loras": [asdict(lora) for lora in request.loras],
-        "truncate_prompt": request.truncate_prompt,
-        "codec": request.codec,
-        "crf": request.crf,
-        "ten_bit": request.ten_bit,
-    }
-    return make_row(values, str(photo), Path(), merge_layers(request.layers))
+    own = {name: getattr(request, name) for name in SHARED}
+    own |= {"image": str(photo), "loras": [asdict(lora) for lora in request.loras]}
+    own["seed"] = None if request.seed == RANDOM else request.seed
+    return make_row(own, str(photo), Path(), merge_layers(request.layers))

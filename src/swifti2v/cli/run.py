@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import typer
@@ -27,31 +26,28 @@ from swifti2v.models.loading.availability import (
 
 def run_command(request: ClipRequest, *, dry_run: bool, as_json: bool) -> None:
     """Make a clip and report; ``dry_run`` checks and describes the run alone."""
-    if not dry_run:
-        start_processes(request)
     interruption = Interruption()
-    with (
-        interruption.catch(),
-        join(request) if not dry_run else nullcontext((request, True)) as (
-            request,
-            is_first,
-        ),
-    ):
-        with naming_flags(request.layers):
-            resolved = resolve(request)
-        job = _plan(resolved) if dry_run else _check(resolved)
+    with interruption.catch():
         if dry_run:
-            typer.echo(describe_plan(job, as_json=as_json))
+            typer.echo(describe_plan(_plan(_resolve(request)), as_json=as_json))
             return
-        if not is_first:
-            run(job, interruption=interruption, is_first=False)
-            return
-        for note in job.notes if as_json else ():
-            typer.echo(f"note: {note}", err=True)
-        typer.echo(f"seed: {job.settings.seed}", err=True)
-        with ProgressDisplay(len(job.pipe.plan(job.settings.config))) as display:
-            report = run(job, display.on_progress, display.on_segment, interruption)
+        start_processes(request)
+        with join(request) as (shared, is_first):
+            job = _check(_resolve(shared))
+            if not is_first:
+                run(job, interruption=interruption, is_first=False)
+                return
+            for note in job.notes if as_json else ():
+                typer.echo(f"note: {note}", err=True)
+            typer.echo(f"seed: {job.settings.seed}", err=True)
+            with ProgressDisplay(len(job.pipe.plan(job.settings.config))) as display:
+                report = run(job, display.on_progress, display.on_segment, interruption)
     typer.echo(report.to_json() if as_json else "\n".join([*report.to_lines(), *job.notes]))
+
+
+def _resolve(request: ClipRequest) -> Resolved:
+    with naming_flags(request.layers):
+        return resolve(request)
 
 
 def _check(resolved: Resolved) -> Job:

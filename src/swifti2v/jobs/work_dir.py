@@ -7,6 +7,7 @@ is complete. Latents and motion reference are stored exactly, with a checksum.
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ class WorkDir:
         if self.stored_plan:
             where = f"work dir {self.directory}"
             require_same_settings(self.stored_plan, plan, where, "another work dir")
+
+    def forget_other(self, plan: Mapping[str, Any]) -> None:
+        """Empty the directory of a run with another plan, so that the new one begins there."""
+        try:
+            self.require_same(plan)
+        except InputError as error:
+            logger.warning("%s; it begins anew", error)
+            shutil.rmtree(self.directory)
+            self.stored_plan = {}
 
     def start(self, plan: Mapping[str, Any]) -> None:
         """Make the directory, clear away half-written files and store the plan."""

@@ -1,15 +1,13 @@
 """The application: its parts, what stands before its routes, and how it begins and ends."""
 
 import asyncio
-import fcntl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import BinaryIO
 
 from fastapi import FastAPI
 
 from swifti2v import __version__
-from swifti2v.errors import InputError, SwiftI2VError
+from swifti2v.errors import SwiftI2VError
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.failures import add_handlers
 from swifti2v.serving.guard import Guard
@@ -45,8 +43,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         data_dir = DataDir(settings.data_dir)
-        with data_dir.server_lock.open("ab") as lock:
-            require_only_server(lock, data_dir)
+        with data_dir.only_server():
             service = Service(
                 settings=settings,
                 data_dir=data_dir,
@@ -78,20 +75,6 @@ def create_app(
     app.add_middleware(Guard, hosts=settings.hosts, max_bytes=settings.limits.upload_bytes)
     app.add_middleware(CountRequests, metrics=metrics)
     return app
-
-
-def require_only_server(lock: BinaryIO, data_dir: DataDir) -> None:
-    """Hold the lock of a folder until its file is closed.
-
-    Raises:
-        InputError: Another server holds it.
-    """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"another server runs on {data_dir.path}; choose another --data-dir"
-        ) from None
 
 
 async def _start_checker(service: Service, on_failure: Callable[[SwiftI2VError], None]) -> None:

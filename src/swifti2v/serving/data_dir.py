@@ -1,9 +1,11 @@
 """The folder of a server: its database, its keys and one folder for each job."""
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from swifti2v.serving.clip_order import JobFolder
+from swifti2v.storage import only_user
 
 
 class DataDir:
@@ -18,13 +20,21 @@ class DataDir:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.database = self.path / "jobs.sqlite"
         self.keys = self.path / "keys.json"
-        self.server_lock = self.path / "server.lock"
         self.worker_lock = self.path / "worker.lock"
         self.jobs = self.path / "jobs"
         self.incoming = self.path / "incoming"
         """Folders of requests that are not accepted yet."""
         for folder in (self.jobs, self.incoming):
             folder.mkdir(exist_ok=True, mode=0o700)
+
+    def only_server(self) -> AbstractContextManager[None]:
+        """Hold the folder for one server within the block.
+
+        Raises:
+            InputError: Another server runs on it.
+        """
+        refusal = f"another server runs on {self.path}; choose another --data-dir"
+        return only_user(self.path / "server.lock", refusal)
 
     def job(self, id: str) -> JobFolder:
         """The folder of an accepted job."""

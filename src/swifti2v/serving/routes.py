@@ -36,7 +36,15 @@ def get_service(request: Request) -> Service:
     return service
 
 
+async def get_ready_service(request: Request) -> Service:
+    """The parts of the server, once requests can be checked."""
+    service = get_service(request)
+    await service.is_ready.wait()
+    return service
+
+
 AnyService = Annotated[Service, Depends(get_service)]
+ReadyService = Annotated[Service, Depends(get_ready_service)]
 _bearer = HTTPBearer(auto_error=False, description="An API key; needed where the server has keys.")
 
 
@@ -80,12 +88,11 @@ IdempotencyKey = Annotated[
 async def create_video(
     request: Request,
     response: Response,
-    service: AnyService,
+    service: ReadyService,
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
 ) -> Video:
     """Queue a video."""
-    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     job = await accept(service, body, owner, idempotency_key)
     _advise(response, job)
@@ -93,9 +100,8 @@ async def create_video(
 
 
 @videos.post("/videos/estimate")
-async def estimate_video(request: Request, service: AnyService, owner: Owner) -> Estimate:
+async def estimate_video(request: Request, service: ReadyService, owner: Owner) -> Estimate:
     """Check a request and say what it would take; nothing is stored."""
-    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     return await estimate(service, body, owner)
 
@@ -103,12 +109,11 @@ async def estimate_video(request: Request, service: AnyService, owner: Owner) ->
 @videos.post("/videos/sync", response_class=FileResponse)
 async def create_video_and_wait(
     request: Request,
-    service: AnyService,
+    service: ReadyService,
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
 ) -> FileResponse:
     """Make a video and answer with it; a client that hangs up cancels it."""
-    await service.is_ready.wait()
     body = await read_body(request, service.settings.limits.upload_bytes)
     job = await accept(service, body, owner, idempotency_key)
     job = await _wait_for_end(request, service, job)
@@ -231,16 +236,14 @@ def follow_video(
 
 @videos.head("/models", include_in_schema=False)
 @videos.get("/models")
-async def list_models(service: AnyService) -> ModelList:
+def list_models(service: ReadyService) -> ModelList:
     """List the models that may be asked for."""
-    await service.is_ready.wait()
     return ModelList(data=[_show_model(service, name) for name in service.checker.models])
 
 
 @videos.get("/models/{id:path}")
-async def retrieve_model(id: str, service: AnyService) -> Model:
+def retrieve_model(id: str, service: ReadyService) -> Model:
     """Tell of a model."""
-    await service.is_ready.wait()
     if id not in service.checker.models:
         raise ApiError(404, "not_found", f"there is no model {id!r}")
     return _show_model(service, id)

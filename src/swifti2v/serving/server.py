@@ -7,7 +7,7 @@ import socket
 import uvicorn
 
 from swifti2v.errors import InputError, SwiftI2VError
-from swifti2v.serving.app import create_app, require_only_server
+from swifti2v.serving.app import create_app
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.settings import ServerSettings
 
@@ -51,9 +51,8 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
 
 def _require_free(settings: ServerSettings, host: str, port: int) -> None:
     """Refuse a folder that another server uses, or an address that is taken, before anything starts."""
-    data_dir = DataDir(settings.data_dir)
-    with data_dir.server_lock.open("ab") as lock:
-        require_only_server(lock, data_dir)
+    with DataDir(settings.data_dir).only_server():
+        pass
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         socket.create_server((host.strip("[]"), port), family=family).close()

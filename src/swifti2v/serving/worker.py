@@ -205,12 +205,7 @@ def _with_public_names(resolved: Resolved, job: Job) -> Resolved:
 def _with_work_dir(resolved: Resolved, folder: JobFolder) -> Resolved:
     """The request with its work dir; one that another version of this software began is emptied."""
     work_dir = PreviewingWorkDir(folder)
-    try:
-        work_dir.require_same(resolved.settings.plan())
-    except InputError as error:
-        logger.warning("%s: %s; it begins anew", folder.path.name, error)
-        shutil.rmtree(folder.work)
-        work_dir = PreviewingWorkDir(folder)
+    work_dir.forget_other(resolved.settings.plan())
     return replace(resolved, work_dir=work_dir)
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from importlib import resources
 from pathlib import Path
 from threading import Timer
@@ -43,19 +43,19 @@ WHOLE = "bf16"
 
 
 @settings
-class VariantSource:
-    """Another file with the weights of a component, such as a smaller one."""
+class FileSource:
+    """Files with the weights of a component."""
 
     source: str
-    """A file or folder, see ``ComponentSource.source``."""
+    """A directory in diffusers layout, an original single file, or a Hub id."""
     subfolder: str = ""
-    """Folder below ``source``."""
+    """Folder of the component below ``source``."""
     num_bytes: int | None = None
     """Size of the files, about; for plans and before a download."""
     also: tuple[str, ...] = ()
-    """Other names of files with the same weights, for ``--models-dir``."""
+    """Names of single files with the same weights, for ``--models-dir``."""
     sha256: str | None = None
-    """SHA-256 of the file, where it is known; for ``models scan --hash``."""
+    """SHA-256 of a single file, where it is known; for ``models scan --hash``."""
     form: str = ""
     """Form of most linear layers, such as ``float8_e4m3fn`` or ``Q4_K``, so that a plan can be made
     before the file is there; empty for whole weights."""
@@ -78,25 +78,13 @@ class LoraSource:
 
 
 @settings
-class ComponentSource:
+class ComponentSource(FileSource):
     """Source of one component."""
 
-    source: str
-    """A directory in diffusers layout, an original single file, or a Hub id."""
-    subfolder: str = ""
-    """Folder of the component below ``source``."""
-    num_bytes: int | None = None
-    """Size of the files, about; for plans and before a download."""
-    also: tuple[str, ...] = ()
-    """Names of single files with the same weights, for ``--models-dir``."""
-    sha256: str | None = None
-    """SHA-256 of a single file, where it is known; for ``models scan --hash``."""
-    form: str = ""
-    """See ``VariantSource.form``."""
     architecture: str = ""
     """Folder on the Hub whose configuration a single file has, so that a plan can be made before it
     is downloaded."""
-    variants: dict[str, VariantSource] = field(default_factory=dict)
+    variants: dict[str, FileSource] = field(default_factory=dict)
     """Other files with the same weights by the variant's name: ``--model paper:fp8`` takes them."""
     weights: str | None = None
     """A checkpoint loaded on top of a transformer, such as trained Stage II weights."""
@@ -118,16 +106,8 @@ class ComponentSource:
         if row is None:
             return self
         known = self.architecture or "/".join(filter(None, (self.source, self.subfolder)))
-        return replace(
-            self,
-            source=row.source,
-            subfolder=row.subfolder,
-            num_bytes=row.num_bytes,
-            also=row.also,
-            sha256=row.sha256,
-            form=row.form,
-            architecture=known,
-        )
+        files = {item.name: getattr(row, item.name) for item in fields(FileSource)}
+        return replace(self, **files, architecture=known)
 
 
 @settings

@@ -193,10 +193,10 @@ class MaterialSource:
         index = _draw_long([clip.frames for clip in self.transition], num_frames, rng)
         clip, low = self.transition[index], self.downscale
         crop = draw_crop(clip.frames.shape[1:3], self.crop, low, rng)
-        pair = cut_pair(clip.name, clip.frames, clip.low, frames, crop, low)
-        part, small = (None if own is None else torch.from_numpy(own) for own in pair)
-        assert part is not None
-        video, reference = show_pair(part, small, low, self.stage2)
+        part, small = cut_pair(clip.name, clip.frames, clip.low, frames, crop, low)
+        assert small is not None  # there is one of the clip
+        pair = torch.from_numpy(part), torch.from_numpy(small)
+        video, reference = show_pair(*pair, low, self.stage2)
         return clip.name, video[0], reference[0], clip.prompt
 
 

@@ -102,9 +102,8 @@ class Stage2Clips:
             pieces, lambda piece: self.clips.read(piece, num_frames)
         )
         pairs = [self.cut(clip, piece, covered) for clip, piece in zip(loaded, pieces, strict=True)]
-        smalls = [small for _, small in pairs if small is not None]
-        if smalls and len(smalls) < len(pairs):  # what follows from the video need not be sent
-            smalls = [self._small_of(*pair) for pair in pairs]
+        # What follows from the videos of all need not be sent.
+        is_given = any(small is not None for _, small in pairs)
         return Stage2Pixels(
             ids=tuple(clip.id for clip in loaded),
             num_replaced=num_replaced,
@@ -112,7 +111,7 @@ class Stage2Clips:
             segment=segment,
             latent_frames=covered,
             video=_stack([video for video, _ in pairs]),
-            small=_stack(smalls) if smalls else None,
+            small=_stack([self._small_of(*pair) for pair in pairs]) if is_given else None,
         )
 
     def _small_of(self, video: Frames, small: Frames | None) -> Frames:
