@@ -168,6 +168,7 @@ def test_generate_takes_several_photos(model, photo, tmp_path):
     succeed(generate(model, photo, tmp_path / "alone.mp4"))
     assert hash_file(tmp_path / "out" / "photo.mp4") == hash_file(tmp_path / "alone.mp4")
     assert (tmp_path / "out" / "other.mp4").is_file()
-    result = swifti2v("generate", photo, other, *more, "--work-dir", tmp_path / "work")
-    assert result.exit_code == 2
-    assert "--work-dir goes with one photo" in result.stderr
+    for option in (("--work-dir", tmp_path / "work"), ("--context-parallel", "ulysses:2")):
+        result = swifti2v("generate", photo, other, *more, *option)
+        assert result.exit_code == 2
+        assert f"{option[0]} goes with one photo" in result.stderr

@@ -43,6 +43,7 @@ def _generate_many(options: GenerateOptions, photos: Sequence[Path]) -> None:
         ("--contact-sheet", options.contact_sheet),
         ("--preview-decoder", options.preview_decoder),
         ("--no-metadata", options.no_metadata),
+        ("--context-parallel", options.context_parallel),
         ("--json", options.as_json),
     ):
         if value:
