@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from swifti2v.pipelines.progress import TimedStage
+from swifti2v.proc import read_bytes
 
 if TYPE_CHECKING:
     from swifti2v.pipelines.decoding import SegmentOutput
@@ -73,6 +74,9 @@ class RunReport:
 
 def peak_rss_bytes() -> int:
     """Most memory this process has held so far."""
+    held = read_bytes("self/status", "VmHWM")
+    if held is not None:  # the account below begins with the memory of the process that started it
+        return held
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 

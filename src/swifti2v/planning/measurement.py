@@ -4,14 +4,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from swifti2v.planning.devices import Device, Precision, Rates
+from swifti2v.proc import read_bytes
 
 
 def measure_here(precision: Precision, *, with_gpu: bool) -> Device:
@@ -80,8 +79,8 @@ def free_bytes(device: torch.device) -> int:
     """Memory of a device of this machine that can be had now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError):  # Linux; elsewhere, what no one uses
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+    available = read_bytes("meminfo", "MemAvailable")
+    if available is not None:
+        return available
+    # What no one uses.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

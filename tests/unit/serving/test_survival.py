@@ -37,11 +37,11 @@ def has_segment(video: dict[str, Any]) -> bool:
 
 def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path):
     with serve(model, tmp_path) as live:
-        id = live.submit(num_inference_steps=25)["id"]
+        id = live.submit(num_inference_steps=90)["id"]
         wait(lambda: live.get(id), has_segment)
     with serve(model, tmp_path) as live:
         assert live.finish(id)["status"] == "completed"
-        again = live.finish(live.submit(num_inference_steps=25)["id"])
+        again = live.finish(live.submit(num_inference_steps=90)["id"])
         assert [live.runs(each) for each in (id, again["id"])] == [2, 1]
         folders = [live.service.data_dir.job(each) for each in (id, again["id"])]
     assert_same_frames(folders[0].video, folders[1].video)

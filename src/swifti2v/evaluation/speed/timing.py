@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import torch
 
+from swifti2v.proc import read_bytes
+
 Result = TypeVar("Result")
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,18 +110,10 @@ def peak_memory(device: torch.device) -> Iterator[Peaks]:
     with suppress(OSError, AttributeError):  # Linux, with its usual C library
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before goes back to the system
         CLEAR_REFS.write_text("5")  # the peak starts again from the memory held now
-    before = _status("VmRSS")
+    before = read_bytes("self/status", "VmRSS")
     yield peaks
-    after = _status("VmHWM")
+    after = read_bytes("self/status", "VmHWM")
     peaks.peak_bytes = None if before is None or after is None else max(0, after - before)
-
-
-def _status(name: str) -> int | None:
-    with suppress(OSError):
-        for line in STATUS.read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _synchronize(device: torch.device) -> None:
