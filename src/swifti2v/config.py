@@ -217,8 +217,8 @@ class GenerationConfig:
     """Output height in pixels."""
     width: int = 2560
     """Output width in pixels."""
-    fps: int = 16
-    """Frames a second of the output."""
+    fps: int | float = 16
+    """Frames a second of the output; 30000/1001 and its like are exact as 29.97002997."""
     negative_prompt: str = ""
     """Used only where ``guidance_scale`` is above 1."""
     stage1: Stage1Config = field(default_factory=Stage1Config)

@@ -53,9 +53,10 @@ def save(
     options: dict[str, str] | None = None,
     mux: dict[str, str] | None = None,
     sound_seconds: float = 0,
+    sound_codec: str | None = None,
     frames: np.ndarray | None = None,
 ) -> Path:
-    """A clip that counts, or of the given frames, beside silence of a length of its own."""
+    """A clip that counts, or of the given frames, beside a rising tone of a length of its own."""
     frames = counting(num_frames) if frames is None else frames
     layout = "rgba" if frames.shape[-1] == 4 else "rgb24"
     with av.open(path, "w", options=mux or {}) as container:
@@ -65,7 +66,7 @@ def save(
         stream.codec_context.time_base = tick or 1 / Fraction(rate)
         if pixel_aspect:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
-        sound = _add_sound(container, path) if sound_seconds else None
+        sound = _add_sound(container, path, sound_codec) if sound_seconds else None
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format=layout)
             picture.pts = times[index] if times else index
@@ -73,26 +74,28 @@ def save(
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
         if sound is not None:
-            _mux_silence(container, sound, sound_seconds)
+            _mux_tone(container, sound, sound_seconds)
     return path
 
 
-def _add_sound(container: Any, path: Path) -> Any:
-    name = "libopus" if path.suffix == ".webm" else "aac"
+def _add_sound(container: Any, path: Path, codec: str | None = None) -> Any:
+    name = codec or {".webm": "libopus", ".mpg": "mp2"}.get(path.suffix, "aac")
     return container.add_stream(name, rate=48000, layout="mono")
 
 
-def _mux_silence(container: Any, sound: Any, seconds: float) -> None:
+def _mux_tone(container: Any, sound: Any, seconds: float) -> None:
     size = sound.codec_context.frame_size or 960
     for start in range(0, round(48000 * seconds), size):
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, size), np.float32), "fltp", "mono")
-        silence.sample_rate, silence.pts, silence.time_base = 48000, start, Fraction(1, 48000)
-        container.mux(sound.encode(silence))
+        times = np.arange(start, start + size)[None] / 48000
+        wave = np.sin(2 * np.pi * 440 * (1 + times) * times).astype(np.float32)
+        samples = av.AudioFrame.from_ndarray(wave, "fltp", "mono")
+        samples.sample_rate, samples.pts, samples.time_base = 48000, start, Fraction(1, 48000)
+        container.mux(sound.encode(samples))
     container.mux(sound.encode())
 
 
 def save_sound(path: Path, *, cover: bool = False) -> Path:
-    """Half a second of silence, with or without a picture for a player to show."""
+    """Half a second of sound, with or without a picture for a player to show."""
     with av.open(path, "w") as container:
         sound = _add_sound(container, path)
         if cover:
@@ -102,7 +105,7 @@ def save_sound(path: Path, *, cover: bool = False) -> Path:
             image = av.VideoFrame.from_ndarray(counting(1)[0], format="rgb24")
             container.mux(picture.encode(image))
             container.mux(picture.encode())
-        _mux_silence(container, sound, 0.5)
+        _mux_tone(container, sound, 0.5)
     return path
 
 

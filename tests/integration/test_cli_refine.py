@@ -1,10 +1,13 @@
 import json
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from swifti2v.media import downscale, open_writer
+from tests.helpers import foreign_clips
 from tests.helpers.command_line import (
     LOSSLESS,
     assert_same_frames,
@@ -13,6 +16,7 @@ from tests.helpers.command_line import (
     refine,
     save_clip,
     succeed,
+    swifti2v,
 )
 from tests.helpers.evaluation_clips import panning_clip
 from tests.helpers.tiny import SIZE, tiny_pipeline
@@ -42,6 +46,56 @@ def test_refine_takes_the_first_frames_of_a_clip_that_does_not_fit(model, photo,
 
     succeed(refine(model, motion, photo, output, "--num-frames", 9))
     assert len(frames_of(output)) == 9
+
+
+def sound_of(path):
+    with av.open(path) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+def test_the_clip_keeps_its_sound_rate_and_length(model, photo, tmp_path):
+    motion = foreign_clips.save(
+        tmp_path / "clip.mp4",
+        rate=Fraction(30000, 1001),
+        sound_seconds=0.5,
+        frames=panning_clip(17, 1, SIZE // 4, SIZE // 4),
+    )
+    output, work = tmp_path / "out.mp4", ("--work-dir", tmp_path / "work")
+    succeed(refine(model, motion, photo, output, *work))
+    with av.open(output) as container:
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+    assert sound_of(output) == sound_of(motion)[:28]  # 17 frames and the part before them
+    (tmp_path / "work" / "segment_0001.safetensors").unlink()
+    succeed(refine(model, motion, photo, tmp_path / "again.mp4", *work, "--resume"))
+    assert (tmp_path / "again.mp4").read_bytes() == output.read_bytes()
+
+
+def test_sound_is_left_out_where_that_is_asked_or_said(model, photo, tmp_path):
+    motion = foreign_clips.save(
+        tmp_path / "clip.mkv",
+        9,
+        sound_seconds=0.5,
+        sound_codec="tta",
+        frames=panning_clip(9, 1, SIZE // 4, SIZE // 4),
+    )
+    silent, again = tmp_path / "silent.mp4", tmp_path / "again.mp4"
+    message = error_line(refine(model, motion, photo, silent, "--work-dir", tmp_path / "work"))
+    assert "(tta) cannot be copied to an .mp4; write an .mkv, or leave it out" in message
+    assert not silent.exists()
+    assert not (tmp_path / "work").exists()
+    succeed(refine(model, motion, photo, silent, "--no-audio"))
+    succeed(swifti2v("refine", "--like", silent, "-o", again, "--model", model))
+    for path in (silent, again):
+        assert not probe(path)
+    result = succeed(refine(model, motion, photo, tmp_path / "pngs", "--codec", "png"))
+    assert "clip.mkv: its sound is left out, as PNGs hold none" in result.stdout
+    succeed(refine(model, motion, photo, tmp_path / "loud.mkv"))
+    assert probe(tmp_path / "loud.mkv") == ["tta"]
+
+
+def probe(path):
+    with av.open(path) as container:
+        return [stream.codec_context.name for stream in container.streams.audio]
 
 
 def test_refine_carries_the_photos_detail_along_the_users_clip(model, tmp_path):

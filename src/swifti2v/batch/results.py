@@ -47,7 +47,7 @@ class ClipRecord:
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
-    fps: int | None = None
+    fps: int | float | None = None
     seconds: dict[str, float] | None = None
     """Seconds of each stage in the last run, see ``RunReport``."""
     machine: str | None = None

@@ -115,7 +115,7 @@ class ClipOptions:
         typer.Option(help="Text that says what to avoid; used where guidance is above 1."),
     ] = None
     fps: Annotated[
-        int | None,
+        float | None,
         typer.Option(help="Frames a second of the video; an input clip is resampled to them."),
     ] = None
     fit: Annotated[
@@ -334,6 +334,9 @@ class GenerateOptions(ClipOptions):
     ] = None
 
 
+NoAudio = Annotated[bool, typer.Option(help="Leave out the clip's sound, which is copied else.")]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefineOptions(ClipOptions):
     """Options of ``refine``."""
@@ -353,6 +356,7 @@ class RefineOptions(ClipOptions):
             help="Photo of the clip's first frame in full detail. Needed without  --like."
         ),
     ] = None
+    no_audio: NoAudio = False
 
 
 Options = TypeVar("Options", bound="DataclassInstance")

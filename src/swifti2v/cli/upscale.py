@@ -1,6 +1,6 @@
 """``swifti2v upscale``: a clip to a larger one, with Stage II alone and without a photo."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -9,7 +9,7 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE
-from swifti2v.cli.options import ClipOptions, Fit, takes_options
+from swifti2v.cli.options import ClipOptions, Fit, NoAudio, takes_options
 from swifti2v.cli.weights import require_weights
 from swifti2v.jobs.layers import Layer
 from swifti2v.jobs.request import Command
@@ -70,6 +70,7 @@ class UpscaleOptions(ClipOptions):
             help="Attention: gclf is fine nearby, coarse everywhere, for sizes beyond the model's."
         ),
     ] = None
+    no_audio: NoAudio = False
     windows: Annotated[
         Windows,
         typer.Option(help="Windows: csg streams segments, none denoises the whole clip at once."),
@@ -106,7 +107,7 @@ def upscale(options: UpscaleOptions) -> None:
                 "without windows there are no segments; leave one of the two out",
                 param_hint="--segment-size",
             )
-        request = options.to_request(None, options.video)
+        request = replace(options.to_request(None, options.video), no_audio=options.no_audio)
         require_weights(options)
         from swifti2v.cli.run import run_command  # torch and diffusers take seconds to import
 

@@ -10,6 +10,7 @@ from swifti2v.jobs.resolve import Resolved
 from swifti2v.jobs.settings import RunSettings
 from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, fit_image
+from swifti2v.media.sound import Sound
 from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import doubt_prompt, tokenize_prompts
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -30,6 +31,8 @@ class Job:
     """Photo fitted to the output size."""
     motion: Frames | None
     """The user's own motion reference."""
+    sound: Sound | None
+    """Sound that the video keeps."""
     work_dir: WorkDir | None
     """Directory that keeps finished segments."""
     placement: Placement
@@ -75,6 +78,7 @@ def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
         pipe=pipe,
         image=image,
         motion=motion,
+        sound=resolved.sound,
         work_dir=resolved.work_dir,
         placement=resolved.placement,
         notes=(*resolved.notes, *notes),

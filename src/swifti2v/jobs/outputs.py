@@ -11,7 +11,9 @@ from swifti2v.jobs.request import ClipRequest
 from swifti2v.jobs.settings import RunSettings, VideoSettings
 from swifti2v.media import Frames, contact_sheet, open_writer
 from swifti2v.media.encoder import EncodingOptions
-from swifti2v.media.writer import FrameWriter
+from swifti2v.media.pixels import Color
+from swifti2v.media.sound import Sound, find_sound, require_sound_fits
+from swifti2v.media.writer import FrameWriter, is_png_target
 
 SHEET_FRAMES = 8
 """Frames on a contact sheet."""
@@ -35,7 +37,26 @@ def require_writable_outputs(
         raise InputError(f"{twice[0]} is an input of this run; choose another output")
 
 
-def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWriter:
+def find_kept_sound(
+    request: ClipRequest, video: VideoSettings, clip: Path, color: Color | None
+) -> tuple[Sound | None, list[str]]:
+    """Find the sound of the user's clip that the video keeps, and notes for the user.
+
+    Raises:
+        MediaError: The video cannot hold it.
+    """
+    sound = None if video.no_audio else find_sound(clip, color)
+    if sound is None:
+        return None, []
+    if is_png_target(request.output, video.codec):
+        return None, [f"{clip}: its sound is left out, as PNGs hold none"]
+    require_sound_fits(request.output.suffix, sound)
+    return sound, []
+
+
+def make_writer(
+    path: Path, settings: RunSettings, sound: Sound | None, *, metadata: bool
+) -> FrameWriter:
     """Writer of the video, which stores its settings if ``metadata`` is set.
 
     It makes the file with the first frames it is given.
@@ -50,6 +71,7 @@ def make_writer(path: Path, settings: RunSettings, *, metadata: bool) -> FrameWr
         width=config.width,
         fps=config.fps,
         metadata={"comment": settings.to_json()} if metadata else None,
+        sound=sound,
         **_encoding(settings.video),
     )
 

@@ -43,7 +43,7 @@ class RunReport:
     """Pixels."""
     num_frames: int
     """Frames in the video."""
-    fps: int
+    fps: int | float
     """Frames a second."""
     seed: int
     """Seed of the initial noise."""
@@ -67,7 +67,7 @@ class RunReport:
         first, total = self.seconds["first_segment"], self.seconds["total"]
         return [
             self.output,
-            f"{self.width}x{self.height}, {self.num_frames} frames at {self.fps} fps, "
+            f"{self.width}x{self.height}, {self.num_frames} frames at {self.fps:.5g} fps, "
             f"model {self.model}, seed {self.seed}, {total:.1f} s (first segment {first:.1f} s)",
         ]
 

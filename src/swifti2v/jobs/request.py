@@ -54,6 +54,8 @@ class ClipRequest:
     """Quality of the compression; lower is better and larger."""
     ten_bit: bool = False
     """Whether to store 10 bits a colour."""
+    no_audio: bool = False
+    """Whether to leave out the sound of the user's own clip."""
     contact_sheet: Path | None = None
     """PNG to write with frames of the clip."""
     stores_settings: bool = True

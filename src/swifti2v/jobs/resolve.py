@@ -15,7 +15,7 @@ from swifti2v.jobs.clip_rate import plan_rate
 from swifti2v.jobs.devices import choose_device, find_dtype
 from swifti2v.jobs.input_files import InputFiles
 from swifti2v.jobs.layers import merge_layers
-from swifti2v.jobs.outputs import require_writable_outputs
+from swifti2v.jobs.outputs import find_kept_sound, require_writable_outputs
 from swifti2v.jobs.placing import place
 from swifti2v.jobs.request import RANDOM, ClipRequest, draw_seed
 from swifti2v.jobs.settings import (
@@ -30,6 +30,7 @@ from swifti2v.jobs.settings import (
 from swifti2v.jobs.sizes import choose_size
 from swifti2v.jobs.work_dir import WorkDir
 from swifti2v.media import Frames, load_image, probe_clip, read_clip
+from swifti2v.media.sound import Sound
 from swifti2v.models.loading.sources import LoraSource, find_model, in_variant, split_variant
 from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import require_text
@@ -58,6 +59,8 @@ class Resolved:
     """Photo at the size of its file; None for ``upscale``."""
     motion: Frames | None
     """The user's own clip."""
+    sound: Sound | None
+    """Its sound, which the video keeps."""
     work_dir: WorkDir | None
     """Directory that keeps finished segments."""
     notes: tuple[str, ...]
@@ -73,15 +76,18 @@ def resolve(request: ClipRequest) -> Resolved:
     before = _Before.of(request)
     given = before.merge_layers()
     image, clip = before.find_inputs()
-    require_writable_outputs(request, before.find_video(), [image, clip])
+    video = before.find_video()
+    require_writable_outputs(request, video, [image, clip])
     color = before.find_background()
-    photo = motion = None
+    photo = motion = sound = None
     notes: list[str] = []
     if request.command != "upscale":
         photo = load_image(image, background=color)
         source = FrameSize(photo.height, photo.width)
     if clip is not None:
+        sound, sound_notes = find_kept_sound(request, video, clip, color)
         motion, changes, notes = _read_motion(clip, given, color)
+        notes += sound_notes
         source = FrameSize(*motion.shape[1:3])
         given = merge(given, changes)
     device = choose_device(request.device)
@@ -100,6 +106,7 @@ def resolve(request: ClipRequest) -> Resolved:
         placement=placed.placement,
         photo=photo,
         motion=motion,
+        sound=sound,
         work_dir=before.work_dir,
         notes=(*notes, *before.compare(settings)),
     )
@@ -180,6 +187,7 @@ class _Before:
             codec=asked.codec or before.codec,
             crf=asked.crf if asked.crf is not None else before.crf,
             ten_bit=asked.ten_bit or before.ten_bit,
+            no_audio=asked.no_audio or before.no_audio,
         )
 
     def find_seed(self) -> int:

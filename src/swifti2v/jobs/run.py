@@ -49,7 +49,9 @@ def run(
     request, config = job.request, job.settings.config
     writer: FrameWriter = DiscardingWriter(request.output, config.height, config.width)
     if is_first:
-        writer = make_writer(request.output, job.settings, metadata=request.stores_settings)
+        writer = make_writer(
+            request.output, job.settings, job.sound, metadata=request.stores_settings
+        )
     sheet = ContactSheet(config.num_frames)
     segments = []
     try:

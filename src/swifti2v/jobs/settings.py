@@ -41,6 +41,8 @@ class VideoSettings:
     """Quality; None takes the codec's usual one."""
     ten_bit: bool = False
     """10 bits a colour instead of 8."""
+    no_audio: bool = False
+    """No sound, even if the user's own clip has some."""
 
 
 @settings

@@ -155,7 +155,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in list(file.keys())}
-            if (file.metadata() or {}).get("sha256") == _checksum(tensors):
+            stored = (file.metadata() or {}).get("sha256")
+            if stored in (_checksum(tensors), _checksum(tensors, is_old=True)):
                 return tensors
     except (SafetensorError, OSError) as error:
         logger.debug("%s: %s", path, error)
@@ -164,9 +165,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor] | None:
     return None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def _checksum(tensors: Mapping[str, Tensor], *, is_old: bool = False) -> str:
+    """SHA-256 of names, types, shapes and values; of values alone as older versions stored it."""
     digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items(), reverse=True):
+    for name, tensor in sorted(tensors.items(), reverse=True):
+        if not is_old:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

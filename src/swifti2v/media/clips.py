@@ -159,8 +159,8 @@ def _show(path: Path, track: Track, fps: float | None, first: int) -> Iterator[V
 def _decode_even(path: Path, track: Track, start: int) -> Iterator[VideoFrame]:
     """Frames of a constant rate from one of them on; what lies before it is skipped if it can be."""
     half = 1 / (2 * track.timing.rate)
-    if start and track.first_time is not None and not track.timing.jitter:
-        target = track.first_time + start / track.timing.rate
+    if start and track.can_seek and not track.timing.jitter:
+        target = track.start + start / track.timing.rate
         timed = _decode(path, track, target)
         reached = next(timed, None)
         if reached is not None and reached[0] <= target + half:

@@ -10,6 +10,11 @@ _MATROSKA_SEGMENT = 0x18538067
 _MATROSKA_CLUSTER = 0x1F43B675
 
 
+def muxer_name(suffix: str) -> str:
+    """FFmpeg's name of the format that a video file's suffix asks for."""
+    return "mp4" if suffix.lower() == ".mp4" else "matroska"
+
+
 def mp4_fragments(data: bytes) -> bytes:
     """The ``moof`` and ``mdat`` boxes of a fragmented MP4: what may follow another one's."""
     boxes, position = [], 0

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from swifti2v.errors import MediaError
-from swifti2v.media.container import matroska_clusters, mp4_fragments
+from swifti2v.media.container import matroska_clusters, mp4_fragments, muxer_name
 
 CodecName = Literal["h264", "h265", "av1", "ffv1", "png"]
 
@@ -148,7 +148,7 @@ class PieceEncoder:
 
     @property
     def _format(self) -> str:
-        return "mp4" if self.suffix.lower() == ".mp4" else "matroska"
+        return muxer_name(self.suffix)
 
     def _muxer_options(self) -> dict[str, str]:
         if self._format == "matroska":

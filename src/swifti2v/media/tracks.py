@@ -79,8 +79,10 @@ class Track(NamedTuple):
     """Width over height of a pixel."""
     info: ClipInfo
     """Facts about the clip for callers."""
-    first_time: Fraction | None = None
-    """Seconds at which its first frame starts, of files in which a time can be looked up."""
+    start: Fraction = Fraction(0)
+    """Seconds, in the file's time, at which its first frame is shown."""
+    can_seek: bool = False
+    """Whether a frame can be looked up by its time."""
 
 
 @contextmanager
@@ -148,18 +150,11 @@ def _look_through(path: Path, background: Color | None, _stamp: tuple[int, ...])
             codec=stream.codec.canonical_name,
             notes=tuple(_notes(timing, first, pixel_aspect, len(tracks), index)),
         )
-        first_time = _find_first_time(container, stream, shown)
-    return Track(index, timing, pixel_aspect, info, first_time)
-
-
-def _find_first_time(
-    container: InputContainer, stream: VideoStream, shown: Sequence["_Shown"]
-) -> Fraction | None:
-    times = [one.time for one in shown if one.time is not None]
-    has_index = bool({"mp4", "matroska"} & {*container.format.name.split(",")})
-    if not has_index or stream.time_base is None or len(times) < len(shown):
-        return None
-    return min(times) * stream.time_base
+        times = [one.time for one in shown if one.time is not None]
+        has_times = len(times) == len(shown) and stream.time_base is not None
+        has_index = bool({"mp4", "matroska"} & {*container.format.name.split(",")})
+        start = min(times, default=0) * (stream.time_base or Fraction(0))
+    return Track(index, timing, pixel_aspect, info, start, has_index and has_times)
 
 
 def _video_tracks(container: InputContainer) -> list[VideoStream]:

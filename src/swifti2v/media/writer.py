@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 from swifti2v.errors import MediaError, ShapeError
 from swifti2v.media.encoder import EncodingOptions, PieceEncoder, require_codec_fits
 from swifti2v.media.indexing import index_file
+from swifti2v.media.sound import Sound, require_sound_fits
 from swifti2v.storage import whole_file
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def open_writer(
     width: int,
     fps: float = 16,
     metadata: dict[str, str] | None = None,
+    sound: Sound | None = None,
     queue_size: int = 2,
     **encoding: Unpack[EncodingOptions],
 ) -> "FrameWriter":
@@ -46,13 +48,14 @@ def open_writer(
         width: Pixels.
         fps: Frames per second; not stored with PNGs.
         metadata: Texts to store.
+        sound: Sound to copy beside the frames; PNGs have none.
         queue_size: Pieces that may wait to be written before ``write`` blocks.
         **encoding: ``codec``, ``crf`` and ``ten_bit``; PNGs do without the last two.
 
     Raises:
         MediaError: Nothing can be written at ``path``, or an option is out of range.
     """
-    if _is_png_target(Path(path), encoding.get("codec")):
+    if is_png_target(Path(path), encoding.get("codec")):
         if "crf" in encoding or encoding.get("ten_bit"):
             raise MediaError("PNGs keep the 8-bit frames exactly; leave crf and ten_bit out")
         return PngSequenceWriter(
@@ -64,6 +67,7 @@ def open_writer(
         width=width,
         fps=fps,
         metadata=metadata,
+        sound=sound,
         queue_size=queue_size,
         **encoding,
     )
@@ -82,7 +86,7 @@ def require_writable(path: str | Path, codec: str = "h264") -> None:
             meant, or the suffix does not fit.
     """
     path = Path(path)
-    if _is_png_target(path, codec):
+    if is_png_target(path, codec):
         _require_png_target(path)
         return
     if path.is_dir():
@@ -100,7 +104,8 @@ def require_writable(path: str | Path, codec: str = "h264") -> None:
         raise MediaError(f"output {path} cannot be replaced; choose another name")
 
 
-def _is_png_target(path: Path, codec: str | None) -> bool:
+def is_png_target(path: Path, codec: str | None) -> bool:
+    """Whether frames become PNGs at this path, rather than a video file."""
     return codec == "png" or path.suffix.lower() == ".png"
 
 
@@ -282,6 +287,7 @@ class VideoWriter(FrameWriter):
         width: int,
         fps: float = 16,
         metadata: dict[str, str] | None = None,
+        sound: Sound | None = None,
         queue_size: int = 2,
         **encoding: Unpack[EncodingOptions],
     ) -> None:
@@ -293,6 +299,7 @@ class VideoWriter(FrameWriter):
             width: Pixels, even.
             fps: Frames per second.
             metadata: Texts to store in the header (see ``read_metadata``).
+            sound: Sound that ``close`` copies beside the frames, as far as they go.
             queue_size: Pieces that may wait before ``write`` blocks.
             **encoding: ``codec``, ``crf`` and ``ten_bit``.
 
@@ -311,6 +318,9 @@ class VideoWriter(FrameWriter):
             metadata=dict(metadata or {}),
             **encoding,
         )
+        if sound is not None:
+            require_sound_fits(self.path.suffix, sound)
+        self._sound = sound
         self._file: BinaryIO | None = None
 
     def _save(self, frames: NDArray[np.uint8]) -> None:
@@ -342,12 +352,14 @@ class VideoWriter(FrameWriter):
     def _complete(self) -> None:
         try:
             with whole_file(self.path) as unfinished:
-                index_file(self.path, unfinished, self._encoder.metadata)
-        except (OSError, av.FFmpegError) as error:
+                seconds = self._num_frames_written / self._encoder.rate
+                index_file(self.path, unfinished, self._encoder.metadata, seconds, self._sound)
+        except (OSError, av.FFmpegError, MediaError) as error:
             logger.warning(
-                "%s is complete, but has no index for players to seek by: %s",
+                "%s is complete, but has no %s: %s",
                 self.path,
-                error.strerror,
+                "sound, and no index" if self._sound else "index for players to seek by",
+                getattr(error, "strerror", error),
             )
 
 

@@ -264,7 +264,12 @@ def _keep_pixels(folder: JobFolder, resolved: Resolved) -> None:
         _, height, width, _ = resolved.motion.shape
         rate = resolved.settings.config.fps
         with open_writer(
-            folder.motion, height=height, width=width, fps=rate, codec="ffv1"
+            folder.motion,
+            height=height,
+            width=width,
+            fps=rate,
+            sound=resolved.sound,
+            codec="ffv1",
         ) as writer:
             writer.write(resolved.motion)
     for upload in (folder.uploaded_photo, folder.uploaded_motion):

@@ -79,7 +79,7 @@ class VideoRequest(_Strict):
         None, pattern=f"^{SIZE}$", description="WIDTHxHEIGHT."
     )
     num_frames: int | None = Field(None, description="4k + 1, at least 5.")
-    fps: int | None = Field(None, description="Frames a second.")
+    fps: float | None = Field(None, description="Frames a second.")
     seed: int | None = Field(None, ge=-1, le=2**63 - 1, description="-1 draws one.")
     negative_prompt: str | None = Field(None, description="Used where guidance is above 1.")
     num_inference_steps: int | None = Field(None, description="Denoising steps of each stage.")
@@ -133,7 +133,7 @@ class Video(BaseModel):
     size: str
     remixed_from_video_id: None = None
     num_frames: int
-    fps: int
+    fps: float
     seed: int
     stage: str | None
     segments_done: int
@@ -170,7 +170,7 @@ class Estimate(BaseModel):
     model: str
     size: str
     num_frames: int
-    fps: int
+    fps: float
     seconds: str
     segments_total: int
     memory_bytes: int = Field(description="Predicted peak of the device's memory.")
@@ -188,7 +188,7 @@ class Model(BaseModel):
     owned_by: str = "swifti2v"
     default_size: str
     default_num_frames: int
-    default_fps: int
+    default_fps: float
     vocabulary: dict[str, list[str]] = Field(description="Motions and phrases it was trained on.")
     loras: list[str]
 

@@ -137,7 +137,7 @@ def _average(results: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
 
 
-def _write_clip(path: Path, frames: Frames, fps: int) -> None:
+def _write_clip(path: Path, frames: Frames, fps: float) -> None:
     _, height, width, _ = frames.shape
     with open_writer(path, height=height, width=width, fps=fps) as writer:
         writer.write(frames)
