@@ -1,12 +1,15 @@
 """The API as clients use it: the openai package, plain forms and JSON."""
 
 import base64
+from fractions import Fraction
 
+import av
 import pytest
 from openai import OpenAI
 
 from swifti2v.jobs.settings import read_settings
 from swifti2v.serving.settings import Limits
+from tests.helpers import foreign_clips
 from tests.helpers.command_line import (
     assert_same_frames,
     generate,
@@ -14,6 +17,7 @@ from tests.helpers.command_line import (
     save_lora,
     succeed,
 )
+from tests.helpers.evaluation_clips import panning_clip
 from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve, wait
 from tests.helpers.tiny import NUM_FRAMES, SIZE
 
@@ -104,6 +108,27 @@ def test_an_own_clip_takes_the_place_of_stage_1(live, tmp_path):
     video = live.finish(live.submit(motion_reference=clip)["id"])
     assert (video["status"], video["num_frames"], video["fps"]) == ("completed", 9, 8)
     assert video["stage_seconds"]["stage1"] == 0
+
+
+def test_an_own_clip_keeps_its_sound_and_its_rate(live, tmp_path):
+    clip = foreign_clips.save(
+        tmp_path / "clip.mp4",
+        9,
+        rate=Fraction(30000, 1001),
+        sound_seconds=0.3,
+        frames=panning_clip(9, 1, 16, 16),
+    )
+    video = live.finish(live.submit(motion_reference=clip.read_bytes())["id"])
+    content = live.client.get(f"{video['polling_url']}/content").content
+    (tmp_path / "out.mp4").write_bytes(content)
+    assert video["fps"] == pytest.approx(29.97, abs=1e-3)
+    sounds = []
+    for path in (clip, tmp_path / "out.mp4"):
+        with av.open(path) as container:
+            assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+            sounds.append([bytes(packet) for packet in container.demux(audio=0) if packet.size])
+    assert 10 < len(sounds[1]) <= len(sounds[0])
+    assert sounds[1] == sounds[0][: len(sounds[1])]
 
 
 def test_a_lora_changes_the_frames_and_its_folder_is_not_told(model, tmp_path):

@@ -199,7 +199,7 @@ function facts(video) {
   const spent = video.stage_seconds.total;
   return [
     sizeOf(video.size),
-    `${video.num_frames} frames at ${video.fps} fps`,
+    `${video.num_frames} frames at ${+video.fps.toFixed(3)} fps`,
     `seed ${video.seed}`,
     video.model,
     !isActive(video) && spent ? `made in ${duration(spent)}` : null,
