@@ -76,6 +76,7 @@ def assert_usable(page: Page) -> None:
         assert not [(rule["id"], rule["nodes"]) for rule in found["violations"]]
 
 
+@pytest.mark.slow
 def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, photo_file, tmp_path):
     page = open_page(live.url, accept_downloads=True)
     assert_usable(page)
@@ -114,6 +115,7 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
     expect(other.locator("#estimate")).to_contain_text("33 frames")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_the_servers_words(live, open_page, photo_file, tmp_path):
     page = open_page(live.url)
     page.click("#submit")
@@ -175,6 +177,7 @@ def test_a_restart_of_the_server_is_waited_for_and_the_video_goes_on(
         page.close()
 
 
+@pytest.mark.slow
 def test_a_phone_shows_all_of_it_and_what_a_cancelled_video_has(live, open_page, photo_file):
     page = open_page(live.url, script=IPHONE, viewport=PHONE, has_touch=True, is_mobile=True)
     id = make(page, photo_file, steps=SLOW)
@@ -197,6 +200,7 @@ def test_a_phone_shows_all_of_it_and_what_a_cancelled_video_has(live, open_page,
     assert_usable(page)
 
 
+@pytest.mark.slow
 def test_a_server_with_keys_asks_for_one(open_page, photo_file, tmp_path):
     key = Keys(DataDir(tmp_path).keys).add("someone")
     with serve(NANO, tmp_path) as server:
@@ -214,6 +218,7 @@ def test_a_server_with_keys_asks_for_one(open_page, photo_file, tmp_path):
         page.close()
 
 
+@pytest.mark.slow
 def test_the_keyboard_alone_is_enough(live, open_page, photo_file):
     page = open_page(live.url)
     for place in ("skip", "hidden-input", "hidden-input"):

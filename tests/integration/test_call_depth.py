@@ -6,6 +6,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -57,6 +58,7 @@ def test_a_pipeline_is_at_most_ten_calls_from_its_kernel(model, photo):
         assert num_calls(seen.longest()) <= 10, seen.longest()
 
 
+@pytest.mark.slow
 def test_a_command_is_at_most_thirteen_calls_from_its_kernel(model, photo, tmp_path):
     for guidance_scale in (1, 2):
         more = ("--guidance-scale", guidance_scale)

@@ -89,6 +89,7 @@ def test_a_random_seed_is_drawn_printed_and_stored(model, photo, tmp_path):
     assert seeds[0] != seeds[1]
 
 
+@pytest.mark.slow
 def test_seed_minus_1_is_random_and_repeated_by_like_and_resume(model, photo, tmp_path):
     first, work = tmp_path / "a.mkv", tmp_path / "work"
     run = ("generate", photo, "-p", "", "--model", model, *LOSSLESS, "--seed", -1)
@@ -135,6 +136,7 @@ def test_fit_is_noted_and_stored(model, tmp_path):
     assert "fit: pad" in succeed(swifti2v("info", tmp_path / "out.mp4")).stdout
 
 
+@pytest.mark.slow
 def test_like_repeats_a_video_exactly_and_flags_win(model, tmp_path):
     photo = save_photo(tmp_path / "seen-through.png", 96, 80, "RGBA")
     first, again, other = (tmp_path / name for name in ("a.mkv", "b.mkv", "c.mkv"))
@@ -263,6 +265,7 @@ def test_contact_sheet_shows_frames_of_the_clip(model, photo, tmp_path):
     np.testing.assert_array_equal(shown[-SIZE:, -SIZE:], frames[-1])
 
 
+@pytest.mark.slow
 def test_loras_reach_the_stage_they_are_meant_for(model, photo, tmp_path):
     lora = save_lora(tmp_path / "lora.safetensors")
     results = {}

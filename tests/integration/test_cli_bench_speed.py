@@ -7,6 +7,7 @@ from tests.helpers.command_line import error_line, generate, succeed, swifti2v
 FAST = ("--height", 64, "--width", 64, "--num-frames", 9, "--warmups", 0, "--repeats", 1)
 
 
+@pytest.mark.slow
 def test_a_table_and_plain_values(monkeypatch):
     monkeypatch.setattr("sys.argv", ["swifti2v", "bench", "speed", "--more"])
     table = succeed(swifti2v("bench", "speed", "--stages", "stage2", *FAST)).stdout.splitlines()
@@ -40,6 +41,7 @@ def test_what_cannot_be_measured(arguments, message):
     assert message in error_line(swifti2v("bench", "speed", "--stages", "stage2", *arguments))
 
 
+@pytest.mark.slow
 def test_a_lever_from_the_command_line(model, photo, tmp_path):
     plain, levers = tmp_path / "a.mp4", tmp_path / "b.mp4"
     succeed(generate(model, photo, plain))

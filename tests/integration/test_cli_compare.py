@@ -55,6 +55,7 @@ class Links(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_page_is_blind_shuffled_and_whole(tmp_path, sets):
     result = succeed(swifti2v("compare", *sets, "-o", tmp_path / "page"))
     page = Path(result.stdout.strip())
@@ -77,6 +78,7 @@ def test_page_is_blind_shuffled_and_whole(tmp_path, sets):
     assert not {"ours", "theirs"} & set(re.findall(r"\w+", shown))
 
 
+@pytest.mark.slow
 def test_the_seed_decides_sides_and_order(tmp_path, sets):
     def build(name: str, seed: int) -> list[tuple[str, str]]:
         succeed(swifti2v("compare", *sets, "-o", tmp_path / name, "--seed", seed))

@@ -32,6 +32,7 @@ def clip() -> Frames:
     return panning_clip(17)
 
 
+@pytest.mark.slow
 def test_a_clip_against_itself_is_perfect(tmp_path, clip):
     video = save(tmp_path / "a.mkv", clip)
     photo = tmp_path / "a.png"
@@ -76,6 +77,7 @@ def test_planted_defects_move_their_metrics(tmp_path, clip):
     assert flicker["warping_error"] > 5 * clean["warping_error"]
 
 
+@pytest.mark.slow
 def test_segments_come_from_the_video_or_are_unknown(tmp_path, model, photo):
     two = ("--set", "stage2.segment_size=2")
     for name, more in (("with.mp4", ()), ("without.mp4", ("--no-metadata",))):
@@ -106,6 +108,7 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_a_folder_gives_a_table_differences_and_a_page_that_stands_alone(tmp_path, clip):
     for index in range(3):
         part = np.roll(clip[:9], 20 * index, axis=2)
@@ -184,6 +187,7 @@ def test_a_video_that_ends_early_is_refused_or_noted(tmp_path, model, photo):
     assert f"it has 5 of the {NUM_FRAMES} frames" in " ".join(values["notes"])
 
 
+@pytest.mark.slow
 def test_resampling_forgets_the_segments(tmp_path, model, photo):
     succeed(generate(model, photo, tmp_path / "a.mp4"))
     fps = 2 * float(read_clip(tmp_path / "a.mp4").fps)
@@ -193,6 +197,7 @@ def test_resampling_forgets_the_segments(tmp_path, model, photo):
     assert "resampling" in values["not_measured"]["seam_score"]
 
 
+@pytest.mark.slow
 def test_a_clip_of_a_varying_rate_is_measured_with_a_note(tmp_path):
     times = [0, 33, 67, 100, 200, 233, 267, 300]
     path = foreign_clips.save(tmp_path / "a.mkv", 8, times=times, tick=Fraction(1, 1000))

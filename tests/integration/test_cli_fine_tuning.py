@@ -82,6 +82,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_in_a_configuration_plans_that_configuration(name):
     result = succeed(swifti2v(*COMMANDS[name], "--dry-run"))
@@ -122,6 +123,7 @@ def test_stage2_continues_as_if_it_had_not_stopped(tmp_path):
     assert "other settings: run.seed is 0 there and 3 now" in error_line(other)
 
 
+@pytest.mark.slow
 def test_stage2_trains_on_a_manifest_with_a_reference(tmp_path):
     for name, side in (("a", 64), ("b", 64), ("low", 16)):
         save_clip(tmp_path / f"{name}.mkv", 17, side, side)
@@ -164,6 +166,7 @@ def phases_of(manifest: Path, steps: int = 2) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["stage1", "stage2", "vae"])
 def test_a_training_on_other_clips_is_not_continued(tmp_path, part):
     manifest = write_clips(tmp_path / "data", "one", "two", "three")
@@ -180,6 +183,7 @@ def test_a_training_on_other_clips_is_not_continued(tmp_path, part):
     assert len(read_metrics(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_a_training_from_a_cache_is_not_continued_on_other_clips(tmp_path):
     manifest = write_clips(tmp_path / "data", "one", "two")
     run = ("--set", phases_of(manifest), *SMALL[2:])
@@ -216,6 +220,7 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         torch.testing.assert_close(weight, models[1].state_dict()[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_lora_of_stage1_is_written_and_used(tmp_path):
     rules = "phases=[{name: clips, steps: 1, data: {rules: {buckets: [[9, 32, 32]]}}}]"
     more = ("--set", rules, "--set", "run.validation_steps=1", "--set", "num_procedural_clips=2")
@@ -230,6 +235,7 @@ def test_a_lora_of_stage1_is_written_and_used(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_vae_and_a_text_encoder_are_trained(tmp_path):
     phases = "phases=[{steps: 2, data: {rules: {buckets: [[5, 64, 64]]}}}]"
     succeed(

@@ -46,6 +46,7 @@ def generate_first(*more: object) -> None:
     succeed(swifti2v("generate", "in/photo.png", "-o", "out/a.mkv", *RUN, *more))
 
 
+@pytest.mark.slow
 def test_like_finds_the_files_of_a_run_from_another_folder(project, tmp_path, monkeypatch):
     generate_first()
     elsewhere = tmp_path / "elsewhere"
@@ -58,6 +59,7 @@ def test_like_finds_the_files_of_a_run_from_another_folder(project, tmp_path, mo
     assert stored["image"]["path"] == str(project / "in/photo.png")
 
 
+@pytest.mark.slow
 def test_like_finds_files_that_moved_along_with_the_video(project, tmp_path, monkeypatch):
     generate_first()
     moved = tmp_path / "moved"
@@ -115,6 +117,7 @@ def test_refine_like_finds_clip_and_photo(project, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_variant_of_a_preset_is_repeated_and_a_run_continues_with_no_other(
     project, tmp_path, monkeypatch
 ):

@@ -38,6 +38,7 @@ def loras(tmp_path: Path) -> dict[str, Path]:
     return {"whole": whole, "mixed": tmp_path / "mixed.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_lora_is_merged_in_part_only_where_that_is_asked_for(
     model: Path, photo: Path, tmp_path: Path, loras: dict[str, Path]
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_lora_is_merged_in_part_only_where_that_is_asked_for(
     np.testing.assert_array_equal(frames_of(tmp_path / "a.mkv"), frames_of(tmp_path / "b.mkv"))
 
 
+@pytest.mark.slow
 def test_a_repeated_run_keeps_the_choice(
     model: Path, photo: Path, tmp_path: Path, loras: dict[str, Path]
 ) -> None:

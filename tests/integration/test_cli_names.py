@@ -43,6 +43,7 @@ def test_photos_and_videos_may_have_names_in_any_encoding(model, tmp_path):
     assert_same_frames(again, output)
 
 
+@pytest.mark.slow
 def test_clips_may_have_names_in_any_encoding(model, photo, tmp_path):
     motion = save_clip(tmp_path / f"{LATIN_1}.mkv", 5)
     clips = [tmp_path / "a.mp4", tmp_path / f"{LATIN_1}.mp4"]

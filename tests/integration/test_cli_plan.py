@@ -39,6 +39,7 @@ def test_plan_as_json():
     assert plan["host_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_budget_that_holds_nothing_is_said_so(model):
     arguments = ("plan", "--model", model, "--device", "h100", "--memory", 0.1)
     plan = json.loads(succeed(swifti2v(*arguments, "--json")).stdout)
@@ -48,6 +49,7 @@ def test_a_budget_that_holds_nothing_is_said_so(model):
     assert "does not fit: nothing fits into 0.1 GB" in succeed(swifti2v(*arguments)).stdout
 
 
+@pytest.mark.slow
 def test_memory_auto_is_what_is_free_here_and_all_of_a_named_card(model):
     arguments = ("plan", "--model", model)
     here, card = (
@@ -78,6 +80,7 @@ def test_plans_that_cannot_be_made(arguments, message):
     assert message in error_line(swifti2v("plan", "--model", "nano", *arguments))
 
 
+@pytest.mark.slow
 def test_generate_with_enough_memory_is_what_it_is_without_asking(model, photo, tmp_path):
     plain, planned = tmp_path / "plain.mkv", tmp_path / "planned.mkv"
     succeed(generate(model, photo, plain, *LOSSLESS))
@@ -105,6 +108,7 @@ def test_memory_is_auto_or_a_number(model, photo, tmp_path, memory):
     assert f"--memory {memory!r} is neither 'auto' nor a number of GB above 0" in error_line(result)
 
 
+@pytest.mark.slow
 def test_memory_keeps_what_is_given(model, photo, tmp_path):
     flags = ("--placement", "streamed", "--set", "stage2.vae_tile=8", "--memory", "64", "--dry-run")
     result = succeed(generate(model, photo, tmp_path / "out.mp4", *flags, "--json"))
@@ -128,12 +132,14 @@ def test_8_bit_layers_are_planned():
     assert small["options"][-1]["placement"] != "8-bit"
 
 
+@pytest.mark.slow
 def test_8_bit_layers_that_a_device_does_not_have_are_refused():
     arguments = ("plan", "--model", "nano", "--device", "rtx3090", "--linear", "float8")
     refused = error_line(swifti2v(*arguments))
     assert "has no 8-bit floating point; use int8" in refused
 
 
+@pytest.mark.slow
 def test_a_device_that_runs_out_of_memory_keeps_what_is_finished(model, photo, tmp_path):
     output, flags = tmp_path / "out.mkv", (*LOSSLESS, "--work-dir", tmp_path / "work")
     calls = []

@@ -31,6 +31,7 @@ def decoder(tmp_path):
     return save(plain_file(48, 2), tmp_path / "taew2_2.pth")
 
 
+@pytest.mark.slow
 def test_a_preview_is_decoded_again_without_a_model_call(model, photo, decoder, tmp_path):
     whole, preview, after = (tmp_path / f"{name}.mkv" for name in ("whole", "preview", "after"))
     work = tmp_path / "work"
@@ -53,6 +54,7 @@ def test_a_preview_is_decoded_again_without_a_model_call(model, photo, decoder, 
     assert read_settings(after) == read_settings(whole)
 
 
+@pytest.mark.slow
 def test_like_a_preview_makes_the_full_clip_and_says_so(model, photo, decoder, tmp_path):
     whole, preview, after = (tmp_path / f"{name}.mkv" for name in ("whole", "preview", "after"))
     succeed(generate(model, photo, whole, *LOSSLESS))

@@ -53,6 +53,7 @@ def sound_of(path):
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
 
 
+@pytest.mark.slow
 def test_the_clip_keeps_its_sound_rate_and_length(model, photo, tmp_path):
     motion = foreign_clips.save(
         tmp_path / "clip.mp4",
@@ -70,6 +71,7 @@ def test_the_clip_keeps_its_sound_rate_and_length(model, photo, tmp_path):
     assert (tmp_path / "again.mp4").read_bytes() == output.read_bytes()
 
 
+@pytest.mark.slow
 def test_sound_is_left_out_where_that_is_asked_or_said(model, photo, tmp_path):
     motion = foreign_clips.save(
         tmp_path / "clip.mkv",
@@ -98,6 +100,7 @@ def probe(path):
         return [stream.codec_context.name for stream in container.streams.audio]
 
 
+@pytest.mark.slow
 def test_refine_carries_the_photos_detail_along_the_users_clip(model, tmp_path):
     frames = panning_clip(9, 2, SIZE, SIZE)
     photo, motion = tmp_path / "photo.png", tmp_path / "motion.mkv"
@@ -115,6 +118,7 @@ def test_refine_carries_the_photos_detail_along_the_users_clip(model, tmp_path):
     assert_same_frames(again, carried)
 
 
+@pytest.mark.slow
 def test_refine_resumes(model, photo, tmp_path):
     motion, work = save_clip(tmp_path / "motion.mkv", 13), tmp_path / "work"
     whole, again = tmp_path / "a.mkv", tmp_path / "b.mkv"

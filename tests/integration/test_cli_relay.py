@@ -78,6 +78,7 @@ def whole(model, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(5,), (2, 4), (10,)])
 def test_an_interrupted_relay_ends_as_if_it_had_not_stopped(model, whole, tmp_path, stops):
     output, config = tmp_path / "out", settings(model)
@@ -166,6 +167,7 @@ def test_a_relay_on_other_images_is_not_continued(model, tmp_path):
     assert "continuing on changed data: 1 sample with another caption (b" in result.stderr
 
 
+@pytest.mark.slow
 def test_each_relay_runs_by_itself(model, whole, tmp_path):
     lora1 = whole / "relay1.safetensors"
     alone = succeed(train(tmp_path / "first", settings(model, second=None)))
@@ -179,6 +181,7 @@ def test_each_relay_runs_by_itself(model, whole, tmp_path):
     assert fused[0] != bare[0]
 
 
+@pytest.mark.slow
 def test_the_result_is_used_and_the_first_lora_is_not(model, whole, tmp_path):
     clip, photo = save_clip(tmp_path / "clip.mkv", 5), save_picture(tmp_path / "p.png", 64, 64)
     outputs = [tmp_path / name for name in ("plain.mkv", "large.mkv", "made.mkv")]
@@ -197,6 +200,7 @@ def test_the_result_is_used_and_the_first_lora_is_not(model, whole, tmp_path):
     assert "the first LoRA of a relay" in error_line(first)
 
 
+@pytest.mark.slow
 def test_plain_wan_weights_and_a_causal_vae_are_trained_as_well(tmp_path):
     """Model as in the preset `vibe`: no reference channels, original files."""
     hub = wan.make_hub(tmp_path)

@@ -22,6 +22,7 @@ from tests.helpers.command_line import (
 from tests.helpers.tiny import tiny_pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_finished", range(5))
 def test_a_resumed_run_gives_the_same_video(model, photo, tmp_path, num_finished):
     whole, resumed, work = tmp_path / "whole.mkv", tmp_path / "resumed.mkv", tmp_path / "work"
@@ -46,6 +47,7 @@ def test_a_resumed_run_gives_the_same_video(model, photo, tmp_path, num_finished
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damages_motion", [False, True])
 def test_displacement_is_resumed_with_the_motion_reference(photo, tmp_path, damages_motion):
     """Detail is carried along it, so that another one would be seen."""
@@ -85,6 +87,7 @@ def test_a_damaged_segment_is_made_again_with_a_note(model, photo, tmp_path):
     assert_same_frames(tmp_path / "b.mkv", whole)
 
 
+@pytest.mark.slow
 def test_resume_takes_the_seed_of_the_run(model, photo, tmp_path):
     work = tmp_path / "work"
     run = ("generate", photo, "-p", "zoom", "--model", model, "--work-dir", work, "--json")
@@ -95,6 +98,7 @@ def test_resume_takes_the_seed_of_the_run(model, photo, tmp_path):
     assert json.loads(again.stdout)["seed"] == json.loads(first.stdout)["seed"]
 
 
+@pytest.mark.slow
 def test_a_work_dir_is_refused_where_it_is_of_another_run(model, photo, tmp_path):
     work, output = tmp_path / "work", tmp_path / "out.mp4"
     succeed(generate(model, photo, output, "--work-dir", work))

@@ -70,6 +70,7 @@ def test_a_portrait_photo_gives_a_portrait_clip(roomy, phone_photo, tmp_path):
     assert plan(wider)[0] == (320, 256)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_size_is_continued_at_that_size(roomy, phone_photo, tmp_path):
     output, work = tmp_path / "out.mp4", tmp_path / "work"
     flags = ("--num-frames", 5, "--work-dir", work)

@@ -180,6 +180,7 @@ def test_levers_reach_the_transformer(model, data, whole):
     assert "stage1.speed.residual is 'model' there and 'float32' now" in line
 
 
+@pytest.mark.slow
 def test_shards_together_are_the_whole(model, data, whole, tmp_path):
     output, _ = whole
     reports = []

@@ -57,6 +57,7 @@ def test_without_a_photo_there_is_no_detail_to_carry(model, clip, tmp_path):
     assert "set stage2.reference_detail=none" in line
 
 
+@pytest.mark.slow
 def test_all_at_once_gives_another_clip_in_one_segment(model, clip, tmp_path):
     streamed, whole = tmp_path / "a.mkv", tmp_path / "b.mkv"
     succeed(run(model, clip, streamed))
@@ -68,6 +69,7 @@ def test_all_at_once_gives_another_clip_in_one_segment(model, clip, tmp_path):
     assert (frames_of(whole) != frames_of(streamed)).any()
 
 
+@pytest.mark.slow
 def test_options_reach_the_settings_and_the_video_repeats_them(model, clip, tmp_path):
     first, again = tmp_path / "a.mkv", tmp_path / "b.mkv"
     more = ("--strength", 0.4, "--windows", "none", *GCLF, "-p", "a dog")

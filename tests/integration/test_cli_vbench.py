@@ -50,6 +50,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "videos").iterdir())
 
 
+@pytest.mark.slow
 def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, suite, model):
     output = tmp_path / "out"
     for shard in ("1/2", "2/2"):
@@ -84,6 +85,7 @@ def test_shards_make_the_whole_suite_and_a_second_run_makes_nothing(tmp_path, su
     )  # loaded so, and refused here
 
 
+@pytest.mark.slow
 def test_a_made_video_carries_its_settings_as_any_other(tmp_path, suite, model):
     output = tmp_path / "out"
     levers = ("--seed", 3, "--set", "stage2.segment_size=2")
@@ -198,6 +200,7 @@ def installation(tmp_path, suite, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_run_measures_a_dimension_at_a_time_and_continues(tmp_path, suite, model, installation):
     succeed(generate(suite, model, tmp_path / "out"))
     videos, results = tmp_path / "out/videos", tmp_path / "results"

@@ -162,6 +162,7 @@ PLANNED = {
 """Each of them once."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", PLANNED)
 def test_a_command_with_a_dry_run_plans(command, reader, monkeypatch):
     passage, arguments = PLANNED[command]

@@ -102,6 +102,7 @@ WRITERS: dict[str, Callable[[dict[str, State], Path], tuple[Any, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_clip_of_each_layout(
     name: str, public: Path, states: dict[str, State], tmp_path: Path
@@ -113,6 +114,7 @@ def test_a_clip_of_each_layout(
     assert found.std() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ComfyUI old", "GGUF Q8_0"])
 def test_placement_and_loras_change_nothing_in_packed_models(
     name: str, public: Path, states: dict[str, State], tmp_path: Path

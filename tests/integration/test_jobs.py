@@ -28,6 +28,7 @@ def ask(model: Path, photo: Path, output: Path, **more: Any) -> ClipRequest:
     )
 
 
+@pytest.mark.slow
 def test_one_pipeline_makes_many_clips(model, photo, tmp_path):
     pipe = load(resolve(ask(model, photo, tmp_path / "first.mkv")))
     for seed, name in ((7, "a.mkv"), (8, "other.mkv"), (7, "b.mkv")):

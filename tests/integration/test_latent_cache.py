@@ -132,6 +132,7 @@ def assert_same(config: Any, tmp_path: Path, cache: Path) -> None:
     assert len({float(loss[0]) for loss in expected}) == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kind", "changes"),
     [
@@ -157,6 +158,7 @@ def test_cached_losses_are_equal_bit_by_bit(
     assert again.entries_kept == report.entries_made
 
 
+@pytest.mark.slow
 def test_training_sees_the_reference_that_sampling_will(model, clips, tmp_path):
     found = []
     for detail in ("none", "carried"):
@@ -166,6 +168,7 @@ def test_training_sees_the_reference_that_sampling_will(model, clips, tmp_path):
     assert not any(map(torch.equal, *found))
 
 
+@pytest.mark.slow
 def test_prompts_alone_may_be_cached(model, clips, tmp_path):
     config = configure("stage2", model, clips)
     expected = losses(config, tmp_path / "run")
@@ -203,6 +206,7 @@ def test_only_the_windows_that_steps_ask_for_are_kept(model, clips, tmp_path):
     assert plan.num_bytes < size < plan.num_bytes + 2000 * plan.num_entries
 
 
+@pytest.mark.slow
 def test_shards_make_together_what_one_run_makes(model, clips, tmp_path):
     config = configure("stage2", model, clips)
     whole = CacheMaking(config, tmp_path / "whole", CPU).plan()
@@ -215,6 +219,7 @@ def test_shards_make_together_what_one_run_makes(model, clips, tmp_path):
     assert_same(config, tmp_path, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_changed_clip_is_refused_and_made_again_alone(model, clips, tmp_path):
     config = configure("stage2", model, clips)
     report = make(config, tmp_path / "cache")
@@ -231,6 +236,7 @@ def test_a_changed_clip_is_refused_and_made_again_alone(model, clips, tmp_path):
         losses(reading(config, tmp_path / "cache"), tmp_path / "cached-run")
 
 
+@pytest.mark.slow
 def test_latents_of_a_photo_that_clip_saw_in_another_way_are_refused(causal_model, clips, tmp_path):
     config = configure("stage1", causal_model, clips)
     make(config, tmp_path / "cache")
@@ -265,6 +271,7 @@ def test_other_models_settings_and_sizes_are_refused(model, causal_model, clips,
              tmp_path / "cache")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_clips_damaged_in_their_midst_are_counted_as_without_a_cache(model, clips, tmp_path):
     path = save_damaged_clip(clips.with_name("a.mkv"), 13, 32, 32)
     assert probe_clip(path).num_frames == 13

@@ -97,6 +97,7 @@ def test_a_saved_directory_loads_bit_equal(tmp_path):
     assert json.loads((again / "model_index.json").read_text()) == index
 
 
+@pytest.mark.slow
 def test_a_preset_of_hub_folders_loras_and_weights_loads_and_generates(hub, tmp_path, capfd):
     few_step = lightx2v_file(stage1(), tmp_path / "few_step.safetensors")
     low_res = peft_file(stage1(), tmp_path / "low_res.safetensors")

@@ -67,6 +67,7 @@ def preset(path: Path, prefix: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_preset_of_official_folders_loads_what_they_hold(official: Path, tmp_path: Path) -> None:
     check_components(load(preset(tmp_path / "p.yaml", f"{official}/")))
 

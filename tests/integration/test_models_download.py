@@ -97,6 +97,7 @@ def block(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
 
 
+@pytest.mark.slow
 def test_a_downloaded_preset_runs_without_asking_the_hub(
     server: HubServer, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_downloaded_preset_runs_without_asking_the_hub(
     assert [(files.repo_id, files.pattern) for files in missing] == [(SECOND, "transformer")]
 
 
+@pytest.mark.slow
 def test_a_stopped_download_goes_on_where_it_was(
     server: HubServer, repositories: Path, preset: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_stopped_download_goes_on_where_it_was(
         etag.cache_clear()
 
 
+@pytest.mark.slow
 def test_what_came_wrong_is_fetched_anew(
     server: HubServer, repositories: Path, preset: Path, tmp_path: Path
 ) -> None:
@@ -177,6 +180,7 @@ def test_what_came_wrong_is_fetched_anew(
         etag.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     server: HubServer, preset: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +193,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_files_and_fetches_none(
     server: HubServer, preset: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +204,7 @@ def test_a_dry_run_lists_the_files_and_fetches_none(
     assert not any("/resolve/" in path for _, path, _ in server.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -218,6 +224,7 @@ def test_mistakes_are_named(
     assert message in err
 
 
+@pytest.mark.slow
 def test_files_of_a_models_folder_are_used_instead_of_the_hub(
     server: HubServer,
     repositories: Path,

@@ -56,6 +56,7 @@ def make_clip(
     return frames, loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["resident", "streamed", "offloaded"])
 def test_one_part_after_the_other_gives_the_same_clip(
     hub: Path, tmp_path: Path, placement: Any
@@ -109,6 +110,7 @@ def lora_of_stage1(tmp_path: Path) -> Path:
     return tmp_path / "lora.safetensors"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_stored_stage1_loads_neither_text_encoder_nor_stage1(
     model: Path, photo: Path, tmp_path: Path
 ) -> None:

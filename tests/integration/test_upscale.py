@@ -198,6 +198,7 @@ def plain_preset(hub: Any, tmp_path: Any, **changes: Any) -> Any:
     return wan.write_preset(hub, tmp_path, stage2_transformer={"reference": "none"} | changes)
 
 
+@pytest.mark.slow
 def test_plain_weights_stay_as_they_are_and_are_saved_so(hub, tmp_path, capfd):
     parts = wan.load(plain_preset(hub, tmp_path))
     wan.assert_equal(parts.stage2_transformer, wan.state_of(wan.stage2_base()))
@@ -228,6 +229,7 @@ def test_a_lora_in_the_keys_of_wan_goes_into_plain_weights(hub, tmp_path, style)
     torch.testing.assert_close(found, expected["blocks.1.attn1.to_q.weight"])
 
 
+@pytest.mark.slow
 def test_a_photo_anchors_stage_two_on_plain_weights_in_one_call(hub, tmp_path):
     """Stage I, then plain Stage II from its noised clip: no weights trained on large videos."""
     pipe = SwiftI2VPipeline.from_pretrained(plain_preset(hub, tmp_path), device="cpu")

@@ -25,6 +25,7 @@ def test_bootstrap_interval_holds_the_mean_and_stays_within_the_values(values):
     assert estimate.value - slack <= high <= max(values) + slack
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_narrows_as_the_square_root_of_the_count():
     few, many = (
         ends(bootstrap_mean(np.random.default_rng(1).normal(0, 1, count).tolist()))

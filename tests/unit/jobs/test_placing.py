@@ -61,6 +61,7 @@ def test_without_a_budget_nothing_is_chosen():
     assert placed(placement="offloaded").placement == "offloaded"
 
 
+@pytest.mark.slow
 def test_a_large_budget_gets_whole_frames_and_resident_weights():
     chosen = placed(memory="500")
     assert (chosen.placement, chosen.settings) == ("resident", SETTINGS)
@@ -68,6 +69,7 @@ def test_a_large_budget_gets_whole_frames_and_resident_weights():
     assert "500.0 GB" in chosen.note
 
 
+@pytest.mark.slow
 def test_a_small_budget_is_refused_with_what_would_do():
     with pytest.raises(ConfigError, match=r"nothing fits into 10\.2 MB.* give .*B or more"):
         placed(memory="0.01")
@@ -99,6 +101,7 @@ def test_a_budget_chooses_placement_and_tile_and_nothing_else(gigabytes):
     assert replace(chosen.settings, config=config) == SETTINGS
 
 
+@pytest.mark.slow
 def test_auto_is_the_memory_that_is_free():
     assert placed(memory="auto").note is not None
     with pytest.MonkeyPatch.context() as patch:

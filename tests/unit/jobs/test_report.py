@@ -8,6 +8,7 @@ import pytest
 LARGE = 600 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux", reason="other systems do not tell it of a process alone"
 )

@@ -76,6 +76,7 @@ def test_a_foreign_clip_with_b_frames_and_a_colon_in_its_name(tmp_path: Path) ->
     assert numbers(clip.frames) == list(range(12))
 
 
+@pytest.mark.slow
 @given(
     suffix_and_source=st.sampled_from(
         [(".mp4", rate) for rate in (8, 16, 24, 30, 23.976)]

@@ -40,6 +40,7 @@ def save(path: Path, codec: str, options: dict[str, str], rate: Fraction, start:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", [Fraction(25), Fraction(30000, 1001)])
 def test_frames_from_one_on_are_those_of_the_whole_clip(kind, rate, tmp_path):

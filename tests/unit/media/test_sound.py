@@ -35,6 +35,7 @@ def write(path: Path, num_frames: int, fps: float, sound: Sound | None) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["out.mp4", "out.mkv"])
 @pytest.mark.parametrize("source", ["a.mp4", "a.mkv", "a.webm", "a.avi", "a.mpg", "late.mp4"])
 def test_every_packet_keeps_its_bytes_and_its_time(

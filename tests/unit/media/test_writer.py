@@ -290,6 +290,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     return folder, done
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_its_pieces_playable(interrupted: Interrupted) -> None:
     folder, done = interrupted
     assert done.returncode == -signal.SIGKILL, done.stderr

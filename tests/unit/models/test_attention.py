@@ -123,6 +123,7 @@ def test_a_window_holds_its_token_and_is_centred_where_there_is_room(size: int, 
     assert all(0 <= b - a <= 1 for a, b in pairwise(starts))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=10, deadline=None)
 @given(grid=grids, window=windows, pool=st.sampled_from([None, 2]), seed=st.integers(0, 99))

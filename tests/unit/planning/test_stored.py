@@ -54,6 +54,7 @@ def test_every_shipped_model_is_stored_and_no_other(model):
     assert {*MODELS} == {"nano", *(file.stem for file in (PACKAGE / "presets").glob("*.yaml"))}
 
 
+@pytest.mark.slow
 def test_the_stored_costs_of_nano_are_current():
     assert_current("nano", stored_ways("nano"))
 
@@ -67,6 +68,7 @@ def test_the_stored_costs_of_the_presets_are_current(model):
     assert_current(model, [*whole, max(tiles)])
 
 
+@pytest.mark.slow
 def test_without_stage1_as_counted():
     config = settings("nano")
     stored = find_costs("nano", config, "bfloat16", with_stage1=False)
@@ -75,6 +77,7 @@ def test_without_stage1_as_counted():
     assert stored.count(None) == live.count(None)
 
 
+@pytest.mark.slow
 def test_costs_that_are_not_stored_are_counted():
     stored = find_costs("nano", settings("nano"), "bfloat16")
     assert isinstance(stored, StoredCosts)

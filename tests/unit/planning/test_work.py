@@ -113,6 +113,7 @@ def wan22_encode(frames: int, height: int, width: int) -> int:
     return total + 2 * frames * cells * (27 * 640 * 96 + 96 * 96)
 
 
+@pytest.mark.slow
 def test_transformers_cost_what_the_closed_forms_say():
     stages = whole_clip().stages
     stage1 = forward(18480, 5120, 13824, 40, image=CLIP) + ends(18480, 5120, 36, 16)
@@ -134,6 +135,7 @@ def test_transformers_cost_what_the_closed_forms_say():
     assert stages["text"].count.flops == pytest.approx(text, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_vae_costs_what_the_closed_forms_say():
     stages = whole_clip().stages
 
@@ -199,6 +201,7 @@ def test_weights_are_those_of_the_public_models():
     assert weights["stage1_transformer"].streamed_bytes < 2.3 * GIGA  # two blocks and the ends
 
 
+@pytest.mark.slow
 def test_few_layers_stand_for_all_of_them():
     models, latents = paper(), torch.empty(1, 96, 5, 8, 8, device=META)
     sigma, text = torch.empty(1, 5, device=META), torch.empty(1, 16, 4096, device=META)
@@ -211,6 +214,7 @@ def test_few_layers_stand_for_all_of_them():
     assert models.count_layers("stage2_transformer", run, least=2) == count(lambda: run(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("segment_size", "num_frames"), [(1, 25), (3, 33), (None, 13)])
 def test_few_frames_stand_for_all_of_them(segment_size, num_frames):
     plain = config_of(height=64, width=128, num_frames=num_frames)
@@ -227,7 +231,8 @@ def test_few_frames_stand_for_all_of_them(segment_size, num_frames):
     assert encode.flops == wan22_encode(num_latent_frames, 4, 8)
 
 
-@pytest.mark.parametrize("offloads", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("offloads", [False, True])
 def test_few_pieces_in_tiles_stand_for_all_of_them(offloads):
     vae = paper().get("stage2_vae")
     latents = torch.empty(1, 48, 12, 12, 20, device=META)
@@ -264,6 +269,7 @@ def test_tiles_cost_little_more_work_and_need_less_memory():
     assert (moved.flops, moved.kernel_bytes) == (four.flops, four.kernel_bytes)
 
 
+@pytest.mark.slow
 def test_offloading_frees_the_history_and_moves_it():
     kept, moved = small_clip(), small_clip(offloads=True)
 
@@ -277,6 +283,7 @@ def test_offloading_frees_the_history_and_moves_it():
     assert 0.8 * history < moved.host_bytes - kept.host_bytes < 2 * history
 
 
+@pytest.mark.slow
 def test_guidance_asks_every_model_twice():
     guided = SamplingConfig(guidance_scale=5)
     plain = config_of(height=64, width=128, num_frames=21)
@@ -290,6 +297,7 @@ def test_guidance_asks_every_model_twice():
         assert twice[stage].count.flops == 2 * once[stage].count.flops
 
 
+@pytest.mark.slow
 def test_moving_the_photo_counts_once_a_step_however_guided(tmp_path):
     tiny_pipeline(displaces=True).save_pretrained(tmp_path)
     models = Models(tmp_path, torch.float32)
@@ -318,6 +326,7 @@ def test_moving_the_photo_counts_once_a_step_however_guided(tmp_path):
         assert traffic(with_it) > traffic(without)
 
 
+@pytest.mark.slow
 def test_a_clip_of_the_user_needs_no_stage1():
     config = config_of(height=64, width=96, num_frames=21)  # too narrow for Stage I
 

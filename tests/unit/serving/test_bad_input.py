@@ -117,6 +117,7 @@ def test_a_body_that_cannot_be_read(live, body, words):
     assert live.files() == set()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_with_its_reason(model, tmp_path):
     loras = tmp_path / "loras"
     loras.mkdir()

@@ -32,6 +32,7 @@ def ask(model, tmp_path):
     return resolve_for
 
 
+@pytest.mark.slow
 def test_the_least_recently_used_model_leaves(ask, tmp_path):
     a, b, c = (ask(name) for name in "abc")
     size = weight_bytes(load(a).components)

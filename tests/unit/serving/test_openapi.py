@@ -25,6 +25,7 @@ def live(model, tmp_path_factory):
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_known", [True, False], ids=["known ids", "any id"])
 def test_every_answer_is_as_described(live, is_known):
     known = {"/v1/models/{id}": "tiny"}

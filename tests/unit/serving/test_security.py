@@ -35,6 +35,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+@pytest.mark.slow
 def test_keys_are_needed_and_show_only_their_own_jobs(model, tmp_path):
     keys = Keys(tmp_path / "keys.json")
     alice, bob = keys.add("alice"), keys.add("bob")
@@ -170,6 +171,7 @@ def crashing() -> Answer:
     return Answer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [hungry, slow, crashing])
 def test_a_file_that_takes_too_much_or_crashes_its_decoder_hurts_nobody(function):
     started = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.helpers.serving import Live
@@ -55,6 +56,7 @@ def boxes(content: bytes) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_early_late_and_slow_readers_get_the_same_fragments(live):
     id = live.submit(num_inference_steps=10)["id"]
     read: dict[str, bytes] = {}
@@ -77,6 +79,7 @@ def test_early_late_and_slow_readers_get_the_same_fragments(live):
     np.testing.assert_array_equal(decode(late), decode(live.client.get(f"{video['polling_url']}/content").content))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_first_segment_comes_long_before_the_video_is_complete(live):
     id = live.submit(num_inference_steps=100)["id"]
     with live.client.stream("GET", f"/v1/videos/{id}/stream") as response:

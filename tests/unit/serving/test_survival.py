@@ -35,6 +35,7 @@ def has_segment(video: dict[str, Any]) -> bool:
     return bool(video["segments_done"])
 
 
+@pytest.mark.slow
 def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path):
     with serve(model, tmp_path) as live:
         id = live.submit(num_inference_steps=90)["id"]
@@ -48,6 +49,7 @@ def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path
     assert folders[0].stream.read_bytes() == folders[1].stream.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_job_that_another_version_began_begins_anew(model, tmp_path):
     with serve(model, tmp_path) as live:
         id = live.submit(num_inference_steps=90)["id"]
@@ -81,6 +83,7 @@ class LateChecker(DirectChecker):
         await super().start()
 
 
+@pytest.mark.slow
 def test_a_server_listens_before_it_can_check_requests(model, tmp_path):
     with serve(model, tmp_path, worker=NoWorker) as live:
         id = live.submit()["id"]

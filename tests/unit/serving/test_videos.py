@@ -30,6 +30,7 @@ def client(live):
         yield client
 
 
+@pytest.mark.slow
 def test_the_openai_package_makes_the_video_that_the_command_line_makes(client, model, tmp_path):
     (tmp_path / "photo.png").write_bytes(photo())
     video = client.videos.create_and_poll(
@@ -55,6 +56,7 @@ def test_the_openai_package_makes_the_video_that_the_command_line_makes(client, 
         client.videos.retrieve(video.id)
 
 
+@pytest.mark.slow
 def test_json_with_a_data_url_and_a_form_with_brackets_ask_for_the_same(live):
     url = "data:image/png;base64," + base64.b64encode(photo()).decode()
     sent = {"prompt": "zoom", "seed": 7, "num_frames": 9}
@@ -131,6 +133,7 @@ def test_an_own_clip_keeps_its_sound_and_its_rate(live, tmp_path):
     assert sounds[1] == sounds[0][: len(sounds[1])]
 
 
+@pytest.mark.slow
 def test_a_lora_changes_the_frames_and_its_folder_is_not_told(model, tmp_path):
     loras = tmp_path / "loras"
     loras.mkdir()
@@ -169,6 +172,7 @@ def test_a_repeated_request_gives_the_same_job(live):
     assert (other.status_code, refusal(other)["code"]) == (422, "idempotency_key_reused")
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_frees_the_worker_within_two_steps_and_keeps_what_it_made(live):
     slow = live.submit(num_inference_steps=100, num_frames=33)["id"]
     wait(lambda: live.get(slow), lambda v: v["segments_done"] > 0)
@@ -183,6 +187,7 @@ def test_a_cancelled_job_frees_the_worker_within_two_steps_and_keeps_what_it_mad
     assert ok(live.client.post(f"/v1/videos/{slow}/cancel"))["status"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_deleted_job_is_gone_with_its_files_while_it_runs(live):
     slow = live.submit(num_inference_steps=100, num_frames=33)["id"]
     wait(lambda: live.get(slow), lambda v: v["segments_done"] > 0)
@@ -193,6 +198,7 @@ def test_a_deleted_job_is_gone_with_its_files_while_it_runs(live):
     assert live.client.get(f"/v1/videos/{slow}").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back(model, tmp_path):
     limits = Limits(queue_size=2, jobs_per_key=9)
     with serve(model, tmp_path, limits=limits, worker=NoWorker) as live:
@@ -208,6 +214,7 @@ def test_a_full_queue_says_when_to_come_back(model, tmp_path):
         assert len([f for f in live.files() if f.startswith("video_") and "/" not in f]) == 2
 
 
+@pytest.mark.slow
 def test_jobs_expire_with_their_files(model, tmp_path, monkeypatch):
     monkeypatch.setattr("swifti2v.serving.service.CLEANING_SECONDS", 0.05)
     with serve(model, tmp_path, limits=Limits(keep_seconds=1)) as live:

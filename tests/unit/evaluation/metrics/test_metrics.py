@@ -407,6 +407,7 @@ def test_camera_direction_of_a_slow_move(label, motion):  # 10 px are 6 % of the
     assert result.inliers > 0.8
 
 
+@pytest.mark.slow
 def test_camera_names_two_moves_at_once_the_stronger_first():
     assert camera_direction(moving_clip(33, pan=10, zoom=0.2)).moves == ("zoom in", "pan left")
     assert camera_direction(moving_clip(33, tilt=-9, roll=-3)).moves == ("tilt down", "roll right")

@@ -142,6 +142,7 @@ def test_blocks_in_a_smooth_sky_are_seen_in_each_frame():
 # Carried coherence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [panning_clip(17, 2, HEIGHT, WIDTH), zooming(17, 0.75)])
 def test_coherence_follows_the_camera_and_falls_with_every_defect(clip):
     photo = clip[0]

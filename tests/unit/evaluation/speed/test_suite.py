@@ -143,6 +143,7 @@ def test_parts_run_on_nano(part):
     assert (rows[0].flops or 0) > 1e6
 
 
+@pytest.mark.slow
 def test_levers_are_near_float32_and_exact_ones_at_rounding():
     subject = Subject.make("nano", CPU, torch.float32, [("test", SMALL)])
     from swifti2v.evaluation.speed import transformers

@@ -58,6 +58,7 @@ def off(findings: dict[str, Finding]) -> dict[str, str]:
     return {name: found.cause for name, found in findings.items() if found.status == "off"}
 
 
+@pytest.mark.slow
 def test_nano_is_good(nano: Path) -> None:
     """In a process of its own, as it measures the memory of all of it."""
     command = (
@@ -82,6 +83,7 @@ def test_nano_is_good(nano: Path) -> None:
     assert findings["a short clip"]["values"]["frames"] == 5
 
 
+@pytest.mark.slow
 def test_a_wrong_lora_and_a_wrong_shift_are_named_and_hide_nothing(nano: Path) -> None:
     key = "diffusion_model.blocks.0.cross_attn.k_img"  # of Wan2.1-I2V
     pair = {
@@ -113,6 +115,7 @@ def test_a_wrong_lora_and_a_wrong_shift_are_named_and_hide_nothing(nano: Path) -
     assert found["a short clip"].status == "skipped"
 
 
+@pytest.mark.slow
 def test_swapped_vaes_are_named(nano: Path) -> None:
     change(nano, lambda index: index["components"]["stage2_vae"].update(subfolder="stage1/vae"))
     found = check(nano)
@@ -143,6 +146,7 @@ def test_a_truncated_and_a_missing_file_are_named(nano: Path) -> None:
     assert found["VAE of stage2"].status == "ok"
 
 
+@pytest.mark.slow
 def test_a_wrong_prediction_type_and_wrong_statistics_are_named(nano: Path) -> None:
     def edit(index: dict[str, Any]) -> None:
         index["settings"]["stage2"]["sampling"]["parameterization"] = "velocity"
@@ -160,6 +164,7 @@ def test_a_wrong_prediction_type_and_wrong_statistics_are_named(nano: Path) -> N
     assert "wrong prediction type" in named["sampling of stage2"]
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_trained_do_not_denoise(nano: Path) -> None:
     file = nano / "stage2/transformer/diffusion_pytorch_model.safetensors"
     generator = torch.Generator().manual_seed(0)
@@ -174,6 +179,7 @@ def test_weights_that_are_not_trained_do_not_denoise(nano: Path) -> None:
     assert cause.startswith("stage2_transformer does not denoise latents of stage2_vae")
 
 
+@pytest.mark.slow
 def test_the_report_of_the_command_line(nano: Path) -> None:
     (nano / "tokenizer/tokenizer_config.json").unlink()
     result = swifti2v("verify", "--model", nano, "--device", "cpu", "--json")
@@ -206,6 +212,7 @@ def test_the_clip_begins_with_the_photo_and_moves() -> None:
     assert (clip[:, :, 4] - clip[:, :, 0]).abs().mean() > 0.01
 
 
+@pytest.mark.slow
 def test_the_vae_of_the_other_stage_is_known_by_its_weights(tmp_path: Path) -> None:
     hub = make_hub(tmp_path / "hub")
     copy_model(hub / "Wan2.1-I2V" / "vae", hub / "Copied" / "vae")

@@ -320,6 +320,7 @@ def test_a_folder_under_the_name_of_its_repository_is_found(tmp_path: Path) -> N
     assert find_in(source, "people/Wan2.1-I2V", "nothing") is None
 
 
+@pytest.mark.slow
 def test_a_clip_is_made_from_a_comfyui_folder_without_the_hub(
     cache: Path, preset: Path, comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

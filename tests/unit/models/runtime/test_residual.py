@@ -122,6 +122,7 @@ def test_it_goes_with_given_frames_and_every_attention(attention):
     torch.testing.assert_close(targets, whole[:, :, 2:], atol=0.02, rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [{"linear": "int8"}, {"compile": True}])
 def test_it_goes_with_other_levers_and_streamed_weights(stage, others, monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
@@ -146,6 +147,7 @@ def test_a_model_that_was_loaded_without_it_is_refused():
         require_prepared(SpeedConfig(), FLOAT32, "stage2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["stage1_transformer", "stage2_transformer"])
 def test_the_plan_counts_its_memory_and_no_other_work(role):
     def count(speed: SpeedConfig) -> Count:

@@ -194,6 +194,7 @@ def test_a_gpu_without_8_bit_floating_point_is_told_what_works():
     assert "int8" in message
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same(case, monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     model, run = case
@@ -207,6 +208,7 @@ def test_compiled_blocks_compute_the_same(case, monkeypatch, tmp_path):
     assert not compiled._fallback.is_taken
 
 
+@pytest.mark.slow
 def test_a_failing_compiler_is_told_once_and_done_without(case, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     model, run = case
@@ -236,6 +238,7 @@ def test_an_error_of_the_model_is_no_failure_of_the_compiler(monkeypatch, tmp_pa
         run_stage2(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [SpeedConfig(compile=True), SpeedConfig(linear="int8")])
 def test_levers_and_streamed_weights_go_together(speed, monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))

@@ -61,6 +61,7 @@ def num_elements(state: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
+@pytest.mark.slow
 @per_kind
 @per_case
 def test_a_state_of_any_place_continues_the_clip_bit_by_bit(kind, name, tile):

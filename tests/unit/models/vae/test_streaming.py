@@ -200,6 +200,7 @@ def test_latents_do_not_depend_on_how_the_clip_was_cut(name, tile, cuts):
     assert torch.equal(torch.cat(latents, dim=2), encoded(name, tile))
 
 
+@pytest.mark.slow
 @per_vae_and_tile
 @few
 @given(cuts=pieces(NUM_LATENT_FRAMES))

@@ -146,6 +146,7 @@ def test_a_tile_of_the_encoder_is_exact_and_needs_all_that_it_reads(name):
                 assert (changed - exact[0]).abs().max() > 1e-9
 
 
+@pytest.mark.slow
 @per_vae
 @pytest.mark.parametrize("offloads", [False, True], ids=["frame by frame", "tile by tile"])
 def test_a_clip_in_tiles_is_the_clip_without(name, offloads):

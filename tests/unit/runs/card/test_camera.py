@@ -141,6 +141,7 @@ def test_a_stage1_that_always_pans_left_is_right_once_and_off_by_what_is_known(p
     assert min(row.first_frame_psnr_db for row in rows.values()) == 60
 
 
+@pytest.mark.slow
 def test_a_model_without_displacement_has_no_error():
     pipe = tiny_pipeline()
     rows = measure_camera(pipe, {"a": Image.fromarray(texture())}, pipe.config)
@@ -149,6 +150,7 @@ def test_a_model_without_displacement_has_no_error():
     assert min(row.first_frame_psnr_db for row in full) > 50  # frame 0 is the photo, which is grey
 
 
+@pytest.mark.slow
 def test_a_saved_model_that_generates_displacement_is_loaded_and_measured(tmp_path):
     parts = tiny_components()
     stage1 = dict(parts.stage1_transformer.config) | {"out_channels": 5 + 768}

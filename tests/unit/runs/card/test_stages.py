@@ -145,6 +145,7 @@ def measure(
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_the_command_fills_the_card_and_keeps_its_text(files, tmp_path):
     output = tmp_path / "card.md"
     output.write_text(f"# Tiny\n\n{START}\noutdated\n{END}\n\nMore.\n", encoding="utf-8")
@@ -169,6 +170,7 @@ def test_the_command_fills_the_card_and_keeps_its_text(files, tmp_path):
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_measurement_as_json(files, tmp_path):
     output = tmp_path / "card.md"
     output.write_text(START + END, encoding="utf-8")

@@ -28,6 +28,8 @@ from swifti2v.training.nano.material import Material
 from swifti2v.training.nano.material_source import TransitionClip
 from swifti2v.training.windows import WindowConfig, draw_window
 
+pytestmark = pytest.mark.slow
+
 SIDE, NUM_FRAMES = 64, 17
 TABLES = sorted((Path(__file__).parents[4] / "src/swifti2v/configs/tables").glob("*.yaml"))
 SETTINGS: dict[str, Any] = {
@@ -135,7 +137,6 @@ def test_a_run_sees_as_many_latent_frames_as_asked_for(trained: Ablations) -> No
     assert_equal_cost(trained, *trained.runs()[0])
 
 
-@pytest.mark.slow
 def test_every_run_sees_as_many_latent_frames(ablations: Ablations) -> None:
     for arm, seed in ablations.runs():
         ablations.run(arm, seed)
@@ -154,7 +155,6 @@ def test_rows_of_a_run_are_not_made_twice(trained: Ablations) -> None:
     path.write_text(first)
 
 
-@pytest.mark.slow
 def test_rows_of_a_run_repeat(ablations: Ablations) -> None:
     arm, seed = ablations.runs()[0]
     path = ablations.run(arm, seed)
@@ -191,7 +191,6 @@ def test_rows_without_a_model_are_the_baselines_and_need_no_training(ablations: 
         assert rows["flow_warp"][index]["coherence"] > rows["lanczos"][index]["coherence"]
 
 
-@pytest.mark.slow
 def test_the_roles_of_the_photo_are_trained_and_sampled(ablations: Ablations) -> None:
     """Each is another training: none of the rows repeats the base's."""
     arms = (
@@ -205,7 +204,6 @@ def test_the_roles_of_the_photo_are_trained_and_sampled(ablations: Ablations) ->
     assert len({base, *values}) == 5
 
 
-@pytest.mark.slow
 def test_costs_are_those_of_the_way_a_row_is_made(
     tmp_path: Path, pipe: SwiftI2VPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +293,6 @@ def test_unknown_changes_of_an_arm_are_refused() -> None:
         config(arms=[{"name": "base", "also_sampled": {"other": {"context_size": -1}}}])
 
 
-@pytest.mark.slow
 def test_shards_make_the_table_of_one_process(
     tmp_path: Path, pipe: SwiftI2VPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

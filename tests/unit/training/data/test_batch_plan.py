@@ -65,6 +65,7 @@ def test_a_plan_has_no_state(
     assert {step: copy.batch(step) for step in steps} == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(small=weights, large=weights, seed=st.integers(0, 2**32))
 def test_buckets_and_samples_come_by_weight(
@@ -140,6 +141,7 @@ def test_a_fingerprint_tells_plans_apart() -> None:
     assert len({plan.fingerprint for plan in plans}) == len(plans)
 
 
+@pytest.mark.slow
 def test_a_million_samples_are_cheap() -> None:
     plan = BatchPlan({SMALL: even(900_000), LARGE: even(100_000, "x")}, batch_size=64)
     start = time.process_time()

@@ -275,6 +275,7 @@ def test_drawn_views_are_mirrored_half_of_the_time():
     assert 70 < mirrored < 130
 
 
+@pytest.mark.slow
 def test_the_thing_in_front_is_found_by_its_colours():
     y, x = np.mgrid[:240, :320]
     picture = np.stack([90 + y // 8, 110 + x // 8, 140 + y // 8], axis=-1).astype(np.uint8)

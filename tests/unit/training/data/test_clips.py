@@ -154,6 +154,7 @@ def test_a_square_lies_within_the_frame_on_its_grid(four, num_pieces):
         clips.pieces(draw(), side=40)
 
 
+@pytest.mark.slow
 def test_a_piece_is_read_at_its_buckets_size_and_the_same_every_time(four):
     clips = read(four)
     starts = set()

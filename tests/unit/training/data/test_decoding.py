@@ -29,6 +29,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.mark.slow
 def test_the_first_frame_is_drawn_from_all_that_fit(tmp_path: Path) -> None:
     sample = sample_of(save_counting_clip(tmp_path / "a.mkv", 8))
     firsts: Counter[int] = Counter()
@@ -53,6 +54,7 @@ def test_clips_are_resampled(tmp_path: Path, source: float, step: Fraction) -> N
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "allowed"),
     [
@@ -138,6 +140,7 @@ def test_what_does_not_fill_the_bucket_is_refused(tmp_path: Path) -> None:
         decode_clip(clip, PixelShape(1, 32, 48), 16, rng())
 
 
+@pytest.mark.slow
 def test_a_pair_shows_the_same_moments(tmp_path: Path) -> None:
     clip = save_counting_clip(tmp_path / "a.mp4", 60, fps=32)
     reference = save_counting_clip(tmp_path / "small.mkv", 9, height=8, width=12)

@@ -61,6 +61,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert loaded["optimizer"] == {"state": {}, "groups": [{"lr": 7}]}
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(steps=st.lists(st.integers(0, 6), min_size=1, max_size=8), num_kept=st.integers(1, 3))
 def test_the_newest_is_never_removed(tmp_path_factory, steps, num_kept):

@@ -82,6 +82,7 @@ def test_too_short_clips_are_named(folder: Path) -> None:
         material.require_clips(33)
 
 
+@pytest.mark.slow
 def test_procedural_material_is_repeatable_and_moves() -> None:
     sizes = {"height": HEIGHT, "width": WIDTH, "num_frames": 9, "num_clips": len(MOVES)}
     first, again = (make_procedural_material(**sizes, seed=3) for _ in range(2))

@@ -145,6 +145,7 @@ def test_a_reference_without_the_photo_starts_as_small_as_it_goes_on(mix):
         torch.testing.assert_close(other.reference, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_mix_gives_the_shares():
     batch = source(ALL).cut(draw(size=400), plan_segments(3)[0], 9)
     kinds = [name[0] for name in batch.ids]
@@ -176,6 +177,7 @@ def test_transition_samples_show_what_stage1_made():
     assert set(batch.ids) == {"t50"}  # the other one is too short
 
 
+@pytest.mark.slow
 def test_a_kind_without_long_clips_gives_its_share_to_the_others():
     short = (transition_clip(50, 20),)
     batch = source(ALL, transition=short).cut(draw(size=60), plan_segments(9)[0], 33)
@@ -184,6 +186,7 @@ def test_a_kind_without_long_clips_gives_its_share_to_the_others():
     assert {name[0] for name in batch.ids} == {"c", "p", "t"}
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_samples_do_not_depend_on_the_division(seed):

@@ -34,6 +34,8 @@ from swifti2v.training.nano.text_encoder import TextTask, label_prompt
 from swifti2v.training.nano.training import NanoTraining, train_nano
 from tests.helpers.regression import losses, make_trainer
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {
     "num_frames": 17,
     "height": 64,
@@ -124,7 +126,6 @@ def stop_at(part: str, step: int) -> Callable[[str, StepMetrics], None]:
     return on_step
 
 
-@pytest.mark.slow
 def test_stopped_in_every_part_it_ends_with_the_same_weights(
     straight: Path, tmp_path: Path
 ) -> None:

@@ -312,6 +312,7 @@ class Always(EncodedStage1):
         return self.batch
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error(tmp_path):
     """At first of the displacement: prompts are told apart by their embeddings."""
     task = make_task(objective=Stage1Objective(error_of="clean"))

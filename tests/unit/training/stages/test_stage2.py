@@ -102,6 +102,7 @@ def record(task: Stage2Task) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
     return seen
 
 
+@pytest.mark.slow
 def test_windows_are_those_of_sampling():
     task = make_task()
     plans = [plan_segments(5, size, 1) for size in (1, 2)]
@@ -224,6 +225,7 @@ def test_noise_levels_are_spread_over_the_whole_step():
     assert min(drawn) < 4
 
 
+@pytest.mark.slow
 def test_phases_have_their_own_sources_and_lengths():
     whole = WindowConfig(segment_sizes=(99,))
     sources = tuple(
@@ -316,6 +318,7 @@ def test_validation_is_the_given_one(tmp_path):
     assert own.validate(Path("four")) == {"psnr": 4.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_before", [1, 3])
 def test_a_stopped_training_continues_bit_by_bit(tmp_path, num_before):
     settings: dict[str, Any] = {"batch_size": 4, "ema_decay": 0.9}
@@ -328,6 +331,7 @@ def test_a_stopped_training_continues_bit_by_bit(tmp_path, num_before):
     assert len(set(losses(tmp_path / "straight"))) == 6
 
 
+@pytest.mark.slow
 def test_divided_and_loaded_by_workers_the_losses_are_the_same(tmp_path):
     cases: dict[str, dict[str, Any]] = {
         "one": {},
