@@ -39,7 +39,7 @@ class DirectChecker(Checker):
         self.models = {name: describe_model(pipe) for name, pipe in self._outlines.items()}
 
     async def ask(self, **question: Any) -> dict[str, Any]:
-        async with self._lock:
+        async with self._places:
             return dict(await asyncio.to_thread(answer, question, self._settings, self._outlines))
 
     async def stop(self) -> None:

@@ -1,5 +1,6 @@
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -48,7 +49,7 @@ def test_refine_takes_the_first_frames_of_a_clip_that_does_not_fit(model, photo,
     assert len(frames_of(output)) == 9
 
 
-def sound_of(path):
+def sound_of(path: Path) -> list[bytes]:
     with av.open(path) as container:
         return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
 
@@ -95,7 +96,7 @@ def test_sound_is_left_out_where_that_is_asked_or_said(model, photo, tmp_path):
     assert probe(tmp_path / "loud.mkv") == ["tta"]
 
 
-def probe(path):
+def probe(path: Path) -> list[str]:
     with av.open(path) as container:
         return [stream.codec_context.name for stream in container.streams.audio]
 

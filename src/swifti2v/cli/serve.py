@@ -12,22 +12,27 @@ from swifti2v.cli.options import Placement
 from swifti2v.errors import InputError
 from swifti2v.units import GB
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(help="Model to serve (default nano); may be given more than once."),
+]
+DataDirectory = Annotated[Path, typer.Option(help="Folder of jobs, videos and keys.")]
+LoraDirectory = Annotated[
+    Path | None, typer.Option(help="Folder whose .safetensors may be asked for by name.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Debug = Annotated[bool, typer.Option("--debug", help="Log every request; show tracebacks.")]
+DATA_DIRECTORY = Path("swifti2v-data")
+
 
 def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model to serve (default nano); may be given more than once."),
-    ] = None,
+    model: Models = None,
     models_dir: ModelsDir = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
-    data_dir: Annotated[Path, typer.Option(help="Folder of jobs and keys.")] = Path(
-        "swifti2v-data"
-    ),
-    lora_dir: Annotated[
-        Path | None, typer.Option(help="Folder whose .safetensors may be asked for by name.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    data_dir: DataDirectory = DATA_DIRECTORY,
+    lora_dir: LoraDirectory = None,
+    device: Device = None,
     dtype: Annotated[str | None, typer.Option(help="Number type of the weights.")] = None,
     placement: Annotated[Placement | None, typer.Option(help="Place of the weights.")] = None,
     memory: Annotated[
@@ -52,7 +57,7 @@ def serve(
     revoke_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Forget an API key and stop.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Make videos for clients: OpenAI's video API, streams, and jobs that survive."""
     del models_dir  # read from the environment
@@ -97,7 +102,7 @@ def serve(
                 keep_seconds=round(keep_hours * 3600),
             ),
         )
-        run_server(settings, host, port)
+        run_server(settings, host, port, debug=debug)
 
 
 def is_loopback(host: str) -> bool:

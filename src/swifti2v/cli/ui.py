@@ -4,30 +4,32 @@ import socket
 import threading
 import time
 import webbrowser
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from swifti2v.cli.models_dir import ModelsDir
-from swifti2v.cli.serve import serve
+from swifti2v.cli.serve import (
+    DATA_DIRECTORY,
+    DataDirectory,
+    Debug,
+    Device,
+    LoraDirectory,
+    Models,
+    serve,
+)
 
 LOCAL = "127.0.0.1"
 
 
 def ui(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Model to serve (default nano); may be given more than once."),
-    ] = None,
+    model: Models = None,
     models_dir: ModelsDir = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    data_dir: Annotated[Path, typer.Option(help="Folder of the videos.")] = Path("swifti2v-data"),
-    lora_dir: Annotated[
-        Path | None, typer.Option(help="Folder of LoRAs (.safetensors) to choose from.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
+    data_dir: DataDirectory = DATA_DIRECTORY,
+    lora_dir: LoraDirectory = None,
+    device: Device = None,
+    debug: Debug = False,
 ) -> None:
     """Start the server on this machine and open its page in the browser; Ctrl-C ends it."""
     del models_dir  # read from the environment

@@ -11,6 +11,9 @@ from swifti2v.models.loading.sources import find_model
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.shapes import FrameSize, exact_size, size_of_aspect
 
+MAX_ASPECT = 10
+"""Longer side over the shorter one of a photo that a clip may follow: the widest panoramas."""
+
 
 def choose_size(
     settings: RunSettings, given: Mapping[str, Any], source: FrameSize
@@ -20,9 +23,12 @@ def choose_size(
     Sizes among the ``given`` settings are kept.
 
     Raises:
-        ShapeError: The size given for ``refine`` differs from the clip's aspect.
+        ShapeError: The size given for ``refine`` differs from the clip's aspect, or a photo is far
+            too long to follow.
     """
     height, width = given.get("height"), given.get("width")
+    if height is None or width is None:
+        _require_usual(source)
     name = "photo" if settings.motion is None else "clip"
     notes = []
     if height is not None and width is not None:
@@ -46,6 +52,15 @@ def choose_size(
         )
     config = replace(settings.config, height=size.height, width=size.width)
     return replace(settings, config=config), notes
+
+
+def _require_usual(source: FrameSize) -> None:
+    longer, shorter = max(source), min(source)
+    if longer > MAX_ASPECT * shorter:
+        raise ShapeError(
+            f"{source.width}x{source.height} is over {MAX_ASPECT} times as long as it is wide or "
+            "high: crop it, or choose a size with --width and --height"
+        )
 
 
 def _follow(settings: RunSettings, source: FrameSize) -> tuple[FrameSize, str | None]:

@@ -57,7 +57,8 @@ def index_file(
         # What decodes AV1 does not encode: opaque.
         copy = whole.add_stream_from_template(stream, opaque=True)
         copy.codec_tag = stream.codec_tag
-        copy.codec_context.framerate = stream.average_rate  # Matroska's times are rounded to 1 ms
+        if stream.average_rate is not None:  # Matroska rounds times to 1 ms: they tell no rate
+            copy.codec_context.framerate = stream.average_rate
         tracks = [_video_packets(grown, copy)]
         if sound is not None:
             clip = files.enter_context(open_container(sound.path))

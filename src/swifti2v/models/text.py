@@ -110,7 +110,7 @@ def tokenize_prompts(
             if num_tokens > max_length:
                 raise PromptError(
                     f"the prompt {text[:40]!r}... has {num_tokens} tokens, the limit is "
-                    f"{max_length}: shorten it, or allow truncation"
+                    f"{max_length}: shorten it, or cut it with --truncate-prompt"
                 )
     inputs = tokenizer(
         texts,

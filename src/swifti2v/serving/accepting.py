@@ -20,7 +20,6 @@ from swifti2v.serving.job import Job, NewJob, new_id
 from swifti2v.serving.job_store import KeyReusedError, QueueFullError
 from swifti2v.serving.schemas import Estimate, Lora, VideoRequest
 from swifti2v.serving.service import Service
-from swifti2v.shapes import TIME_FACTOR
 
 logger = logging.getLogger("swifti2v.serving")
 
@@ -142,7 +141,8 @@ async def _check(
         )
         if "error" in answer:
             is_fault = answer["code"] == "internal_error"
-            raise ApiError(500 if is_fault else 400, answer["code"], answer["error"])
+            param = answer.get("param")
+            raise ApiError(500 if is_fault else 400, answer["code"], answer["error"], param=param)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
@@ -206,8 +206,9 @@ def make_order(service: Service, body: Body) -> ClipOrder:
     if video.size is not None:
         asked["width"], asked["height"] = map(int, video.size.split("x"))
     if video.seconds is not None:
-        fps = video.fps or service.checker.models[model]["default_fps"]
-        asked["num_frames"] = max(1, round(video.seconds * fps / TIME_FACTOR)) * TIME_FACTOR + 1
+        facts = service.checker.models[model]
+        fps, multiple = video.fps or facts["default_fps"], facts["frame_multiple"]
+        asked["num_frames"] = max(1, round(video.seconds * fps / multiple)) * multiple + 1
     return ClipOrder(
         model=model,
         prompt=video.prompt,
@@ -216,6 +217,7 @@ def make_order(service: Service, body: Body) -> ClipOrder:
         fit=video.fit,
         background=video.background,
         loras=tuple(_find_lora(service, lora) for lora in video.loras if isinstance(lora, Lora)),
+        truncate_prompt=video.truncate_prompt,
         has_motion="motion_reference" in body.uploads.keys() | body.urls.keys(),
     )
 

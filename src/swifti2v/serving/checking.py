@@ -10,11 +10,12 @@ import json
 import os
 import re
 import resource
+import selectors
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -41,9 +42,11 @@ from swifti2v.models.loading.components import load_tokenizer
 from swifti2v.models.loading.sources import find_model
 from swifti2v.models.loading.sources import resolve as find_source
 from swifti2v.pipelines.outline import outline_pipeline
+from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.planning.plans import Wish
 from swifti2v.serving.clip_order import SOURCE, ClipOrder, JobFolder
+from swifti2v.serving.schemas import VideoRequest
 from swifti2v.serving.settings import Limits, ServerSettings
 
 CODES = (
@@ -56,6 +59,11 @@ CODES = (
 """``error.code`` of what a client did wrong, the first that fits."""
 API_NAMES = {"steps": "num_inference_steps", "image": "input_reference", "lora": "loras"}
 """Fields that are not called like their option of the command line."""
+PARAMS = {
+    "invalid_size": "size",
+    "invalid_media": "input_reference",
+}
+"""Fields that errors are about which name none."""
 INTERNAL_ERROR = "internal_error"
 SPARE_SECONDS = 90
 """Beyond the processor time, for a child that waits for a disk, or for its turn on a busy machine."""
@@ -66,6 +74,8 @@ class Answer(TypedDict, total=False):
 
     error: str
     code: str
+    param: str | None
+    """Field of the request that is meant."""
     facts: dict[str, Any]
     """Columns of ``NewJob``."""
     memory_bytes: int
@@ -94,29 +104,70 @@ def main() -> None:
     except SwiftI2VError as error:
         ready = Answer(error=str(error))
     print(json.dumps(ready), file=answers, flush=True)
-    for line in sys.stdin:
-        question = json.loads(line)
-        found = _in_child(partial(answer, question, server, outlines), server.limits)
-        print(json.dumps({**found, "number": question["number"]}), file=answers, flush=True)
+    check_one = partial(answer, server=server, outlines=outlines)
+    for number, found in answer_side_by_side(sys.stdin.fileno(), check_one, server.limits):
+        print(json.dumps({**found, "number": number}), file=answers, flush=True)
 
 
-def _in_child(function: Callable[[], Answer], limits: Limits) -> Answer:
-    """Call a function in a process of its own, within limits of time and memory."""
+def answer_side_by_side(
+    questions: int, function: Callable[[Mapping[str, Any]], Answer], limits: Limits
+) -> Iterator[tuple[int, Answer]]:
+    """Answer lines of JSON, each as soon as its child has finished; yields numbers and answers.
+
+    Args:
+        questions: File descriptor of the lines; the answers end with it.
+        function: Called with a question, in a process of its own.
+        limits: Limits of time and memory of each.
+    """
+    sources = selectors.DefaultSelector()
+    sources.register(questions, selectors.EVENT_READ)
+    rest = b""
+    while True:
+        for source, _ in sources.select():
+            received = os.read(source.fd, 1 << 16)
+            child: _Child | None = source.data
+            if child is None:
+                if not received:
+                    return
+                *lines, rest = (rest + received).split(b"\n")
+                for line in lines:
+                    begun = _start_child(json.loads(line), function, limits)
+                    sources.register(begun.pipe, selectors.EVENT_READ, begun)
+            elif received:
+                child.text += received
+            else:
+                sources.unregister(child.pipe)
+                os.close(child.pipe)
+                os.waitpid(child.pid, 0)
+                # One that was killed says nothing.
+                yield child.number, json.loads(child.text) if child.text else TOO_MUCH
+
+
+@dataclass(kw_only=True, slots=True)
+class _Child:
+    """A process that checks one request."""
+
+    number: int
+    pid: int
+    pipe: int
+    """File descriptor of what it writes."""
+    text: bytes = b""
+
+
+def _start_child(
+    question: Mapping[str, Any], function: Callable[[Mapping[str, Any]], Answer], limits: Limits
+) -> _Child:
     reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
+    pid = os.fork()
+    if not pid:
         try:
             os.close(reader)
             _limit(limits)
-            _write_answer(function, writer)
+            _write_answer(partial(function, question), writer)
         finally:
             os._exit(0)
     os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    found: Answer = json.loads(text) if text else TOO_MUCH  # a child that was killed says nothing
-    return found
+    return _Child(number=question["number"], pid=pid, pipe=reader)
 
 
 def _write_answer(function: Callable[[], Answer], writer: int) -> None:
@@ -161,7 +212,8 @@ def answer(
         return found
     except SwiftI2VError as error:
         code = next((code for kind, code in CODES if isinstance(error, kind)), "invalid_model")
-        return Answer(error=in_words_of_api(error, folder), code=code)
+        text = in_words_of_api(error, folder)
+        return Answer(error=text, code=code, param=find_param(text, code))
 
 
 def _resolve(folder: JobFolder, order: ClipOrder, server: ServerSettings) -> Resolved:
@@ -251,6 +303,8 @@ def describe_model(pipe: SwiftI2VPipeline) -> dict[str, Any]:
         "default_size": f"{config.width}x{config.height}",
         "default_num_frames": config.num_frames,
         "default_fps": config.fps,
+        "size_multiple": side_multiple(pipe.stage1.scale, pipe.stage2.scale, config),
+        "frame_multiple": pipe.stage2.scale.time,
         "vocabulary": getattr(pipe.components.text_encoder.config, MOTIONS_KEY, None) or {},
     }
 
@@ -291,6 +345,18 @@ def _predict_memory(job: Job, device: torch.device) -> int:
 def in_words_of_api(error: BaseException, folder: JobFolder) -> str:
     """An error's message and notes with the API's names for options and uploads, and no path."""
     return _reword("; ".join([str(error), *getattr(error, "__notes__", ())]), folder)
+
+
+def find_param(text: str, code: str) -> str | None:
+    """Name the field of a request that an error speaks of: the first one, or the usual of its kind.
+
+    Fields that are called as plain words are, such as ``size``, go by the kind alone.
+    """
+    if code == "invalid_prompt":
+        return "prompt"
+    named = re.findall(r"[a-z]+(?:_[a-z]+)+|fps|loras|background", text)
+    fields = (word for word in named if word in VideoRequest.model_fields)
+    return next(fields, PARAMS.get(code))
 
 
 def _reword(text: str, folder: JobFolder) -> str:

@@ -27,6 +27,7 @@ class ClipOrder:
     fit: str | None = None
     background: str | None = None
     loras: tuple[LoraSource, ...] = ()
+    truncate_prompt: bool = False
     has_motion: bool = False
     """Whether the user's own clip takes the place of Stage I."""
 
@@ -44,6 +45,7 @@ class ClipOrder:
             fit=self.fit,  # type: ignore[arg-type] # checked by the schema
             background=self.background,
             loras=self.loras,
+            truncate_prompt=self.truncate_prompt,
             contact_sheet=folder.spritesheet,
             device=server.device,
             dtype=server.dtype,

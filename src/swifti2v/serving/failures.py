@@ -5,6 +5,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """``error.type`` by status; ``invalid_request_error`` below 500 otherwise."""
@@ -86,6 +87,10 @@ def add_handlers(app: FastAPI) -> None:
         code = CODES.get(error.status_code, "invalid_request")
         headers = dict(error.headers) if error.headers else None
         return ApiError(error.status_code, code, str(error.detail), headers=headers).to_response()
+
+    @app.exception_handler(ClientDisconnect)
+    async def answer_nobody(_: Request, __: ClientDisconnect) -> JSONResponse:
+        return ApiError(400, "client_disconnected", "the request ended midway").to_response()
 
     @app.exception_handler(Exception)
     async def answer_fault(_: Request, __: Exception) -> JSONResponse:

@@ -5,10 +5,12 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from swifti2v.errors import InputError
-from swifti2v.storage import write_whole
+from swifti2v.storage import only_user, whole_file
 
 PREFIX = "sk-swifti2v-"
 LOCAL = "local"
@@ -26,8 +28,7 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._hashes: dict[str, str] = stored
+        self._hashes = self._read()
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
@@ -40,11 +41,11 @@ class Keys:
         """
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise InputError(f"key name {name!r} has other characters than letters, digits and ._-")
-        if name in self._hashes or name == LOCAL:
-            raise InputError(f"there is a key of the name {name!r} already; revoke it first")
-        key = PREFIX + secrets.token_urlsafe(32)
-        self._hashes[name] = _hash(key)
-        self._save()
+        with self._changing():
+            if name in self._hashes or name == LOCAL:
+                raise InputError(f"there is a key of the name {name!r} already; revoke it first")
+            key = PREFIX + secrets.token_urlsafe(32)
+            self._hashes[name] = _hash(key)
         return key
 
     def revoke(self, name: str) -> None:
@@ -53,11 +54,10 @@ class Keys:
         Raises:
             InputError: The name is unknown.
         """
-        if self._hashes.pop(name, None) is None:
-            raise InputError(
-                f"there is no key of the name {name!r}; known: {', '.join(self._hashes)}"
-            )
-        self._save()
+        with self._changing():
+            if self._hashes.pop(name, None) is None:
+                known = ", ".join(self._hashes) or "none"
+                raise InputError(f"there is no key of the name {name!r}; known: {known}")
 
     def find(self, key: str) -> str | None:
         """Name of the key's holder; takes as long for a wrong key as for a right one."""
@@ -67,9 +67,20 @@ class Keys:
                 found = name
         return found
 
-    def _save(self) -> None:
-        write_whole(self._path, json.dumps(self._hashes, indent=2))
-        self._path.chmod(0o600)
+    def _read(self) -> dict[str, str]:
+        is_there = self._path.is_file()
+        return dict(json.loads(self._path.read_text(encoding="utf-8"))) if is_there else {}
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Change the keys that are in the file by now, and write them for the server's user alone."""
+        refusal = f"{self._path} is being changed by another program; try again"
+        with only_user(self._path.with_suffix(".lock"), refusal):
+            self._hashes = self._read()
+            yield
+            with whole_file(self._path) as unfinished:
+                unfinished.touch(mode=0o600)
+                unfinished.write_text(json.dumps(self._hashes, indent=2), encoding="utf-8")
 
 
 def _hash(key: str) -> str:

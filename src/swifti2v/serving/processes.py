@@ -21,6 +21,8 @@ STOP_SECONDS = 30.0
 SOON_SECONDS = 5.0
 """A worker that dies sooner than this after its start is not started again at once."""
 MAX_DELAY_SECONDS = 30.0
+SIDE_BY_SIDE = 2
+"""Requests that are checked at a time; each may take ``Limits.check_bytes``."""
 
 
 async def _start(module: str, settings: ServerSettings, stdout: int | None = None) -> Process:
@@ -38,12 +40,15 @@ async def _start(module: str, settings: ServerSettings, stdout: int | None = Non
 
 
 class Checker:
-    """Asks ``swifti2v.serving.checking``, one request at a time."""
+    """Asks ``swifti2v.serving.checking``, a few requests at a time."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._process: Process | None = None
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._start_lock = asyncio.Lock()
+        self._places = asyncio.Semaphore(SIDE_BY_SIDE)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self.models: dict[str, dict[str, Any]] = {}
         """Facts of each model, by name."""
@@ -59,35 +64,53 @@ class Checker:
         if "error" in ready:
             raise SwiftI2VError(ready["error"])
         self.models = ready["models"]
+        self._reading = asyncio.create_task(self._hand_out(self._process))
 
     async def ask(self, **question: Any) -> dict[str, Any]:
         """The answer to a question; a checker that has died is replaced once."""
-        async with self._lock:
+        async with self._places:
             for _ in range(2):
-                if self._process is None:
-                    await self.start()
+                async with self._start_lock:
+                    if self._process is None:
+                        await self.start()
                 try:
                     return await self._exchange(question)
                 except (ConnectionError, EOFError):
                     logger.warning("the process that checks requests died and is started again")
-                    self._process = None
         raise SwiftI2VError("the process that checks requests dies at this one")
 
     async def _exchange(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Ask and read; answers to questions that nobody waits for any more are passed over."""
         process = self._process
-        assert process is not None
+        if process is None:
+            raise EOFError
         assert process.stdin is not None
         self._number += 1
-        line = json.dumps({**question, "number": self._number})
-        process.stdin.write(line.encode() + b"\n")
-        await process.stdin.drain()
-        while (answer := await self._read(process))["number"] != self._number:
-            pass
-        return answer
+        number, answer = self._number, asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        try:
+            process.stdin.write(json.dumps({**question, "number": number}).encode() + b"\n")
+            await process.stdin.drain()
+            return dict(await answer)
+        finally:
+            del self._waiting[number]
+
+    async def _hand_out(self, process: Process) -> None:
+        """Give each answer to who waits for it, if any; at the process's end all get an error."""
+        with suppress(EOFError):
+            while True:
+                answer = await self._read(process)
+                waiting = self._waiting.get(answer["number"])
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(answer)
+        self._process = None
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(EOFError())
 
     async def stop(self) -> None:
         """End the process."""
+        if self._reading is not None:
+            self._reading.cancel()
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()

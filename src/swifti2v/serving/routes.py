@@ -251,7 +251,15 @@ def retrieve_model(id: str, service: ReadyService) -> Model:
 
 def _show_model(service: Service, name: str) -> Model:
     facts: dict[str, Any] = service.checker.models[name]
-    return Model(id=name, created=0, loras=[*service.settings.loras], **facts)
+    limits = service.settings.limits
+    return Model(
+        id=name,
+        created=0,
+        loras=[*service.settings.loras],
+        max_pixels=limits.video_pixels,
+        max_num_frames=limits.video_frames,
+        **facts,
+    )
 
 
 def _advise(response: Response, job: Job) -> None:

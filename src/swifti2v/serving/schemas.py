@@ -82,10 +82,13 @@ class VideoRequest(_Strict):
     fps: float | None = Field(None, description="Frames a second.")
     seed: int | None = Field(None, ge=-1, le=2**63 - 1, description="-1 draws one.")
     negative_prompt: str | None = Field(None, description="Used where guidance is above 1.")
-    num_inference_steps: int | None = Field(None, description="Denoising steps of each stage.")
+    num_inference_steps: int | None = Field(
+        None, ge=1, description="Denoising steps of each stage."
+    )
     guidance_scale: float | None = Field(None, allow_inf_nan=False)
     segment_size: int | None = Field(None, description="Latent frames of a segment.")
     context_size: int | None = Field(None, description="Finished latent frames a segment sees.")
+    truncate_prompt: bool = Field(False, description="Cut a prompt that is over the limit.")
     fit: Literal["crop", "pad"] | None = Field(None, description="For a photo of another aspect.")
     background: str | None = Field(None, description="Colour behind a see-through photo.")
     loras: Annotated[
@@ -139,7 +142,9 @@ class Video(BaseModel):
     segments_done: int
     segments_total: int
     stage_seconds: dict[str, float]
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None = Field(
+        description="Most memory of the GPU that the job took; on a CPU, of the worker with all models."
+    )
     queue_position: int | None
     eta_seconds: float | None
     notes: list[str]
@@ -173,7 +178,9 @@ class Estimate(BaseModel):
     fps: float
     seconds: str
     segments_total: int
-    memory_bytes: int = Field(description="Predicted peak of the device's memory.")
+    memory_bytes: int = Field(
+        description="Predicted peak of the job alone: of the GPU, or on a CPU of a process."
+    )
     eta_seconds: float | None
     queue_length: int
     notes: list[str]
@@ -189,6 +196,10 @@ class Model(BaseModel):
     default_size: str
     default_num_frames: int
     default_fps: float
+    size_multiple: int = Field(description="Width and height are multiples of it.")
+    frame_multiple: int = Field(description="num_frames is a multiple of it plus 1.")
+    max_pixels: int = Field(description="Most pixels of a frame on this server.")
+    max_num_frames: int = Field(description="Most frames on this server.")
     vocabulary: dict[str, list[str]] = Field(description="Motions and phrases it was trained on.")
     loras: list[str]
 

@@ -15,14 +15,20 @@ GRACE_SECONDS = 5
 """Until connections are closed that do not end by themselves."""
 
 
-def run_server(settings: ServerSettings, host: str, port: int) -> None:
+def run_server(settings: ServerSettings, host: str, port: int, *, debug: bool = False) -> None:
     """Serve until a signal comes; the running job is put back at the head of the queue.
+
+    Args:
+        settings: Settings of the server.
+        host: Address to listen at.
+        port: Port to listen at.
+        debug: Log every request.
 
     Raises:
         SwiftI2VError: The server did not start; the log says why.
     """
     _require_free(settings, host, port)
-    _log_to_stderr()
+    _log_to_stderr(logging.DEBUG if debug else logging.INFO)
     failures: list[SwiftI2VError] = []
 
     def end(error: SwiftI2VError) -> None:
@@ -35,7 +41,7 @@ def run_server(settings: ServerSettings, host: str, port: int) -> None:
         host=host,
         port=port,
         log_config=None,
-        access_log=False,
+        access_log=debug,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
@@ -63,10 +69,10 @@ def _require_free(settings: ServerSettings, host: str, port: int) -> None:
         ) from None
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s server: %(message)s"))
     for name in ("swifti2v", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)

@@ -150,10 +150,12 @@ def test_a_segment_of_an_older_version_is_read(tmp_path):
     work_dir = started(tmp_path)
     digest = hashlib.sha256(latents(0).numpy().tobytes()).hexdigest()
     save_file({"tensor": latents(0)}, tmp_path / "segment_0000.safetensors", {"sha256": digest})
-    assert torch.equal(work_dir.load_segment(0), latents(0))
+    stored = work_dir.load_segment(0)
+    assert stored is not None
+    assert torch.equal(stored, latents(0))
 
 
-def check_damage(folder, place, keep, value):
+def check_damage(folder: Path, place: int, keep: bool, value: int) -> torch.Tensor | None:
     work_dir = started(folder)
     work_dir.save_segment(0, latents(0))
     path = work_dir.directory / "segment_0000.safetensors"

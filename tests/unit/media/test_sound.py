@@ -21,7 +21,7 @@ def sound_of(path: Path) -> list[tuple[float, bytes]]:
     with av.open(path) as container:
         video, sound = container.streams.video[0], container.streams.audio[0]
         packets = [packet for packet in container.demux(video, sound) if packet.size]
-        times = [(packet, float(packet.pts * packet.time_base)) for packet in packets]
+        times = [(packet, float((packet.pts or 0) * packet.time_base)) for packet in packets]
         start = min(time for packet, time in times if packet.stream_index == video.index)
         return [(t - start, bytes(p)) for p, t in times if p.stream_index == sound.index]
 
@@ -90,7 +90,7 @@ def test_sound_lies_beside_the_frames_it_belongs_to(tmp_path: Path) -> None:
     copy = write(tmp_path / "b.mp4", 320, 16, find_sound(path))
     with av.open(copy) as container:
         positions = [
-            (packet.pos, float(packet.dts * packet.time_base))
+            (packet.pos, float((packet.dts or 0) * packet.time_base))
             for packet in container.demux()
             if packet.size
         ]

@@ -60,9 +60,16 @@ CASES = {
     "two lengths": ({"num_frames": 9, "seconds": 1}, "seconds and num_frames are both given"),
     "a length below 0": ({"seconds": -1}, "seconds: Input should be greater than 0"),
     "a rate that is none": ({"fps": 0}, "fps is 0; it must be between 1 and 240"),
-    "no steps": ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps: Input should be greater than"),
     "too many steps": ({"num_inference_steps": 500}, "num_inference_steps is 500; this server"),
-    "a prompt that is too long": ({"prompt": "zoom " * 20}, "tokens, the limit is 24: shorten it"),
+    "a prompt that is too long": (
+        {"prompt": "zoom " * 20},
+        "tokens, the limit is 24: shorten it, or cut it with truncate_prompt",
+    ),
+    "a strip of a photo": (
+        {"input_reference": photo(500, 1)},
+        "500x1 is over 10 times as long as it is wide or high: crop it, or choose a size",
+    ),
     "a seed below -1": ({"seed": -2}, "seed: Input should be greater than or equal to -1"),
     "an unknown field": ({"num_frame": 9}, "num_frame: there is no such field"),
     "an unknown model": ({"model": "sora-2"}, "model 'sora-2' is not served; known: tiny"),
@@ -75,8 +82,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("fields", "words"), CASES.values(), ids=CASES)
-def test_it_is_refused_and_nothing_stays(live, fields, words):
+PARAMS = {
+    "a strip of a photo": "size",
+    "two lengths": None,
+}
+"""Named in the error; by default the field of the case."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_and_nothing_stays(live, case):
+    fields, words = CASES[case]
     response = live.client.post("/v1/videos", **form(**fields))
     error = refusal(response)
     assert response.status_code == 400
@@ -84,6 +99,7 @@ def test_it_is_refused_and_nothing_stays(live, fields, words):
     assert error["type"] == "invalid_request_error"
     assert str(live.service.data_dir.path) not in response.text
     assert "--" not in error["message"]
+    assert error["param"] == PARAMS.get(case, next(iter(fields)))
     assert live.files() == set()
     assert live.client.get("/v1/videos").json()["data"] == []
 

@@ -2,12 +2,17 @@
 
 import http.server
 import io
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,10 +21,11 @@ from PIL import Image
 
 from swifti2v.errors import InputError
 from swifti2v.media import load_image
-from swifti2v.serving.checking import Answer, _in_child
+from swifti2v.serving.checking import Answer, answer_side_by_side
 from swifti2v.serving.fetching import fetch, is_public
 from swifti2v.serving.keys import Keys
 from swifti2v.serving.settings import Limits
+from swifti2v.storage import only_user
 from tests.helpers.command_line import swifti2v
 from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve
 
@@ -33,6 +39,19 @@ def live(model, tmp_path_factory):
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+def test_no_key_is_lost_where_two_programs_change_them(tmp_path):
+    path = tmp_path / "keys.json"
+    first, second = Keys(path), Keys(path)  # both have read it
+    alice, bob = first.add("alice"), second.add("bob")
+    assert [Keys(path).find(key) for key in (alice, bob)] == ["alice", "bob"]
+    assert path.stat().st_mode & 0o777 == 0o600
+    with only_user(path.with_suffix(".lock"), "held"), pytest.raises(InputError, match="try again"):
+        first.revoke("bob")
+    first.revoke("bob")
+    with pytest.raises(InputError, match="known: alice"):
+        second.revoke("bob")
 
 
 @pytest.mark.slow
@@ -127,6 +146,19 @@ def test_a_body_over_the_limit_is_refused_whatever_it_says_of_its_length(live):
     assert live.files() == before
 
 
+def test_a_client_that_hangs_up_midway_leaves_no_traceback(live, caplog):
+    before = live.files()
+    address = live.url.removeprefix("http://").split(":")
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        with socket.create_connection((address[0], int(address[1]))) as client:
+            head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+            client.sendall(f"{head}Content-Length: 1000\r\n\r\n--x".encode())
+    ok(live.client.post("/v1/videos/estimate", **form()))
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert live.files() == before
+
+
 def test_no_path_of_a_client_reaches_the_disk(live):
     for name in ("../../escape.png", "/tmp/escape.png", "a\0b.png"):
         files = {"input_reference": (name, photo())}
@@ -157,16 +189,39 @@ def test_prompts_are_not_logged(live, caplog):
     assert "SECRET" not in caplog.text
 
 
-def hungry() -> Answer:
+def ask(
+    function: Callable[[Mapping[str, Any]], Answer], questions: list[dict[str, Any]], limits: Limits
+) -> dict[int, Answer]:
+    """Answers by number, in the order in which they came."""
+    reader, writer = os.pipe()
+    lines = [json.dumps({**question, "number": n}) for n, question in enumerate(questions)]
+    os.write(writer, "".join(f"{line}\n" for line in lines).encode())
+    answers = dict(islice(answer_side_by_side(reader, function, limits), len(lines)))
+    os.close(reader)
+    os.close(writer)
+    return answers
+
+
+def lasting(question: Mapping[str, Any]) -> Answer:
+    time.sleep(question["seconds"])
+    return Answer(error="")
+
+
+def test_a_request_that_takes_long_to_check_holds_up_no_other():
+    questions = [{"seconds": seconds} for seconds in (0.4, 0.2, 0)]
+    assert list(ask(lasting, questions, Limits())) == [2, 1, 0]
+
+
+def hungry(_: Mapping[str, Any]) -> Answer:
     return Answer(error=str(len(bytearray(2**30))))
 
 
-def slow() -> Answer:
+def slow(_: Mapping[str, Any]) -> Answer:
     while True:
         pass
 
 
-def crashing() -> Answer:
+def crashing(_: Mapping[str, Any]) -> Answer:
     os.kill(os.getpid(), signal.SIGKILL)
     return Answer()
 
@@ -175,17 +230,17 @@ def crashing() -> Answer:
 @pytest.mark.parametrize("function", [hungry, slow, crashing])
 def test_a_file_that_takes_too_much_or_crashes_its_decoder_hurts_nobody(function):
     started = time.monotonic()
-    found = _in_child(function, Limits(check_seconds=1, check_bytes=100 * 2**20))
+    [found] = ask(function, [{}], Limits(check_seconds=1, check_bytes=100 * 2**20)).values()
     assert found["code"] == "invalid_media"
     assert time.monotonic() - started < 30
 
 
-def failing() -> Answer:
+def failing(_: Mapping[str, Any]) -> Answer:
     raise RuntimeError("a fault of ours")
 
 
 def test_a_fault_of_the_checker_is_no_fault_of_the_file(capfd):
-    assert _in_child(failing, Limits())["code"] == "internal_error"
+    assert ask(failing, [{}], Limits())[0]["code"] == "internal_error"
     assert "a fault of ours" in capfd.readouterr().err
 
 

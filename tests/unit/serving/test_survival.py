@@ -18,13 +18,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from openai import OpenAI
 
 from swifti2v.errors import InputError
 from swifti2v.serving.app import create_app
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import JobStore
 from tests.helpers.command_line import assert_same_frames, error_line, swifti2v
-from tests.helpers.serving import DirectChecker, NoWorker, form, ok, serve, wait
+from tests.helpers.serving import DirectChecker, NoWorker, form, ok, photo, serve, wait
 
 NUM_KILLS = 6
 START_SECONDS = 300.0
@@ -150,13 +151,19 @@ def test_jobs_of_a_worker_that_is_killed_again_and_again_are_those_of_one_that_i
     assert killed["jobs"] == alone["jobs"]
 
 
-@contextmanager
-def process(model: Path, data_dir: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """``swifti2v serve``, ready."""
+def find_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = (sys.executable, "-m", "swifti2v", "serve", "--model", model, "--port", port, "--data-dir", data_dir)  # fmt: skip
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def process(
+    model: Path, data_dir: Path, port: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """``swifti2v serve``, ready."""
+    port = port or find_port()
+    command = (sys.executable, "-m", "swifti2v", "serve", "--model", model, "--port", str(port), "--data-dir", data_dir)  # fmt: skip
     with (
         subprocess.Popen(command) as server,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
@@ -206,3 +213,33 @@ def test_a_killed_server_goes_on_where_it_stopped_and_sigterm_parks_the_job(mode
     assert parked is not None
     assert (parked.status, parked.crashes) == ("queued", 0)
     assert list(data_dir.job(last).work.glob("segment_*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of client.videos
+def test_a_call_of_the_openai_package_outlives_a_server_that_is_killed(model, tmp_path):
+    """As where systemd or Kubernetes starts it again: the call sees no more than a delay."""
+    data_dir, port = DataDir(tmp_path / "data"), find_port()
+    fields: Any = {"num_inference_steps": 60, "seed": 7}
+    with (
+        OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=50) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        with process(model, data_dir.path, port) as (server, http):
+            call = pool.submit(
+                client.videos.create_and_poll,
+                prompt="zoom",
+                input_reference=("photo.png", photo()),
+                extra_body=fields,
+            )
+            (job,) = wait(lambda: ok(http.get("/v1/videos"))["data"], bool, START_SECONDS)
+            wait_for(http, job["id"], has_segment)
+            server.send_signal(signal.SIGKILL)
+        with process(model, data_dir.path, port) as (_, http):
+            video = call.result(timeout=START_SECONDS)
+            assert (video.id, video.status) == (job["id"], "completed")
+            content = client.videos.download_content(video.id).read()
+            again = ok(http.post("/v1/videos", **form(**fields)))["id"]
+            wait_for(http, again, is_completed)
+    (tmp_path / "video.mp4").write_bytes(content)
+    assert_same_frames(tmp_path / "video.mp4", data_dir.job(again).video)

@@ -224,6 +224,12 @@ def test_jobs_expire_with_their_files(model, tmp_path, monkeypatch):
         wait(live.files, lambda files: not files)
 
 
+def test_a_prompt_over_the_limit_is_cut_where_that_is_asked(model, tmp_path):
+    with serve(model, tmp_path) as live:
+        video = live.finish(live.submit(prompt="zoom " * 20, truncate_prompt=True)["id"])
+    assert video["status"] == "completed"
+
+
 def test_nothing_is_there_of_a_job_that_never_ran(model, tmp_path):
     with serve(model, tmp_path, worker=NoWorker) as live:
         path = f"/v1/videos/{live.submit()['id']}"
@@ -250,6 +256,8 @@ def test_the_server_tells_of_itself(live):
     assert ok(live.client.get("/ready"))["status"] == "ok"
     (found,) = ok(live.client.get("/v1/models"))["data"]
     assert (found["id"], found["default_size"], found["loras"]) == ("tiny", "64x64", [])
+    assert (found["size_multiple"], found["frame_multiple"]) == (64, 4)
+    assert (found["max_pixels"], found["max_num_frames"]) == (2560 * 1600, 1025)
     assert ok(live.client.get("/v1/models/tiny")) == found
     live.finish(live.submit(num_frames=9)["id"])
     text = live.client.get("/metrics").text
