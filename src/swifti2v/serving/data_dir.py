@@ -1,11 +1,17 @@
 """The folder of a server: its database, its keys and one folder for each job."""
 
+import errno
+import os
 import shutil
+import sqlite3
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from swifti2v.serving.clip_order import JobFolder
 from swifti2v.storage import only_user
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors of a disk that takes nothing more."""
 
 
 class DataDir:
@@ -56,3 +62,18 @@ class DataDir:
         ]
         for folder in leftovers:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_storage_fault(error: BaseException | None) -> str | None:
+    """Say why a disk takes nothing more; None for any other error."""
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        return os.strerror(error.errno)
+    full_or_read_only = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR}
+    if isinstance(error, sqlite3.Error) and _sqlite_code(error) in full_or_read_only:
+        return str(error)
+    return None
+
+
+def _sqlite_code(error: sqlite3.Error) -> int:
+    """Primary result code; errors that SQLite did not raise itself have none."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -1,11 +1,18 @@
 """Errors of the API in OpenAI's shape."""
 
+import logging
+import sqlite3
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+
+from swifti2v.serving.data_dir import find_storage_fault
+
+logger = logging.getLogger("swifti2v.serving")
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """``error.type`` by status; ``invalid_request_error`` below 500 otherwise."""
@@ -91,6 +98,18 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def answer_nobody(_: Request, __: ClientDisconnect) -> JSONResponse:
         return ApiError(400, "client_disconnected", "the request ended midway").to_response()
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(sqlite3.OperationalError)
+    async def answer_full_disk(
+        _: Request, error: OSError | sqlite3.OperationalError
+    ) -> JSONResponse:
+        reason = find_storage_fault(error)
+        if reason is None:
+            raise error
+        logger.warning("nothing can be stored: %s", reason)
+        text = f"the server cannot store anything ({reason}); nothing was accepted"
+        return ApiError(507, "storage_failed", text).to_response()
 
     @app.exception_handler(Exception)
     async def answer_fault(_: Request, __: Exception) -> JSONResponse:

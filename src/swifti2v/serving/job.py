@@ -27,7 +27,7 @@ class NewJob:
     width: int
     height: int
     num_frames: int
-    fps: float
+    fps: int | float
     seed: int
     seconds: str
     """Length as the client asked for it, or as it follows from the frames."""

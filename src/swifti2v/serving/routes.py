@@ -1,6 +1,7 @@
 """The routes of the API; what they do lies in the modules that they call."""
 
 import asyncio
+import shutil
 import time
 from typing import Annotated, Any, Literal
 
@@ -287,6 +288,8 @@ def tell_readiness(service: AnyService) -> JSONResponse:
         service.worker.pid is None or service.store.worker_state().get("pid") != service.worker.pid
     ):
         reason = "the worker is starting"
+    elif shutil.disk_usage(service.data_dir.path).free < service.settings.limits.upload_bytes:
+        reason = "the disk is full"
     elif service.store.count().get("queued", 0) >= service.settings.limits.queue_size:
         reason = "the queue is full"
     return _tell_state(service, reason)

@@ -136,7 +136,7 @@ class Video(BaseModel):
     size: str
     remixed_from_video_id: None = None
     num_frames: int
-    fps: float
+    fps: int | float
     seed: int
     stage: str | None
     segments_done: int
@@ -175,7 +175,7 @@ class Estimate(BaseModel):
     model: str
     size: str
     num_frames: int
-    fps: float
+    fps: int | float
     seconds: str
     segments_total: int
     memory_bytes: int = Field(
@@ -195,7 +195,7 @@ class Model(BaseModel):
     owned_by: str = "swifti2v"
     default_size: str
     default_num_frames: int
-    default_fps: float
+    default_fps: int | float
     size_multiple: int = Field(description="Width and height are multiples of it.")
     frame_multiple: int = Field(description="num_frames is a multiple of it plus 1.")
     max_pixels: int = Field(description="Most pixels of a frame on this server.")

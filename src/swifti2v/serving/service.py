@@ -50,6 +50,9 @@ class Service:
 
     def forget(self, id: str) -> None:
         """Delete a job and its files; a worker that is at it stops, and clears up what it wrote."""
+        job = self.store.find(id)
+        if job is not None and job.has_ended:
+            self.data_dir.clear_job(id)  # first, as the database cannot change on a full disk
         self.store.delete(id)
         self.data_dir.clear_job(id)
 

@@ -36,7 +36,7 @@ from swifti2v.jobs.run import run
 from swifti2v.jobs.settings import FileRecord
 from swifti2v.planning.measurement import memory_bytes
 from swifti2v.serving.clip_order import JobFolder
-from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.data_dir import DataDir, find_storage_fault
 from swifti2v.serving.job import Job
 from swifti2v.serving.job_store import JobStore
 from swifti2v.serving.settings import ServerSettings
@@ -154,6 +154,8 @@ class Worker:
         is_out_of_memory = isinstance(error.__cause__, torch.OutOfMemoryError)
         code = next(code for kind, code in CODES if isinstance(error, kind))
         text = str(error)
+        if (fault := find_storage_fault(error.__cause__ or error)) is not None:
+            code, text = "storage_failed", f"the server cannot store the video: {fault}"
         for path in (folder.path, self._server.lora_dir):
             text = text.replace(f"{path}/", "")
         if self._store.fail(job.id, "out_of_memory" if is_out_of_memory else code, text):

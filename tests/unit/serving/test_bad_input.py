@@ -1,11 +1,16 @@
 """What a client does wrong is answered in the command line's words, and leaves nothing behind."""
 
+import errno
 import io
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from swifti2v.serving.data_dir import find_storage_fault
 from swifti2v.serving.settings import Limits
 from tests.helpers.command_line import save_clip
 from tests.helpers.serving import NoWorker, form, photo, refusal, serve
@@ -110,6 +115,29 @@ def test_a_clip_that_is_too_long_or_too_short(live, tmp_path):
         error = refusal(live.client.post("/v1/videos", **form(motion_reference=clip)))
         assert words in error["message"]
         assert live.files() == set()
+
+
+def test_a_full_disk_is_told_in_a_line(live, monkeypatch, caplog):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    response = live.client.post("/v1/videos", **form())
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "storage_failed")
+    assert "No space left on device" in response.json()["error"]["message"]
+    assert "Traceback" not in caplog.text
+    assert live.files() == set()
+
+
+def test_a_database_that_cannot_grow_is_a_full_disk(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "a.sqlite")) as database:
+        database.execute("CREATE TABLE t (x)")
+        database.execute("PRAGMA max_page_count = 3")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            database.execute("INSERT INTO t VALUES (?)", (b"x" * 100_000,))
+    assert find_storage_fault(caught.value) == "database or disk is full"
+    assert find_storage_fault(sqlite3.OperationalError("no such table")) is None
+    assert find_storage_fault(FileNotFoundError()) is None
 
 
 @pytest.mark.parametrize(
