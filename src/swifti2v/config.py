@@ -11,6 +11,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from swifti2v.errors import ConfigError
+from swifti2v.schedules import plan_sigmas, select_sigmas
 from swifti2v.segments import Segment, plan_segments
 from swifti2v.shipped import find_config
 
@@ -40,14 +41,21 @@ class SamplingConfig:
     """Settings of the denoising in one stage."""
 
     num_inference_steps: int = 4
-    """Model calls (in Stage II of each segment), also with a ``strength`` below 1."""
+    """Model calls (in Stage II of each segment), also with a ``strength`` below 1; with ``sigmas``
+    the number of these."""
+    sigmas: tuple[float, ...] | None = None
+    """Noise levels of the steps, falling, where weights were distilled for levels of their own;
+    None plans them from the number of steps and ``shift``."""
+    rule: Literal["euler", "renoise"] = "euler"
+    """Way to the next noise level: ``euler`` follows the velocity; ``renoise`` takes the clean
+    latents it points at and noises them anew, for weights distilled so."""
     shift: float = 5.0
     """Flow shift of the noise schedule; 1 means none."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 means none, as step-distilled weights need."""
     strength: float = 1.0
     """Part of the schedule over which the steps are spread, in (0, 1]; below 1 the run starts from
-    the noised reference."""
+    the noised reference. With ``sigmas`` the highest of them that runs."""
     parameterization: Literal["velocity", "reference_residual"] = "velocity"
     """Quantity that the weights predict, see ``swifti2v.sampling.to_velocity``."""
 
@@ -57,6 +65,25 @@ class SamplingConfig:
         _require("guidance_scale", self.guidance_scale, low=0, high=1000)
         if not 0 < self.strength <= 1:
             raise ConfigError(f"strength is {self.strength:g}; it must be above 0 and at most 1")
+        if self.sigmas is not None:
+            self.plan_sigmas()
+            if len(self.sigmas) != self.num_inference_steps:
+                raise ConfigError(
+                    f"num_inference_steps is {self.num_inference_steps}, but sigmas lists "
+                    f"{len(self.sigmas)} noise levels: give {len(self.sigmas)} steps, or change "
+                    "sigmas as well (null plans the levels from the number of steps)"
+                )
+
+    def plan_sigmas(self) -> list[float]:
+        """Noise levels of a run, falling from the one that the start is noised to, to 0."""
+        if self.sigmas is not None:
+            return select_sigmas(self.sigmas, self.strength)
+        return plan_sigmas(self.num_inference_steps, self.shift, self.strength)
+
+    @property
+    def num_calls(self) -> int:
+        """Model calls of a run (in Stage II of each segment), guidance counted once."""
+        return len(self.plan_sigmas()) - 1
 
 
 @settings

@@ -1,4 +1,4 @@
-"""Flow-matching sampling: noise schedules, the meaning of a model's output, one denoising loop."""
+"""Flow-matching sampling: the meaning of a model's output, one denoising loop, noise by frame."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,47 +19,12 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 """``(latents [B, C, N, h, w], sigma [B, N]) -> velocity [B, C, N', h, w]`` of the last N' frames, at
 least of those that are denoised."""
 
+Renoise = Callable[[int], Tensor]
+"""``step -> noise [B, C, N', h, w]`` with which the target frames are noised again for a step."""
+
 SAMPLING_VERSION = 2
 """Raised when the same settings and the same seed make another clip than before. 1: both stages
 began with the same random numbers, and ``strength`` ran its part of the steps only."""
-
-
-def shift_sigma(sigma: float, shift: float) -> float:
-    """Move a noise level towards 1: ``shift * s / (1 + (shift - 1) * s)``."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def plan_sigmas(num_inference_steps: int, shift: float = 5.0, strength: float = 1.0) -> list[float]:
-    """Noise levels of a run, from the first one down to 0.
-
-    The unshifted levels are ``1, 1 - 1/S, ..., 1/S``: with S = 4 the grid of the step-distilled
-    LoRAs (1, .9375, .8333, .625 at shift 5), with 20 to 50 steps the plain shifted schedule.
-
-    Args:
-        num_inference_steps: S, model calls.
-        shift: Flow shift; 5 for Wan at 480P with a few-step LoRA, 1 means none.
-        strength: Part of the unshifted schedule to run, in (0, 1]: below 1 the run starts from a
-            noised reference, at the level ``shift_sigma(strength, shift)``, and all S steps are
-            spread over that part.
-
-    Returns:
-        ``S + 1`` falling levels, the last one 0; no unit.
-
-    Raises:
-        ConfigError: A value is out of range.
-
-    Source:
-        ViBe's public code (scheduler of its second pass) for a strength below 1.
-    """
-    if num_inference_steps < 1:
-        raise ConfigError(f"num_inference_steps is {num_inference_steps}; it must be at least 1")
-    if shift <= 0:
-        raise ConfigError(f"shift is {shift}; it must be above 0")
-    if not 0 < strength <= 1:
-        raise ConfigError(f"strength is {strength}; it must be in (0, 1]")
-    steps = num_inference_steps
-    grid = [strength * (1 - step / steps) for step in range(steps)]
-    return [*(shift_sigma(level, shift) for level in grid), 0.0]
 
 
 def to_velocity(
@@ -131,19 +96,23 @@ def denoise(
     sigmas: Sequence[float],
     on_step: Callable[[int], None] | None = None,
     where: str = "model",
+    renoise: Renoise | None = None,
 ) -> Tensor:
-    """Denoise the target frames of a window, its last ones, with flow-matching Euler steps.
+    """Denoise the target frames of a window, its last ones, with flow-matching steps.
 
     All frames reach the model, but only target frames change: those before them stay exactly as
-    given and reach it with sigma 0.
+    given and reach it with sigma 0. A step is Euler's, along the velocity to the next level; or,
+    with ``renoise``, it goes to the clean frames that the velocity points at, and noises these
+    anew to the next level.
 
     Args:
         velocity: The model, see ``Velocity``.
         latents: ``[B, C, N, h, w]`` float32; target frames at the level ``sigmas[0]``.
         num_given: Frames before the targets.
-        sigmas: ``S + 1`` levels falling to 0, see ``plan_sigmas``.
+        sigmas: ``S + 1`` levels falling to 0, see ``SamplingConfig.plan_sigmas``.
         on_step: Called after each step with its number, from 0; may raise to stop.
         where: Named in the error if the model fails.
+        renoise: Noise of the target frames by step, from 1; None takes Euler steps.
 
     Returns:
         ``[B, C, N, h, w]`` with clean target frames; ``latents`` is not changed.
@@ -153,7 +122,8 @@ def denoise(
         NumericalError: The model returned NaN or infinity.
 
     Source:
-        SwiftI2V, arXiv:2605.06356, section 3.2 (bidirectional contextual interaction).
+        SwiftI2V, arXiv:2605.06356, section 3.2 (bidirectional contextual interaction); for
+        ``renoise`` distribution matching distillation, DMD2, arXiv:2405.14867.
     """
     batch, _, num_frames, *_ = latents.shape
     if not 0 <= num_given < num_frames:
@@ -166,7 +136,11 @@ def denoise(
         prediction = velocity(latents, sigma_per_frame)[:, :, -target.shape[2] :].float()
         if not torch.stack(torch.aminmax(prediction)).isfinite().all():
             raise NumericalError(f"{where} returned NaN or infinity at step {step + 1}")
-        target.add_(prediction, alpha=sigma_next - sigma)
+        if renoise is None or sigma_next == 0:
+            target.add_(prediction, alpha=sigma_next - sigma)
+        else:
+            clean = target.sub(prediction, alpha=sigma)
+            target.copy_(add_noise(clean, renoise(step + 1), sigma_next))
         if on_step is not None:
             on_step(step)
     return latents
@@ -182,6 +156,7 @@ def draw_noise(
     frames: Sequence[int],
     seed: int,
     device: torch.device | str,
+    step: int = 0,
     *,
     stage: StageName,
 ) -> Tensor:
@@ -195,6 +170,7 @@ def draw_noise(
         frames: Latent frame indices.
         seed: Any integer.
         device: Device of the result.
+        step: Step before which it is added; each draws other noise, see ``denoise``.
         stage: Stage that denoises it; the stages of a run share the seed and draw different noise.
 
     Returns:
@@ -203,7 +179,8 @@ def draw_noise(
     drawn = []
     for frame in frames:
         # Hashed, as PyTorch reads only 32 bits of a seed: and all of these numbers count.
-        digest = hashlib.sha256(f"{seed} {stage} {frame}".encode()).digest()
+        name = f"{seed} {stage} {frame}" + (f" {step}" if step else "")
+        digest = hashlib.sha256(name.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         drawn.append(torch.randn(shape, generator=generator))
     return torch.stack(drawn).transpose(0, 1)[None].to(device)

@@ -29,7 +29,8 @@ from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline, predict_window
 from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-from swifti2v.sampling import draw_noise, plan_sigmas
+from swifti2v.sampling import draw_noise
+from swifti2v.schedules import plan_sigmas
 from swifti2v.segments import plan_segments
 from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 

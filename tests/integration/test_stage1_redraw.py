@@ -9,7 +9,8 @@ from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.progress import Progress
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline, plan_redraw_sigmas
-from swifti2v.sampling import add_noise, denoise, draw_noise, plan_sigmas
+from swifti2v.sampling import add_noise, denoise, draw_noise
+from swifti2v.schedules import plan_sigmas
 from tests.helpers.tiny import tiny_components
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32

@@ -31,7 +31,8 @@ from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.pipelines.upscale import crop_to_aspect, first_frame, second_pass, upscale
-from swifti2v.sampling import draw_noise, plan_sigmas
+from swifti2v.sampling import draw_noise
+from swifti2v.schedules import plan_sigmas
 from tests.helpers import hub as wan
 from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 from tests.integration.test_pipelines import TINY_WAN, WAN22_VAE, build

@@ -18,7 +18,7 @@ from swifti2v.config import (
 )
 from swifti2v.errors import ConfigError
 from swifti2v.models.loading.sources import find_model
-from swifti2v.sampling import plan_sigmas
+from swifti2v.schedules import plan_sigmas
 
 ROOT = Path(__file__).parents[2]
 

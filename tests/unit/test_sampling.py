@@ -1,4 +1,3 @@
-from itertools import pairwise
 from typing import Any, get_args
 
 import diffusers
@@ -8,57 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swifti2v.config import StageName
-from swifti2v.errors import ConfigError, NumericalError, ShapeError
+from swifti2v.errors import NumericalError, ShapeError
 from swifti2v.sampling import (
     add_noise,
     denoise,
     draw_noise,
-    plan_sigmas,
-    shift_sigma,
     to_velocity,
 )
-
-FEW_STEP_GRID = (1.0, 0.75, 0.5, 0.25)
-"""Unshifted noise levels of LightX2V's 4-step schedule."""
-
-
-def test_four_steps_are_the_grid_of_the_distilled_loras():
-    assert plan_sigmas(4, shift=5.0) == pytest.approx([1, 0.9375, 0.833333, 0.625, 0], abs=1e-6)
-    assert plan_sigmas(4)[:-1] == [shift_sigma(s, 5.0) for s in FEW_STEP_GRID]
-
-
-def test_diffusers_default_grid_is_another_one_and_its_explicit_one_is_ours():
-    kind: Any = diffusers.FlowMatchEulerDiscreteScheduler
-    scheduler = kind(shift=5.0)
-    scheduler.set_timesteps(sigmas=list(FEW_STEP_GRID))
-    assert scheduler.sigmas.tolist() == pytest.approx(plan_sigmas(4), abs=1e-6)
-    scheduler.set_timesteps(4)
-    assert abs(scheduler.sigmas[3].item() - 0.625) > 0.5
-
-
-def test_all_steps_lie_below_the_strength_as_in_vibe():
-    sigmas = plan_sigmas(50, shift=5.0, strength=0.7)
-    assert len(sigmas) == 51
-    assert sigmas[0] == pytest.approx(0.921, abs=5e-4)
-    unshifted = torch.linspace(0.7, 0, 51, dtype=torch.float64)
-    expected = 5 * unshifted / (1 + 4 * unshifted)
-    torch.testing.assert_close(torch.tensor(sigmas, dtype=torch.float64), expected)
-
-
-@given(st.integers(1, 60), st.floats(0.5, 12), st.floats(0.01, 1))
-def test_sigmas_fall_strictly_to_zero(steps, shift, strength):
-    sigmas = plan_sigmas(steps, shift, strength)
-    assert all(a > b for a, b in pairwise(sigmas))
-    assert sigmas[0] <= 1
-    assert sigmas[-1] == 0
-    assert len(sigmas) == steps + 1
-
-
-@pytest.mark.parametrize("bad", [{"num_inference_steps": 0}, {"shift": 0}, {"strength": 0}])
-def test_values_out_of_range_are_named(bad):
-    (name,) = bad
-    with pytest.raises(ConfigError, match=name):
-        plan_sigmas(**({"num_inference_steps": 4} | bad))
+from swifti2v.schedules import plan_sigmas, select_sigmas
 
 
 def test_a_perfect_model_is_followed_to_the_data_in_any_number_of_steps():
@@ -67,6 +23,62 @@ def test_a_perfect_model_is_followed_to_the_data_in_any_number_of_steps():
     for steps in (1, 4, 9):
         result = denoise(lambda x, s: noise - clean, noise, 0, plan_sigmas(steps))
         torch.testing.assert_close(result, clean, atol=1e-5, rtol=0)
+
+
+FASTWAN = select_sigmas([1.0, 0.757, 0.522])
+
+
+def test_noising_anew_is_the_stochastic_step_of_diffusers():
+    """Which FastWan's users take for it; the levels arrive unshifted."""
+    kind: Any = diffusers.FlowMatchEulerDiscreteScheduler
+    scheduler = kind(shift=1.0, stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=FASTWAN[:-1])
+    assert scheduler.timesteps.tolist() == pytest.approx([1000, 757, 522], abs=1e-4)
+    start = torch.randn(1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected, generator = start, torch.Generator().manual_seed(1)
+    for timestep in scheduler.timesteps:
+        velocity = (expected + timestep / 1000).sin()
+        expected = scheduler.step(velocity, timestep, expected, generator=generator).prev_sample
+
+    drawn = torch.Generator().manual_seed(1)
+    result = denoise(
+        lambda x, s: (x + s[:, None, :, None, None]).sin(),
+        start,
+        0,
+        FASTWAN,
+        renoise=lambda step: torch.randn(start.shape, generator=drawn),
+    )
+
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+    assert (denoise(lambda x, s: x.sin(), start, 0, FASTWAN) - result).abs().max() > 0.1
+
+
+def test_noise_is_put_on_the_clean_frames_and_none_on_the_result():
+    """A model that knows the data: each step sees it at its level, under that step's noise."""
+    torch.manual_seed(0)
+    clean, given = torch.randn(2, 1, 3, 4, 2, 2)
+    drawn = torch.randn(4, 1, 3, 2, 2, 2)  # for steps 0 to 3
+    asked, seen = [], []
+
+    def renoise(step):
+        asked.append(step)
+        return drawn[step]
+
+    def velocity(x, sigma):
+        level = sigma[0, -1]
+        seen.append(level.item())
+        assert torch.equal(x[:, :, :2], given[:, :, :2])
+        expected = (1 - level) * clean[:, :, 2:] + level * drawn[len(seen) - 1]
+        torch.testing.assert_close(x[:, :, 2:], expected, atol=1e-5, rtol=0)
+        return (x - clean) / level
+
+    start = torch.cat([given[:, :, :2], add_noise(clean[:, :, 2:], drawn[0], 0.9)], dim=2)
+    result = denoise(velocity, start, 2, [0.9, 0.6, 0.3, 0], renoise=renoise)
+
+    torch.testing.assert_close(result[:, :, 2:], clean[:, :, 2:], atol=1e-5, rtol=0)
+    assert torch.equal(result[:, :, :2], given[:, :, :2])
+    assert asked == [1, 2]
+    assert seen == pytest.approx([0.9, 0.6, 0.3])
 
 
 def test_given_frames_reach_the_model_bit_identical_with_sigma_zero_and_are_never_written():
@@ -134,26 +146,29 @@ def test_both_parameterizations_describe_the_same_velocity():
 @given(
     st.integers(-(2**40), 2**40),
     st.lists(st.integers(0, 500), min_size=1, max_size=6, unique=True),
+    st.integers(0, 50),
     st.sampled_from(get_args(StageName)),
 )
-def test_noise_depends_on_seed_stage_and_frame_only(seed, frames, stage):
-    together = draw_noise((2, 3, 3), frames, seed, "cpu", stage=stage)
+def test_noise_depends_on_seed_stage_frame_and_step_only(seed, frames, step, stage):
+    together = draw_noise((2, 3, 3), frames, seed, "cpu", step, stage=stage)
     for place, frame in enumerate(frames):
-        alone = draw_noise((2, 3, 3), [frame], seed, "cpu", stage=stage)
+        alone = draw_noise((2, 3, 3), [frame], seed, "cpu", step, stage=stage)
         assert torch.equal(together[:, :, place], alone[:, :, 0])
-    for other in (seed + 1, seed + 2**32):
-        assert not torch.equal(together, draw_noise((2, 3, 3), frames, other, "cpu", stage=stage))
+    for other, at in ((seed + 1, step), (seed + 2**32, step), (seed, step + 1)):
+        changed = draw_noise((2, 3, 3), frames, other, "cpu", at, stage=stage)
+        assert not torch.equal(together, changed)
 
 
-def test_no_frame_of_a_stage_begins_like_one_of_the_other_stage():
+def test_no_frame_begins_like_another_step_or_stage_of_one():
     """However large the frames are: random numbers in a row, not a value at a place."""
     starts = {
-        tuple(draw_noise((1, 1, 3), [frame], seed, "cpu", stage=stage).flatten().tolist())
+        tuple(draw_noise((1, 1, 3), [frame], seed, "cpu", step, stage=stage).flatten().tolist())
         for stage in get_args(StageName)
-        for seed in range(40)
+        for seed in range(20)
         for frame in range(21)
+        for step in range(3)
     }
-    assert len(starts) == 2 * 40 * 21
+    assert len(starts) == 2 * 20 * 21 * 3
 
 
 def test_noise_is_standard_normal_and_frames_and_stages_are_independent():

@@ -116,9 +116,7 @@ def count_steps(
 ) -> int:
     """Number of times that the run of some stages reports progress."""
     rounds = {"stage1": 1, "stage2": len(pipe.plan(config))}
-    return sum(
-        rounds[stage] * getattr(config, stage).sampling.num_inference_steps for stage in stages
-    )
+    return sum(rounds[stage] * getattr(config, stage).sampling.num_calls for stage in stages)
 
 
 def to_frames(images: Tensor) -> Frames:

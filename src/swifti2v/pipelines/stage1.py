@@ -1,7 +1,8 @@
 """Stage I: a low-resolution video of the photo, the motion reference of Stage II."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ from swifti2v.sampling import (
     denoise,
     draw_noise,
     guide,
-    plan_sigmas,
     to_velocity,
 )
 from swifti2v.shapes import NUM_WAYS, LatentShape, PixelShape, ScaleFactors
@@ -115,8 +115,7 @@ class Stage1Pipeline:
             NumericalError: The model returned NaN or infinity.
         """
         self._require_fit(PixelShape(num_frames, image.shape[3], image.shape[4]))
-        sampling = config.sampling
-        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
+        sigmas = config.sampling.plan_sigmas()
         return self._sample(image, num_frames, None, conditions, seed, config, sigmas, on_progress)
 
     def redraw(
@@ -172,12 +171,14 @@ class Stage1Pipeline:
         clean = self._still(condition) if clean is None else clean
         _, channels, num_latent_frames, height, width = clean.shape
         size = (channels, height, width)
-        noise = draw_noise(size, range(num_latent_frames), seed, clean.device, stage="stage1")
-        latents = noise if sigmas[0] >= 1 else add_noise(clean, noise, sigmas[0])
+        frames = range(num_latent_frames)
+        draw = partial(draw_noise, size, frames, seed, clean.device, stage="stage1")
+        latents = draw() if sigmas[0] >= 1 else add_noise(clean, draw(), sigmas[0])
         on_step = report_steps(on_progress, "stage1", len(sigmas) - 1)
         displacements: list[Tensor] = []
         velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
-        latents = denoise(velocity, latents, 0, sigmas, on_step, where="Stage I")
+        renoise = draw if config.sampling.rule == "renoise" else None
+        latents = denoise(velocity, latents, 0, sigmas, on_step, "Stage I", renoise)
         video = self.decode(latents)
         if not displacements:
             return Stage1Clip(video, None)
@@ -344,7 +345,7 @@ def plan_redraw_sigmas(sampling: SamplingConfig, sigma: float) -> list[float]:
     as they are: with 4 steps and shift 5, 0.9 gives 0.9, 0.8333, 0.625, 0, and 0.4 gives 0.4, 0.
 
     Args:
-        sampling: Steps and shift; its strength plays no part.
+        sampling: Its levels without a strength.
         sigma: Level to start from, in (0, 1].
 
     Raises:
@@ -352,5 +353,5 @@ def plan_redraw_sigmas(sampling: SamplingConfig, sigma: float) -> list[float]:
     """
     if not 0 < sigma <= 1:
         raise ConfigError(f"sigma is {sigma:g}; it must be above 0 and at most 1")
-    whole = plan_sigmas(sampling.num_inference_steps, sampling.shift)
+    whole = replace(sampling, strength=1.0).plan_sigmas()
     return [sigma, *(level for level in whole if level < sigma)]

@@ -1,6 +1,7 @@
 """Stage II: high-resolution latents, one segment at a time, from the photo and a reference."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -24,7 +25,6 @@ from swifti2v.sampling import (
     denoise,
     draw_noise,
     guide,
-    plan_sigmas,
     to_velocity,
 )
 from swifti2v.segments import Segment
@@ -146,8 +146,7 @@ class Stage2Pipeline:
             SwiftI2V, arXiv:2605.06356, section 3.2.
         """
         stopwatch = stopwatch or Stopwatch()
-        sampling = config.sampling
-        sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
+        sigmas = config.sampling.plan_sigmas()
         with stopwatch.measure("reference"):
             anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}
@@ -161,7 +160,9 @@ class Stage2Pipeline:
             else:
                 with stopwatch.measure("stage2"):
                     given = _gather(clean, segment.given, condition)
-                    start = _noise(condition[:, :, len(segment.given) :], segment, seed, sigmas[0])
+                    draw = _noise_source(anchor, segment, seed)
+                    start = condition[:, :, len(segment.given) :]
+                    start = draw() if sigmas[0] >= 1 else add_noise(start, draw(), sigmas[0])
                     condition = prepare_window_reference(given, condition, config)
                     window = denoise(
                         self.velocity(segment, condition, conditions, config),
@@ -170,6 +171,7 @@ class Stage2Pipeline:
                         sigmas,
                         report_steps(on_progress, "stage2", len(sigmas) - 1, segment.index),
                         where=f"Stage II, segment {segment.index}",
+                        renoise=draw if config.sampling.rule == "renoise" else None,
                     )
                     target = window[:, :, len(segment.given) :]
                 if store is not None:
@@ -225,9 +227,8 @@ def _gather(clean: Mapping[int, Tensor], frames: Sequence[int], like: Tensor) ->
     return torch.cat([like[:, :, :0], *(clean[frame] for frame in frames)], dim=2)
 
 
-def _noise(reference: Tensor, segment: Segment, seed: int, sigma: float) -> Tensor:
-    """Start of the target frames: noise, or their reference latents noised to a level."""
-    _, channels, _, height, width = reference.shape
+def _noise_source(like: Tensor, segment: Segment, seed: int) -> Callable[..., Tensor]:
+    """``step -> noise`` of a segment's target frames."""
+    _, channels, _, height, width = like.shape
     size = (channels, height, width)
-    noise = draw_noise(size, segment.target, seed, reference.device, stage="stage2")
-    return noise if sigma >= 1 else add_noise(reference, noise, sigma)
+    return partial(draw_noise, size, segment.target, seed, like.device, stage="stage2")

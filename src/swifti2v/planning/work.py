@@ -178,7 +178,7 @@ class ClipCounter:
 
     def _count_stage1(self) -> StageWork:
         sampling = self.config.stage1.sampling
-        num_steps = sampling.num_inference_steps
+        num_steps = sampling.num_calls
         num_calls = num_steps * (2 if sampling.guidance_scale > 1 else 1)
         forward = self.models.count_layers("stage1_transformer", self._run_stage1)
         pipeline = self._stage1()
@@ -243,7 +243,7 @@ class ClipCounter:
 
     def _count_stage2(self) -> StageWork:
         sampling = self.config.stage2.sampling
-        num_calls = sampling.num_inference_steps * (2 if sampling.guidance_scale > 1 else 1)
+        num_calls = sampling.num_calls * (2 if sampling.guidance_scale > 1 else 1)
         total = Count()
         sizes = {segment: (len(segment.window), len(segment.given)) for segment in self.segments}
         for size, times in Counter(sizes.values()).items():

@@ -240,8 +240,8 @@ def _describe(job: Job, folder: JobFolder, order: ClipOrder) -> dict[str, Any]:
         "fps": config.fps,
         "notes": json.dumps([_reword(note, folder) for note in job.notes]),
         "segments_total": len(job.pipe.plan(config)),
-        "stage1_steps": 0 if order.has_motion else config.stage1.sampling.num_inference_steps,
-        "segment_steps": config.stage2.sampling.num_inference_steps,
+        "stage1_steps": 0 if order.has_motion else config.stage1.sampling.num_calls,
+        "segment_steps": config.stage2.sampling.num_calls,
     }
 
 

@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.nn import functional as F
 
-from swifti2v.sampling import Parameterization, plan_sigmas, to_velocity
+from swifti2v.sampling import Parameterization, to_velocity
+from swifti2v.schedules import plan_sigmas
 from swifti2v.segments import Segment
 
 Model = Callable[[Tensor, Tensor], Tensor]

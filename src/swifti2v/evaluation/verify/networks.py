@@ -25,7 +25,7 @@ from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
 from swifti2v.pipelines.stage2 import Stage2Pipeline, prepare_window_reference
 from swifti2v.pipelines.transition import HybridReference, MotionReference
-from swifti2v.sampling import add_noise, draw_noise, plan_sigmas
+from swifti2v.sampling import add_noise, draw_noise
 
 NUM_FRAMES = 5
 """Frames of the clip: the photo, and one group of four."""
@@ -276,7 +276,7 @@ class _Errors:
 
 def _levels(sampling: Any) -> list[float]:
     """Noise levels that the run has, a few of them from the first to the last."""
-    known = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)[:-1]
+    known = sampling.plan_sigmas()[:-1]
     count = min(MAX_LEVELS, len(known))
     return [known[i * (len(known) - 1) // max(1, count - 1)] for i in range(count)]
 

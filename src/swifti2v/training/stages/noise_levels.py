@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swifti2v.config import settings
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.sampling import plan_sigmas, shift_sigma
+from swifti2v.schedules import plan_sigmas, shift_sigma
 from swifti2v.training.engine.draws import Draw
 
 

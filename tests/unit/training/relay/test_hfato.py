@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swifti2v.errors import ConfigError, ShapeError
-from swifti2v.sampling import plan_sigmas
+from swifti2v.schedules import plan_sigmas
 from swifti2v.training.objectives import bell_weight, hfato_loss
 from swifti2v.training.relay.degradations import DegradationConfig, degrade_latents
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swifti2v.errors import ConfigError, InputError
-from swifti2v.sampling import plan_sigmas, shift_sigma
+from swifti2v.schedules import plan_sigmas, shift_sigma
 from swifti2v.training.engine.noise_histogram import SigmaHistogram
 from swifti2v.training.stages.noise_levels import NoiseLevelConfig, draw_sigmas, stratify
 
