@@ -16,8 +16,9 @@ from swifti2v.planning.devices import DEVICES
 from swifti2v.planning.plans import make_plan
 from swifti2v.planning.stored import STORED, count_live, fingerprint
 from swifti2v.planning.variants import VARIANTS, WHOLE, in_variant
+from swifti2v.shipped import PACKAGE
 
-MODELS = ("nano", "paper", "vibe")
+MODELS = ("nano", *sorted(file.stem for file in (PACKAGE / "presets").glob("*.yaml")))
 SMALLEST = 8e9
 """Bytes of device memory."""
 

@@ -27,7 +27,7 @@ def run(*more: object) -> Result:
     return swifti2v("generate", photo, "-p", "fog", "-o", "out.mp4", "--seed", 1, *more)
 
 
-@pytest.mark.parametrize("model", ["paper", "vibe"])
+@pytest.mark.parametrize("model", ["paper", "public", "vibe"])
 def test_a_dry_run_needs_no_weights(model):
     plan = json.loads(succeed(run("--model", model, "--dry-run", "--json")).stdout)
     assert plan["sizes"]["output"] == [2560, 1408]

@@ -1,17 +1,13 @@
 """Explicit noise levels and noising anew: what the models are told, and what changes nothing."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers.models.embeddings import Timesteps
 from PIL import Image
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swifti2v.config import GenerationConfig, merge, parse_config, to_dict
 from swifti2v.jobs.settings import read_settings
@@ -33,6 +29,7 @@ from tests.helpers.command_line import (
 )
 from tests.helpers.evaluation_clips import panning_clip
 from tests.helpers.serving import form, serve
+from tests.helpers.timesteps import told
 from tests.helpers.tiny import SIZE, KeptSegments, tiny_pipeline
 
 LADDER = [1, 0.757, 0.522]
@@ -64,23 +61,6 @@ def few_steps(tmp_path_factory):
 def image():
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
-
-
-@contextmanager
-def told() -> Iterator[list[float]]:
-    """Timesteps at which transformers embed them, call by call; without those of given frames."""
-    seen: list[float] = []
-
-    def look(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if isinstance(module, Timesteps):
-            (timesteps,) = args
-            seen.extend(timesteps[timesteps > 0].tolist())
-
-    hook = register_module_forward_pre_hook(look)
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def synthesize(

@@ -112,7 +112,7 @@ def test_the_paper_preset_is_the_published_setting():
 
 def test_presets_of_wan_have_its_negative_prompt_and_leave_the_photo_whole():
     """``sample_neg_prompt`` of wan/configs/shared_config.py, of Wan 2.1 and 2.2 alike."""
-    for name in ("paper", "vibe"):
+    for name in ("paper", "public", "vibe"):
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)
         digest = hashlib.sha256(config.negative_prompt.encode()).hexdigest()
@@ -127,6 +127,22 @@ def test_the_vibe_preset_spreads_fifty_steps_below_its_strength():
     sigmas = plan_sigmas(sampling.num_inference_steps, sampling.shift, sampling.strength)
     assert len(sigmas) == 51
     assert sigmas[0] == pytest.approx(0.921, abs=5e-4)
+
+
+def test_the_public_preset_runs_the_last_two_levels_of_fastwan():
+    """As FastVideo's own refinement does; without guidance, over the photo's carried detail."""
+    index, _ = find_model("public")
+    stage2 = parse_config(GenerationConfig, index.settings, "public").stage2
+    assert stage2.sampling.plan_sigmas() == [0.757, 0.522, 0]
+    assert (stage2.sampling.rule, stage2.sampling.guidance_scale) == ("renoise", 1)
+    assert stage2.reference_detail == "carried"
+    transformer = index.components["stage2_transformer"]
+    assert [lora.path.split("/")[-1] for lora in transformer.loras] == [
+        "Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors"
+    ]
+    assert "Turbo" not in str(index)  # whose licence forbids commercial use
+    paper = find_model("paper")[0].components
+    assert index.components["stage1_transformer"] == paper["stage1_transformer"]
 
 
 def test_short_names_become_the_settings_they_change():

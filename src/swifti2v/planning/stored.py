@@ -151,6 +151,10 @@ def fingerprint(
         return None
     stage2 = replace(config.stage2, attention=AttentionConfig(), vae_tile=None)
     settings = to_dict(replace(config, stage2=stage2, negative_prompt="", fps=16))
+    for name, stage in (("stage1", config.stage1), ("stage2", config.stage2)):
+        sampling = stage.sampling
+        is_guided = sampling.guidance_scale > 1
+        settings[name]["sampling"] = {"num_calls": sampling.num_calls, "is_guided": is_guided}
     known = [components, index.max_text_length, settings, precision]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

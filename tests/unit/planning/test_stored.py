@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.models.loading.sources import find_model
 from swifti2v.planning.stored import (
     STORED,
@@ -19,7 +20,8 @@ from swifti2v.planning.stored import (
 from swifti2v.planning.work import ClipCounter
 from swifti2v.shipped import PACKAGE
 
-MODELS = ("nano", "paper", "vibe")
+PRESETS = sorted(file.stem for file in (PACKAGE / "presets").glob("*.yaml"))
+MODELS = ("nano", *PRESETS)
 
 
 def settings(model: str) -> GenerationConfig:
@@ -51,7 +53,6 @@ def assert_current(model: str, ways: list[tuple[int | None, bool]]) -> None:
 def test_every_shipped_model_is_stored_and_no_other(model):
     assert len(stored_ways(model)) >= 2
     assert len(json.loads(STORED.read_text())) == len(MODELS)
-    assert {*MODELS} == {"nano", *(file.stem for file in (PACKAGE / "presets").glob("*.yaml"))}
 
 
 @pytest.mark.slow
@@ -60,7 +61,7 @@ def test_the_stored_costs_of_nano_are_current():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["paper", "vibe"])
+@pytest.mark.parametrize("model", PRESETS)
 def test_the_stored_costs_of_the_presets_are_current(model):
     whole = [way for way in stored_ways(model) if way[0] is None]
     tiles = [way for way in stored_ways(model) if way[0] is not None]
@@ -102,6 +103,17 @@ def test_a_copy_of_a_preset_with_weights_costs_the_same(tmp_path: Path) -> None:
     preset.write_text(yaml.safe_dump(values))
     index, root = find_model(preset)
     assert fingerprint(index, root, settings("paper"), "bfloat16") != key
+
+
+def test_levels_cost_by_their_number_alone() -> None:
+    """A ladder, a rule and a strength that runs as many steps need no new count."""
+    index, root = find_model("paper")
+    key = fingerprint(index, root, settings("paper"), "bfloat16")
+    sampling: dict[str, Any] = {"num_inference_steps": 5, "sigmas": [1, 0.9, 0.8, 0.5, 0.2]}
+    for strength, is_same in ((0.9, True), (0.8, False)):
+        own = merge(index.settings, {"stage2": {"sampling": {**sampling, "strength": strength}}})
+        config = parse_config(GenerationConfig, own, "test")
+        assert (fingerprint(index, root, config, "bfloat16") == key) == is_same
 
 
 def test_sizes_of_a_local_model_count_and_files_that_must_be_read_have_no_fingerprint(

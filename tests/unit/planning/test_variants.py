@@ -27,7 +27,7 @@ def costs(model: str, variant: str = "bf16") -> ClipCosts:
     return in_variant(find_costs(model, config, "bfloat16"), index, variant)
 
 
-@pytest.mark.parametrize("model", ["paper", "vibe"])
+@pytest.mark.parametrize("model", ["paper", "public", "vibe"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("card", "gigabytes"), [("rtx4090", 24), ("rtx3060", 12)])
 def test_2k_from_small_files_fits_a_card_and_a_host_of_32_gb(
@@ -92,6 +92,14 @@ def test_models_are_kept_where_there_is_room_and_the_reason_is_said() -> None:
     assert not lacking.keeps
     assert "15.0 GB of weights, and host memory of 16.0 GB" in lacking.why
     assert not decide_keeping(10 * GB, Room("device", 16 * GB)).keeps
+
+
+def test_work_of_the_public_preset_is_about_that_of_the_paper() -> None:
+    published, public = (costs(name).count().flops for name in ("paper", "public"))
+    assert public["total"] < 1.3 * published["total"]
+    assert public["stage1"] == published["stage1"]
+    # two steps of four, of a model without channels for the reference
+    assert 0.49 < public["stage2"] / published["stage2"] <= 0.5
 
 
 def test_unknown_variants_are_refused() -> None:

@@ -13,8 +13,8 @@ from swifti2v.models.loading.official import locate
 from swifti2v.models.loading.sources import ComponentSource, ModelIndex, find_model, is_on_hub
 from swifti2v.shipped import PACKAGE
 
-COMPARED = ("shift", "parameterization", "sigmas", "step")
-"""Settings of sampling that belong to weights, as far as there are such; steps and strength are free."""
+COMPARED = ("shift", "parameterization", "sigmas", "rule")
+"""Settings of sampling that belong to weights; steps and strength are free, and with ``sigmas`` the shift."""
 
 
 class Known(NamedTuple):
@@ -86,7 +86,8 @@ def check_sampling(
     """
     outlines.need(f"{stage}_transformer")
     known = find_known(outlines.index, outlines.root, stage, dropped_loras)
-    names = [name for name in COMPARED if hasattr(sampling, name)]
+    has_ladder = known is not None and known.sampling.sigmas is not None
+    names = [name for name in COMPARED if not (has_ladder and name == "shift")]
     values = {name: getattr(sampling, name) for name in names}
     if known is None:
         return judge(f"sampling of {stage}", values, "not known for these weights", {})
