@@ -268,8 +268,10 @@ def test_without_a_reference_the_strength_must_be_below_1(hub, tmp_path):
         next(pipe.stream(wan.photo(), "zoom"))
 
 
-def test_only_stage_two_can_be_without_a_reference(hub, tmp_path):
-    with pytest.raises(errors.ConfigError, match="stage1_transformer has reference: none"):
+def test_only_transformers_of_latents_alone_can_be_without_a_reference(hub, tmp_path):
+    with pytest.raises(errors.ConfigError, match="stage1_vae has reference: none"):
+        wan.load(wan.write_preset(hub, tmp_path, stage1_vae={"reference": "none"}))
+    with pytest.raises(errors.LoadingError, match=r"takes 36 channels .* \(reference: none\)"):
         wan.load(wan.write_preset(hub, tmp_path, stage1_transformer={"reference": "none"}))
 
 

@@ -112,7 +112,7 @@ def test_the_paper_preset_is_the_published_setting():
 
 def test_presets_of_wan_have_its_negative_prompt_and_leave_the_photo_whole():
     """``sample_neg_prompt`` of wan/configs/shared_config.py, of Wan 2.1 and 2.2 alike."""
-    for name in ("paper", "public", "vibe"):
+    for name in ("paper", "public", "small", "vibe"):
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)
         digest = hashlib.sha256(config.negative_prompt.encode()).hexdigest()
@@ -143,6 +143,27 @@ def test_the_public_preset_runs_the_last_two_levels_of_fastwan():
     assert "Turbo" not in str(index)  # whose licence forbids commercial use
     paper = find_model("paper")[0].components
     assert index.components["stage1_transformer"] == paper["stage1_transformer"]
+
+
+def test_the_small_preset_is_one_model_for_both_stages():
+    """At the base's own size of 1280x704 first, on all levels of FastWan."""
+    index, _ = find_model("small")
+    config = parse_config(GenerationConfig, index.settings, "small")
+    assert index.components["stage1_transformer"] == index.components["stage2_transformer"]
+    assert index.components["stage1_vae"] == index.components["stage2_vae"]
+    for variant in ("fp8", "gguf-q4"):
+        own, _ = find_model(f"small:{variant}")
+        assert own.twin("stage2_transformer") == "stage1_transformer"
+        assert own.twin("stage2_vae") == "stage1_vae"
+    assert (config.width // config.stage1.downscale, config.height // config.stage1.downscale) == (
+        1280,
+        704,
+    )
+    assert config.stage1.sampling.plan_sigmas() == [1, 0.757, 0.522, 0]
+    assert (
+        config.stage2
+        == parse_config(GenerationConfig, find_model("public")[0].settings, "public").stage2
+    )
 
 
 def test_short_names_become_the_settings_they_change():

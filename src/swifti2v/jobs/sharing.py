@@ -8,6 +8,7 @@ import torch
 from swifti2v.config import GenerationConfig
 from swifti2v.errors import ConfigError
 from swifti2v.models.context_parallel import Bands, parallelize, require_heads
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from swifti2v.shapes import latent_frames
 
@@ -29,7 +30,7 @@ def share_models(
 
     Raises:
         ConfigError: An attention that cannot be shared, or heads that do not divide.
-        ShapeError: Stage II's rows of tokens do not divide.
+        ShapeError: Rows of tokens of Stage II do not divide, or of Stage I where both are one model.
     """
     attention = config.stage2.attention
     if attention.kind != "full" or attention.context != "bidirectional":
@@ -43,15 +44,21 @@ def share_models(
     def share(transformer: Any) -> None:
         parallelize(transformer, number, device)
 
+    num_parts, unit = _count_stage1_parts(pipe, config)
+    if pipe.components.stage1_transformer is pipe.components.stage2_transformer:
+        Bands(number).rows(num_parts)  # both stages are shared, or none
+    elif num_parts % number:
+        progress.info("Stage I's %d %s do not divide: each process makes all", num_parts, unit)
+    else:
+        pipe.staging.change("stage1_transformer", share)
     pipe.staging.change("stage2_transformer", share)
-    num_tokens = _count_stage1_tokens(pipe, config)
-    if num_tokens % number:
-        progress.info("Stage I's %d tokens do not divide: each process makes all", num_tokens)
-        return
-    pipe.staging.change("stage1_transformer", share)
 
 
-def _count_stage1_tokens(pipe: SwiftI2VPipeline, config: GenerationConfig) -> int:
+def _count_stage1_parts(pipe: SwiftI2VPipeline, config: GenerationConfig) -> tuple[int, str]:
+    """Rows or tokens of Stage I, see ``parallelize``, and which of both."""
     side = pipe.stage1.scale.side * config.stage1.downscale
     rows, columns = config.height // side, config.width // side
-    return latent_frames(config.num_frames, pipe.stage1.scale.time) * rows * columns
+    if isinstance(pipe.stage1.transformer, SegmentTransformer3DModel):
+        return rows, "rows"
+    frames = latent_frames(config.num_frames, pipe.stage1.scale.time)
+    return frames * rows * columns, "tokens"

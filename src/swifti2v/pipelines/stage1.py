@@ -80,6 +80,9 @@ class Stage1Pipeline:
         vae: Video VAE with C latent channels.
     """
 
+    num_given = 0
+    """Latent frames at the start that the photo gives; the others are denoised."""
+
     def __init__(
         self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan | BlockCodec
     ) -> None:
@@ -171,14 +174,16 @@ class Stage1Pipeline:
         clean = self._still(condition) if clean is None else clean
         _, channels, num_latent_frames, height, width = clean.shape
         size = (channels, height, width)
-        frames = range(num_latent_frames)
+        given = self.num_given
+        frames = range(given, num_latent_frames)
         draw = partial(draw_noise, size, frames, seed, clean.device, stage="stage1")
-        latents = draw() if sigmas[0] >= 1 else add_noise(clean, draw(), sigmas[0])
+        start = draw() if sigmas[0] >= 1 else add_noise(clean[:, :, given:], draw(), sigmas[0])
+        latents = torch.cat([clean[:, :, :given], start], dim=2)
         on_step = report_steps(on_progress, "stage1", len(sigmas) - 1)
         displacements: list[Tensor] = []
         velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
         renoise = draw if config.sampling.rule == "renoise" else None
-        latents = denoise(velocity, latents, 0, sigmas, on_step, "Stage I", renoise)
+        latents = denoise(velocity, latents, given, sigmas, on_step, "Stage I", renoise)
         video = self.decode(latents)
         if not displacements:
             return Stage1Clip(video, None)
@@ -262,21 +267,11 @@ class Stage1Pipeline:
             on_displacement: Called with each displacement that the model tells, see
                 ``read_displacement``.
         """
-        dtype, still = self.transformer.dtype, self._still(condition)
+        still, image_embeds = self._still(condition), conditions.image_embeds
 
         def predict(embeds: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
-            image_embeds = conditions.image_embeds
             with attention_order(config.speed.attention, latents.device):
-                output: Tensor = self.transformer(
-                    hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
-                    timestep=sigma[:, 0] * 1000,
-                    encoder_hidden_states=embeds.to(dtype),
-                    encoder_hidden_states_image=None
-                    if image_embeds is None
-                    else image_embeds.to(dtype),
-                    return_dict=False,
-                )[0]
-            return output.float()
+                return self.predict(latents, condition, sigma, embeds, image_embeds)
 
         guided = guide(
             predict,
@@ -294,6 +289,36 @@ class Stage1Pipeline:
             return to_velocity(output, latents, still, sigma, config.sampling.parameterization)
 
         return velocity
+
+    def predict(
+        self,
+        latents: Tensor,
+        condition: Tensor,
+        sigma: Tensor,
+        prompt_embeds: Tensor,
+        image_embeds: Tensor | None,
+    ) -> Tensor:
+        """Run the transformer once.
+
+        Args:
+            latents: ``[1, C, F, h, w]``.
+            condition: From ``prepare_condition``.
+            sigma: ``[1, F]`` noise levels, 0 where the frame is given.
+            prompt_embeds: ``[1, L, D]``.
+            image_embeds: ``[1, L', D']``, for models that take them.
+
+        Returns:
+            ``[1, C', F', h, w]`` float32, the prediction of the last F' frames.
+        """
+        dtype = self.transformer.dtype
+        output: Tensor = self.transformer(
+            hidden_states=torch.cat([latents, condition], dim=1).to(dtype),
+            timestep=sigma[:, 0] * 1000,
+            encoder_hidden_states=prompt_embeds.to(dtype),
+            encoder_hidden_states_image=None if image_embeds is None else image_embeds.to(dtype),
+            return_dict=False,
+        )[0]
+        return output.float()
 
     def read_displacement(self, output: Tensor, course: Course) -> Tensor:
         """Read the place of each cell in the photo.

@@ -42,9 +42,10 @@ from swifti2v.models.vae.light_decoder import LightDecoder, TinyStream, load_lig
 from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.decoding import SegmentDecoder, SegmentOutput
+from swifti2v.pipelines.first_frame import make_stage1
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
-from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
+from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.stage2 import Stage2Pipeline
 from swifti2v.pipelines.store import SegmentStore
 from swifti2v.pipelines.transition import HybridReference, MotionReference
@@ -78,7 +79,7 @@ class SwiftI2VPipeline:
         self.components = components
         self.config = config
         self.staging = staging or Staging(components)
-        self.stage1 = Stage1Pipeline(components.stage1_transformer, components.stage1_vae)
+        self.stage1 = make_stage1(components.stage1_transformer, components.stage1_vae)
         self.stage2 = Stage2Pipeline(components.stage2_transformer, components.stage2_vae)
         self.encoder = ConditionEncoder(components, staging=self.staging)
         self.preview_decoder: LightDecoder | None = None
@@ -133,7 +134,7 @@ class SwiftI2VPipeline:
             components, staging = stage_components(found, dtype, target, placement, speeds)
             return cls(components, config, staging)
         start = loading_device(target, placement)
-        loaded = {role: found.load(role, dtype, start) for role in found.files}
+        loaded = found.each(lambda role: found.load(role, dtype, start))
         components, _ = found.assemble(loaded, start)
         accelerate(components, speeds, target)
         place(components, target, placement)

@@ -1,7 +1,7 @@
 """Costs of a clip as numbers, without PyTorch, so that planning starts at once."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 CountedStage = Literal["text", "image", "stage1", "reference", "stage2", "decode"]
@@ -126,6 +126,13 @@ class ClipWork:
     """Seconds of one host core to search the motion that carries the photo's detail."""
     num_segments: int = 1
     """Segments of the clip; the motion of the first one's frames is waited for."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """Component by the one whose weights serve for both, see ``ModelIndex.twin``."""
+
+    def loaded(self, roles: Iterable[str]) -> dict[str, Weights]:
+        """Weights of some components, those of twins once; of others than are there none."""
+        names = dict.fromkeys(self.shared.get(role, role) for role in roles)
+        return {name: self.weights[name] for name in names if name in self.weights}
 
     @property
     def flops(self) -> dict[str, float]:

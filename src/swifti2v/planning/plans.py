@@ -381,7 +381,7 @@ def _device_bytes(
     work: ClipWork, roles: Sequence[str], stage: StageWork, is_streamed: bool, is_8bit: bool
 ) -> float:
     """Weights on the device while some components are loaded and those of a stage compute."""
-    loaded = {role: work.weights[role] for role in roles if role in work.weights}
+    loaded = work.loaded(roles)
     if not is_streamed:
         return sum(
             part.num_bytes * (0.5 if is_8bit and role.endswith("transformer") else 1)
@@ -402,7 +402,7 @@ def _host_bytes(work: ClipWork, device: Device, *, is_streamed: bool, keeps: boo
     parts = (tuple(weights),) if keeps else PARTS
     peaks = []
     for roles in parts:
-        loaded = [weights[role] for role in roles if role in weights and not weights[role].stays]
+        loaded = [part for part in work.loaded(roles).values() if not part.stays]
         pinned = sum(part.pinned_bytes for part in loaded)
         loading = max((part.num_bytes for part in loaded), default=0) + PIECE_BYTES
         computing = pinned + (work.host_bytes if "stage2_vae" in roles else 0)

@@ -155,7 +155,8 @@ def fingerprint(
         sampling = stage.sampling
         is_guided = sampling.guidance_scale > 1
         settings[name]["sampling"] = {"num_calls": sampling.num_calls, "is_guided": is_guided}
-    known = [components, index.max_text_length, settings, precision]
+    twins = {role: index.twin(role) for role in components if index.twin(role) != role}
+    known = [components, twins, index.max_text_length, settings, precision]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

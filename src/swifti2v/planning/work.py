@@ -18,6 +18,7 @@ from swifti2v.media import video_to_frames
 from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.pipelines.carrying import flow_size
 from swifti2v.pipelines.course import even_course
+from swifti2v.pipelines.first_frame import make_stage1
 from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.pipelines.transition import MotionReference, ReferenceFrames
@@ -73,7 +74,9 @@ class ClipCounter:
             self._common |= {"image": self._count_image(), "stage1": self._count_stage1()}
         self.segments = config.stage2.plan(self.large.num_frames)
         self._common["stage2"] = self._count_stage2()
-        self._weights = {role: models.weights(role) for role in models.architectures}
+        self._weights = {
+            role: models.weights(role) for role in models.architectures if self._twin(role) == role
+        }
 
     @cache  # noqa: B019 - a counter lives for one plan
     def count(self, vae_tile: int | None = None, *, offloads_history: bool = False) -> ClipWork:
@@ -105,7 +108,11 @@ class ClipCounter:
             host_bytes=waiting + clip_bytes * (1 / config.stage1.downscale**2 + 1),
             search_seconds=self._search_seconds(),
             num_segments=len(self.segments),
+            shared={r: self._twin(r) for r in self.models.architectures if self._twin(r) != r},
         )
+
+    def _twin(self, role: str) -> str:
+        return self.models.index.twin(role)
 
     def _search_seconds(self) -> float:
         config = self.config
@@ -154,7 +161,7 @@ class ClipCounter:
     def _count_image(self) -> StageWork:
         """CLIP, and the photo with the empty frames behind it through Stage I's VAE."""
         config = self.config
-        cost, passes = Count(), {"stage1_vae": self.small.num_frames}
+        cost, passes = Count(), {self._twin("stage1_vae"): self.small.num_frames}
         if "image_encoder" in self.models.architectures:
             side = self.models.get("image_encoder", 1).config.image_size
             pixels = torch.empty(1, 3, side, side, dtype=self.models.dtype, device=META)
@@ -190,7 +197,10 @@ class ClipCounter:
         moved = self._count_displacement(pipeline) * num_steps
         return StageWork(
             count=replace(calls + moved + decode, kept_bytes=0),
-            passes={"stage1_transformer": num_calls, "stage1_vae": self.small.num_frames},
+            passes={
+                self._twin("stage1_transformer"): num_calls,
+                self._twin("stage1_vae"): self.small.num_frames,
+            },
             is_float8=self.models.linear.get("stage1_transformer") == "float8",
         )
 
@@ -215,27 +225,24 @@ class ClipCounter:
 
     def _stage1(self) -> Stage1Pipeline:
         models = self.models
-        return Stage1Pipeline(models.get("stage1_transformer", 1), models.get("stage1_vae"))
+        return make_stage1(models.get("stage1_transformer", 1), models.get("stage1_vae"))
 
     def _run_stage1(self, transformer: Any) -> Tensor:
         config, dtype = transformer.config, self.models.dtype
-        latents = _empty(self.small._replace(channels=config["in_channels"]), dtype)
+        pipeline = make_stage1(transformer, self.models.get("stage1_vae"))
+        num_channels = pipeline.scale.time + self.small.channels
+        condition = _empty(self.small._replace(channels=num_channels))
         image = None
-        if config["image_dim"] is not None:
+        if config.get("image_dim") is not None:
             side, patch = (
                 getattr(self.models.get("image_encoder", 1).config, name)
                 for name in ("image_size", "patch_size")
             )
             num_tokens = (side // patch) ** 2 + 1
             image = torch.empty(1, num_tokens, config["image_dim"], dtype=dtype, device=META)
-        output: Tensor = transformer(
-            hidden_states=latents,
-            timestep=torch.empty(1, device=META),
-            encoder_hidden_states=self._prompt(config),
-            encoder_hidden_states_image=image,
-            return_dict=False,
-        )[0]
-        return output.float()
+        sigma = torch.empty(1, self.small.num_frames, device=META)
+        prompt = self._prompt(config)
+        return pipeline.predict(_empty(self.small), condition, sigma, prompt, image)
 
     def _prompt(self, config: Any) -> Tensor:
         size = (1, self.models.index.max_text_length, config["text_dim"])
@@ -253,7 +260,7 @@ class ClipCounter:
             total += forward * (times * num_calls)
         return StageWork(
             count=replace(total, kept_bytes=0),
-            passes={"stage2_transformer": len(self.segments) * num_calls},
+            passes={self._twin("stage2_transformer"): len(self.segments) * num_calls},
             is_float8=self.models.linear.get("stage2_transformer") == "float8",
         )
 
@@ -277,7 +284,7 @@ class ClipCounter:
         total = enlarge * (num_frames - 1) + encode
         return StageWork(
             count=replace(total, peak_bytes=peak, kept_bytes=encode.kept_bytes),
-            passes={"stage2_vae": num_frames},
+            passes={self._twin("stage2_vae"): num_frames},
         )
 
     @cached_property
@@ -302,7 +309,7 @@ class ClipCounter:
         total = decode + convert * (config.num_frames / most)
         return StageWork(
             count=replace(total, peak_bytes=peak, kept_bytes=decode.kept_bytes),
-            passes={"stage2_vae": self.large.num_frames},
+            passes={self._twin("stage2_vae"): self.large.num_frames},
         )
 
 

@@ -272,7 +272,7 @@ def test_there_must_be_a_photo_to_carry():
 
 
 def test_presets_say_what_is_carried():
-    carried = ("nano", "public", "vibe")
+    carried = ("nano", "public", "small", "vibe")
     for name, wanted in (("paper", "none"), *((name, "carried") for name in carried)):
         index, _ = find_model(name)
         config = parse_config(GenerationConfig, index.settings, name)

@@ -94,6 +94,16 @@ def test_models_are_kept_where_there_is_room_and_the_reason_is_said() -> None:
     assert not decide_keeping(10 * GB, Room("device", 16 * GB)).keeps
 
 
+@pytest.mark.parametrize("variant", ["bf16", *VARIANTS])
+@pytest.mark.parametrize(("card", "gigabytes"), [("rtx4090", 24), ("rtx3060", 12)])
+def test_one_model_for_both_stages_fits_whole(variant: str, card: str, gigabytes: int) -> None:
+    plan = make_plan(costs("small", variant), DEVICES[card], "bfloat16", host_bytes=HOST)
+    assert plan.require_fit().peak_device_bytes["peak"] <= gigabytes * GB
+    two = make_plan(costs("public", variant), DEVICES[card], "bfloat16")
+    assert plan.disk_bytes < 0.45 * two.disk_bytes
+    assert plan.flops["total"] < two.flops["total"]
+
+
 def test_work_of_the_public_preset_is_about_that_of_the_paper() -> None:
     published, public = (costs(name).count().flops for name in ("paper", "public"))
     assert public["total"] < 1.3 * published["total"]

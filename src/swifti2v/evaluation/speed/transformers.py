@@ -22,6 +22,8 @@ from swifti2v.evaluation.speed.rows import Row
 from swifti2v.evaluation.speed.timing import Protocol, measure
 from swifti2v.models.runtime.speed import attention_order, prepare_speed
 from swifti2v.models.vae.streaming import scale_factors
+from swifti2v.pipelines.first_frame import make_stage1
+from swifti2v.pipelines.stage1 import Stage1Pipeline
 from swifti2v.pipelines.stage2 import predict_window
 from swifti2v.planning.models import Models
 from swifti2v.segments import Segment
@@ -158,10 +160,11 @@ def time_stage1(subject: Subject, protocol: Protocol) -> Iterator[Row]:
     """Stage I's transformer over the whole clip, each kernel of attention, plain and compiled."""
     shape = latent_shape(subject, "stage1")
     model = subject.load("stage1_transformer")
-    arguments = _stage1_arguments(subject, model, shape)
     models = Models(subject.name, subject.dtype)
-    meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    cost = models.count_layers("stage1_transformer", lambda m: m(**meta)[0])
+    vae = models.get("stage1_vae")
+    arguments = _stage1_arguments(subject, make_stage1(model, vae), shape)
+    meta: list[Any] = [None if value is None else value.to("meta") for value in arguments]
+    cost = models.count_layers("stage1_transformer", lambda m: make_stage1(m, vae).predict(*meta))
     case = f"stage1, {'x'.join(map(str, shape[1:]))} latents"
     for name, speed in {"attention by flash": OFF, **_stage1_levers(subject)}.items():
         if speed.compile:
@@ -169,8 +172,7 @@ def time_stage1(subject: Subject, protocol: Protocol) -> Iterator[Row]:
 
         def run(speed: SpeedConfig = speed) -> Tensor:
             with attention_order(speed.attention, subject.device):
-                output: Tensor = model(**arguments)[0]
-            return output
+                return make_stage1(model, vae).predict(*arguments)
 
         timing, _ = measure(run, subject.device, protocol)
         yield Row(case=case, variant=name, timing=timing, flops=cost.flops)
@@ -183,13 +185,16 @@ def _stage1_levers(subject: Subject) -> dict[str, SpeedConfig]:
     return {"attention as chosen": replace(OFF, attention="auto"), "compiled blocks": best}
 
 
-def _stage1_arguments(subject: Subject, model: Any, shape: LatentShape) -> dict[str, Any]:
-    config, draw = model.config, partial(torch.randn, device=subject.device, dtype=subject.dtype)
-    image = None if config["image_dim"] is None else draw(1, 257, config["image_dim"])
-    return {
-        "hidden_states": draw(1, config["in_channels"], *shape[1:]),
-        "timestep": torch.tensor([937.5], device=subject.device),
-        "encoder_hidden_states": draw(1, NUM_TEXT, config["text_dim"]),
-        "encoder_hidden_states_image": image,
-        "return_dict": False,
-    }
+def _stage1_arguments(subject: Subject, pipeline: Stage1Pipeline, shape: LatentShape) -> list[Any]:
+    """Arguments of ``Stage1Pipeline.predict`` for the whole clip."""
+    config, draw = pipeline.transformer.config, partial(torch.randn, device=subject.device)
+    image_dim = config.get("image_dim")
+    sigma = torch.full((1, shape.num_frames), 0.9375, device=subject.device)
+    sigma[:, : pipeline.num_given] = 0
+    return [
+        draw(1, *shape),
+        draw(1, pipeline.scale.time + shape.channels, *shape[1:]),
+        sigma,
+        draw(1, NUM_TEXT, config["text_dim"]),
+        None if image_dim is None else draw(1, 257, image_dim),
+    ]

@@ -22,7 +22,8 @@ from swifti2v.models.runtime.roles import Placement
 from swifti2v.models.text import encode_prompt
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder
 from swifti2v.pipelines.course import draw_course
-from swifti2v.pipelines.stage1 import Conditions, Stage1Pipeline
+from swifti2v.pipelines.first_frame import make_stage1
+from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.stage2 import Stage2Pipeline, prepare_window_reference
 from swifti2v.pipelines.transition import HybridReference, MotionReference
 from swifti2v.sampling import add_noise, draw_noise
@@ -320,7 +321,7 @@ def _plain_error(clean: Tensor, noisy: Tensor) -> Tensor:
 def _denoise_stage1(
     trial: Trial, config: Any, transformer: Any, vae: Any, conditions: Conditions
 ) -> _Errors:
-    pipeline = Stage1Pipeline(transformer, vae)
+    pipeline = make_stage1(transformer, vae)
     clip = trial.small_clip().to(trial.device)
     course = draw_course(NUM_FRAMES, SEED)
     photo = clip[:, :, :1]
@@ -331,13 +332,14 @@ def _denoise_stage1(
         velocity = pipeline.velocity(condition, conditions, _plain(config), photo, course, _ignore)
 
         def predict(noisy: Tensor, sigma: float) -> Tensor:
-            # Stage I noises the photo's own frame as well.
             level = torch.full((1, clean.shape[2]), sigma, device=clean.device)
-            _, channels, _, height, width = clean.shape
-            size = (channels, height, width)
-            first = draw_noise(size, [0], SEED, clean.device, stage="stage1")
-            start = add_noise(clean[:, :, :1], first, sigma)
-            return velocity(torch.cat([start, noisy], dim=2), level)[:, :, 1:]
+            level[:, : pipeline.num_given] = 0
+            start = clean[:, :, :1]
+            if not pipeline.num_given:  # the photo's own frame is noised as well
+                size = (clean.shape[1], *clean.shape[3:])
+                first = draw_noise(size, [0], SEED, clean.device, stage="stage1")
+                start = add_noise(start, first, sigma)
+            return velocity(torch.cat([start, noisy], dim=2), level)[:, :, -noisy.shape[2] :]
 
         return _try_levels(clean[:, :, 1:], "stage1", config.sampling, predict)
 

@@ -24,6 +24,7 @@ from swifti2v.models.loading.sources import (
     CONFIG_NAME,
     ComponentSource,
     ModelIndex,
+    Reference,
     download,
     find_here,
     find_snapshot,
@@ -140,7 +141,7 @@ KNOWN: dict[str, dict[str, Architecture]] = {
 }
 """Public models by Hub id and subfolder, so that a plan can be made before they are downloaded."""
 KINDS: dict[str, tuple[Any, ...]] = {
-    "stage1_transformer": (WanTransformer3DModel,),
+    "stage1_transformer": (WanTransformer3DModel, SegmentTransformer3DModel),
     "stage2_transformer": (SegmentTransformer3DModel, WanTransformer3DModel),
     "stage1_vae": (AutoencoderKLWan, BlockCodec),
     "stage2_vae": (AutoencoderKLWan, BlockCodec),
@@ -178,7 +179,7 @@ def find_architecture(role: str, source: ComponentSource, root: Path) -> Archite
     else:
         told = _configured(source)
         architecture = _find_known(role, told) or _read_remote(role, told, root)
-    if role == "stage2_transformer":
+    if is_of_segments(role, source.reference):
         return widen(architecture, source, str(place or source.source))
     return architecture
 
@@ -333,6 +334,11 @@ def _read_config(place: Path) -> dict[str, Any]:
         raise LoadingError(f"{file} cannot be read: {error}") from None
 
 
+def is_of_segments(role: str, reference: Reference) -> bool:
+    """Whether a base model becomes one of segments, with a noise level for each frame."""
+    return role == "stage2_transformer" or reference == "none"
+
+
 def takes_reference(config: Mapping[str, Any], name: str) -> bool:
     """Whether a transformer has Stage II's input channels; a base that can be widened has not.
 
@@ -349,8 +355,9 @@ def takes_reference(config: Mapping[str, Any], name: str) -> bool:
         return True
     if in_channels != out_channels or not takes_latents_only:
         raise LoadingError(
-            f"{name} takes {in_channels} channels and gives {out_channels}: Stage II is made from "
-            "a model that takes as many as it gives, such as Wan2.2-TI2V-5B"
+            f"{name} takes {in_channels} channels and gives {out_channels}: Stage II, and a Stage I "
+            "without channels for the photo (reference: none), are made from a model that takes as "
+            "many as it gives, such as Wan2.2-TI2V-5B"
         )
     return False
 

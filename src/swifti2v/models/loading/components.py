@@ -28,6 +28,7 @@ from swifti2v.models.image_encoder import load_image_processor, make_image_proce
 from swifti2v.models.loading.architectures import (
     Architecture,
     find_architecture,
+    is_of_segments,
     read_architecture,
     read_component,
     read_original,
@@ -144,6 +145,20 @@ class FoundComponents:
         """Load one of ``files``, see ``load_components``."""
         return _load(role, self.files[role], dtype, device)
 
+    def twin(self, role: str) -> str:
+        """Stage I's component where Stage II's has the same files and LoRAs: one serves for both."""
+        first = self.index.twin(role)
+        return first if self.files.get(first) == self.files[role] else role
+
+    def each(self, load: Callable[[str], _Loaded]) -> dict[str, _Loaded]:
+        """All of ``files``, those of twins loaded once.
+
+        Args:
+            load: Loads or outlines a component by name.
+        """
+        loaded = {role: load(role) for role in self.files if self.twin(role) == role}
+        return {role: loaded[self.twin(role)] for role in self.files}
+
     def outline(self, role: str, dtype: torch.dtype) -> _Loaded:
         """Look one of ``files`` through, see ``outline_component``."""
         return _outline(role, self.files[role], dtype)
@@ -254,7 +269,7 @@ def load_components(
     found = find_components(
         name, loras, merges_own_loras=merges_own_loras, stages=stages, skipped=skipped
     )
-    return found.assemble({role: found.load(role, dtype, device) for role in found.files}, device)
+    return found.assemble(found.each(lambda role: found.load(role, dtype, device)), device)
 
 
 def load_component(
@@ -328,7 +343,8 @@ def _find_files(
         locate(role, source, root),
         None if source.weights is None else resolve(source.weights, "", root),
         tuple(
-            replace(lora, path=str(resolve(lora.path, "", start, [PEFT_CONFIG])))
+            # Whose it is says the component: twins are those with equal files.
+            replace(lora, path=str(resolve(lora.path, "", start, [PEFT_CONFIG])), stage="stage1")
             for lora, start in given
         ),
         source,
@@ -413,19 +429,22 @@ def save_components(components: Components, settings: dict[str, Any], directory:
                 f"{stage}.speed.linear=plain"
             )
     directory.mkdir(parents=True, exist_ok=True)
-    sources = {}
+    is_one = components.stage1_transformer is components.stage2_transformer
+    sources: dict[str, dict[str, Any]] = {}
     for role in LOADERS:
         component = getattr(components, role)
         if component is None:
             continue
+        first = role.replace("stage2_", "stage1_")
+        if is_one and first in sources and component is getattr(components, first):
+            sources[role] = sources[first]
+            continue
         subfolder = role.replace("_", "/", 1) if role.startswith("stage") else role
         component.save_pretrained(directory / subfolder)
         sources[role] = {"source": ".", "subfolder": subfolder}
-        if isinstance(component, AutoencoderKLWan):
-            codec = frame_codec(component)
-            if codec.encoder.dtype != codec.decoder.dtype:
-                names = (str(network.dtype).removeprefix("torch.") for network in codec)
-                sources[role] |= zip(("encode_dtype", "decode_dtype"), names, strict=True)
+        if is_one and role.endswith("transformer"):
+            sources[role]["reference"] = "none"
+        sources[role] |= _describe_types(component)
     index = {
         "_class_name": PIPELINE_CLASS,
         "_swifti2v_version": __version__,
@@ -434,6 +453,17 @@ def save_components(components: Components, settings: dict[str, Any], directory:
         "settings": settings,
     }
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _describe_types(component: Any) -> dict[str, str]:
+    """Number types of a VAE's networks for its source, where they differ."""
+    if not isinstance(component, AutoencoderKLWan):
+        return {}
+    codec = frame_codec(component)
+    if codec.encoder.dtype == codec.decoder.dtype:
+        return {}
+    names = (str(network.dtype).removeprefix("torch.") for network in codec)
+    return dict(zip(("encode_dtype", "decode_dtype"), names, strict=True))
 
 
 def require_unpacked(role: str, component: Any) -> None:
@@ -544,12 +574,13 @@ def load_model(
             state = dict(convert_vision_names(unpack_all(state, dtype)))
         elif role.endswith("transformer"):
             state = wan_transformer_state_dict(state)
-    if role == "stage2_transformer" and takes_reference(architecture.config, str(place)):
+    is_segments = is_of_segments(role, reference)
+    if is_segments and takes_reference(architecture.config, str(place)):
         architecture = architecture._replace(
             kind=SegmentTransformer3DModel
         )  # a file does not tell its class
     model = build(architecture, state, place, dtype, device)
-    if role == "stage2_transformer" and not isinstance(model, SegmentTransformer3DModel):
+    if is_segments and not isinstance(model, SegmentTransformer3DModel):
         # With a zero reference half, where there is to be one.
         model = SegmentTransformer3DModel.from_base(
             model, takes_reference=reference == "channels", shares_weights=True
@@ -595,7 +626,9 @@ def _require_match(
     checks = {
         "stage1_transformer in_channels": (
             first["in_channels"],
-            2 * codec["z_dim"] + codec["scale_factor_temporal"],
+            codec["z_dim"]
+            if isinstance(parts.stage1_transformer, SegmentTransformer3DModel)
+            else 2 * codec["z_dim"] + codec["scale_factor_temporal"],
         ),
         "stage1_transformer out_channels": (
             first["out_channels"],
@@ -609,7 +642,10 @@ def _require_match(
         "stage2_transformer out_channels": (second["out_channels"], fine["z_dim"]),
         "stage1_transformer text_dim": (first["text_dim"], text_dim),
         "stage2_transformer text_dim": (second["text_dim"], text_dim),
-        "stage1_transformer image_dim (of the image encoder)": (first["image_dim"], image_dim),
+        "stage1_transformer image_dim (of the image encoder)": (
+            first.get("image_dim"),
+            image_dim,
+        ),
     }
     for what, (is_value, wanted) in checks.items():
         if what.startswith((*stages,)) and is_value != wanted:

@@ -93,7 +93,8 @@ class ComponentSource(FileSource):
     reference: Reference = "channels"
     """Way in which a base model becomes Stage II. ``channels`` adds input channels for the
     reference; ``none`` leaves the model as it is, so that the reference counts only where sampling
-    starts from it (``strength`` below 1)."""
+    starts from it (``strength`` below 1). As Stage I, ``none`` is a model without channels for the
+    photo, which is its clean first frame; ``channels`` one with them, such as Wan2.1-I2V."""
     encode_dtype: VaeDtype | None = None
     """Number type of a VAE's encoder; by default that of all weights. 16 bits lose more where
     latents are a condition than where they are decoded."""
@@ -132,13 +133,22 @@ class ModelIndex:
                 raise ConfigError(
                     f"component {role} has weights or loras; only the transformers take them"
                 )
-            if source.reference == "none" and role != "stage2_transformer":
-                raise ConfigError(f"component {role} has reference: none; only Stage II takes it")
+            if source.reference == "none" and not role.endswith("transformer"):
+                raise ConfigError(
+                    f"component {role} has reference: none; only the transformers take it"
+                )
             if (source.encode_dtype or source.decode_dtype) and not role.endswith("vae"):
                 raise ConfigError(
                     f"component {role} has encode_dtype or decode_dtype; only the VAEs take them"
                 )
         parse_config(GenerationConfig, self.settings, "settings")
+
+    def twin(self, role: str) -> str:
+        """Stage I's component where Stage II's has the same source: one model serves for both."""
+        first, source = role.replace("stage2_", "stage1_"), self.components[role]
+        # A transformer with a reference is no Stage I, whatever stands there.
+        can_be_both = source.reference == "none" or not role.endswith("transformer")
+        return first if can_be_both and self.components.get(first) == source else role
 
     def without_loras(self) -> "ModelIndex":
         """Copy of the index without LoRAs."""

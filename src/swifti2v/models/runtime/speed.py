@@ -67,11 +67,30 @@ def accelerate(
     """
     if device.type == "cuda" and (warning := warn_of_torch(torch.__version__)):
         logger.warning(warning)
-    for stage, asked in speed.items():
+    require_same_speed(components, speed)
+    asked = {id(getattr(components, f"{stage}_transformer")): stage for stage in speed}
+    for stage in asked.values():  # one where both are the same model
         transformer = getattr(components, f"{stage}_transformer")
         if not any(tensor.is_meta for tensor in transformer.parameters()):
-            prepare_speed(transformer, asked, device)
+            prepare_speed(transformer, speed[stage], device)
     components.speed = dict(speed)
+
+
+def require_same_speed(components: Components, speed: Mapping[StageName, SpeedConfig]) -> None:
+    """Refuse two ways to prepare one transformer that both stages share.
+
+    Raises:
+        ConfigError: A setting of ``PREPARED`` differs.
+    """
+    if components.stage1_transformer is components.stage2_transformer:
+        first, second = speed["stage1"], speed["stage2"]
+        for name in PREPARED:
+            if getattr(first, name) != getattr(second, name):
+                raise ConfigError(
+                    f"stage1.speed.{name} is {getattr(first, name)} and stage2.speed.{name} is "
+                    f"{getattr(second, name)}, but both stages are one transformer: give both the "
+                    "same"
+                )
 
 
 def require_prepared(loaded: SpeedConfig, asked: SpeedConfig, stage: str) -> None:

@@ -1,6 +1,6 @@
 """Models that are in memory only while a part of a run needs them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Timer
@@ -22,8 +22,8 @@ from swifti2v.models.runtime.placement import (
     loading_device,
     place_model,
 )
-from swifti2v.models.runtime.roles import Placement
-from swifti2v.models.runtime.speed import prepare_speed
+from swifti2v.models.runtime.roles import PARTS, Placement
+from swifti2v.models.runtime.speed import prepare_speed, require_same_speed
 from swifti2v.models.weights.quantization import require_float8
 
 
@@ -34,6 +34,8 @@ class Staging:
         components: Those in ``roles`` have no memory.
         roles: Components that are loaded by parts; none where all of them stay in memory.
         load: Gives one of them, loaded and placed.
+        twins: Role by role of the one that is loaded in its place, see ``FoundComponents.twin``.
+            A model that a later part of a run shares stays in memory until then.
     """
 
     def __init__(
@@ -41,9 +43,12 @@ class Staging:
         components: Components,
         roles: Iterable[str] = (),
         load: Callable[[str], Any] | None = None,
+        twins: Mapping[str, str] | None = None,
     ) -> None:
         self._components = components
         self._load = load
+        self._twins = dict(twins or {})
+        self._kept: dict[str, Any] = {}
         self._empty = {role: getattr(components, role) for role in roles}
         self._changes: dict[str, Callable[[Any], None]] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -63,7 +68,7 @@ class Staging:
         """
         model = getattr(self._components, role)
         if role in self._empty:
-            self._changes[role] = change
+            self._changes[self._twins.get(role, role)] = change
         elif not is_empty(model):
             change(model)
 
@@ -82,20 +87,38 @@ class Staging:
         if not absent:
             yield
             return
+        names = {role: self._twins.get(role, role) for role in absent}
+        models = {name: m for name, m in self._kept.items() if name in names.values()}
+        self._kept.clear()
         try:
-            for role in absent:
-                assert self._load is not None
-                model = self._load(role)
-                if role in self._changes:
-                    self._changes[role](model)
-                setattr(parts, role, model)
+            for role, name in names.items():
+                if name not in models:
+                    models[name] = self._load_changed(name)
+                setattr(parts, role, models[name])
             self.on_change()
             yield
         finally:
             for role in absent:
                 setattr(parts, role, empty[role])
+            self._kept = {name: m for name, m in models.items() if self._is_due(name, absent)}
+            del models
             self.on_change()
             collect_memory(parts.device)
+
+    def _load_changed(self, name: str) -> Any:
+        assert self._load is not None
+        model = self._load(name)
+        if name in self._changes:
+            self._changes[name](model)
+        return model
+
+    def _is_due(self, name: str, held: Sequence[str]) -> bool:
+        """Whether a later part of a run than that of ``held`` has the same model."""
+        places = {role: place for place, part in enumerate(PARTS) for role in part}
+        now = max(places[role] for role in held)
+        return any(
+            self._twins.get(role, role) == name and places[role] > now for role in self._empty
+        )
 
 
 def stage_components(
@@ -122,13 +145,14 @@ def stage_components(
     """
     if any(speed[stage].linear == "float8" for stage in found.stages):
         require_float8(device)
-    outlined = {role: found.outline(role, dtype) for role in found.files}
+    outlined = found.each(lambda role: found.outline(role, dtype))
     components, _ = found.assemble(outlined, device)
+    require_same_speed(components, speed)
     components.offloads_history = placement == "offloaded"
     components.speed = dict(speed)
     load = partial(_load, found, dtype, device, placement, speed)
     roles = [role for role in found.files if role not in WITHOUT_WEIGHTS]
-    return components, Staging(components, roles, load)
+    return components, Staging(components, roles, load, {r: found.twin(r) for r in roles})
 
 
 def _load(

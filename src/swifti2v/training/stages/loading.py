@@ -8,6 +8,7 @@ import torch
 from swifti2v.config import GenerationConfig, StageName, parse_config
 from swifti2v.errors import ConfigError
 from swifti2v.models.loading.components import load_components
+from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.models.weights.packed import is_packed
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 
@@ -41,6 +42,11 @@ def load_for_training(
         stages=(stage,),
         skipped={f"{stage}_transformer"} - {*roles},
     )
+    if stage == "stage1" and isinstance(parts.stage1_transformer, SegmentTransformer3DModel):
+        raise ConfigError(
+            f"Stage I of {model} takes the photo as its first frame, and what is trained sees it in "
+            "channels of its own: start from a model such as paper"
+        )
     transformer = f"{stage}_transformer"
     if transformer in roles and is_packed(getattr(parts, transformer)):
         raise ConfigError(

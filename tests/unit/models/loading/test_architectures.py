@@ -128,6 +128,7 @@ def test_a_configuration_of_no_model_is_refused(tmp_path: Path) -> None:
         ("paper", (4, 8, 2), (4, 16, 2)),
         ("vibe", (4, 8, 2), (4, 16, 2)),
         ("public", (4, 8, 2), (4, 16, 2)),
+        ("small", (4, 16, 2), (4, 16, 2)),
         ("nano", (4, 4, 2), (4, 8, 2)),
     ],
 )

@@ -276,7 +276,7 @@ def test_all_presets_that_ship_are_looked_for(cache: Path, comfyui: Path) -> Non
     shutil.copy(comfyui / "diffusion_models/I2V_fp8_Scaled.safetensors", comfyui / name)
     told = json.loads(succeed(swifti2v("models", "scan", comfyui, "--json")).stdout)
     names = {found["model"] for found in told}
-    assert {"paper", "public", "vibe"} <= names
+    assert {"paper", "public", "small", "vibe"} <= names
     paper = next(found for found in told if found["model"] == "paper")
     [fp8] = [
         i for i in paper["items"] if (i["component"], i["variant"]) == ("stage1_transformer", "fp8")
