@@ -1,23 +1,34 @@
 """Shipped presets as they are, from tiny files under the names and in the layouts of the public ones."""
 
+import json
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
+from swifti2v.config import GenerationConfig, parse_config
+from swifti2v.evaluation.verify.files import Outlines, check_lora
+from swifti2v.evaluation.verify.findings import Finding
+from swifti2v.evaluation.verify.known_sampling import check_sampling
+from swifti2v.evaluation.verify.report import verify
 from swifti2v.media import read_clip
 from swifti2v.models.loading.sources import find_model
 from swifti2v.models.weights.names import wan_names
+from swifti2v.shipped import PACKAGE
 from tests.helpers import hub
 from tests.helpers import packed_files as layouts
 from tests.helpers.command_line import error_line, save_photo, succeed, swifti2v
+from tests.helpers.hub_server import HubServer
 from tests.helpers.timesteps import told
+from tests.integration.test_models_download import run as run_download
 from tests.unit.models.weights import test_names as wan_files
 
 COMMIT = "d" * 40
@@ -190,3 +201,105 @@ def test_a_preset_without_its_lora_says_how_to_get_it(
     words = ("generate", photo, "-p", "a cat", "-o", photo.with_name("a.mp4"), *SIZE)
     message = error_line(swifti2v(*words, "--model", f"{name}:fp8", "--models-dir", folder))
     assert f"hf download Kijai/WanVideo_comfy FastWan/{FASTWAN}" in message
+
+
+@by_preset
+def test_a_folder_of_comfyui_is_searched_for_all_files_of_a_preset(
+    name: str, no_network: Path, comfyui: Path
+) -> None:
+    """By their names; the tiny ones are told from the public ones."""
+    [found] = json.loads(
+        succeed(swifti2v("models", "scan", comfyui, "--model", name, "--json")).stdout
+    )
+    status = {(item["component"], item["variant"]): item["status"] for item in found["items"]}
+    for component in find_model(name)[0].components:
+        for variant in find_model(name)[0].components[component].variants:
+            assert status[component, variant] == "another model"
+    assert status["LoRA of stage2_transformer", "bf16"] == "found"
+    assert status["tokenizer", "bf16"] == "missing"
+    [lacking] = [item for item in found["items"] if item["component"] == "tokenizer"]
+    assert lacking["command"] == f'hf download {PRESETS[name][0]} --include "tokenizer/*"'
+
+
+@pytest.fixture
+def repositories(source: Path, comfyui: Path, tmp_path: Path) -> Path:
+    """The Hub with tiny files at the places that the presets name."""
+    root = tmp_path / "repositories"
+    shutil.copytree(source / "Wan2.1-I2V", root / WAN21)
+    shutil.copytree(source / "Wan2.2-TI2V", root / WAN22)
+    files = {file.name: file for file in comfyui.rglob("*") if file.is_file()}
+    for name in PRESETS:
+        for role in find_model(name)[0].components.values():
+            for path in (
+                *(v.source for v in role.variants.values()),
+                *(x.path for x in role.loras),
+            ):
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(files[Path(path).name], root / path)
+    return root
+
+
+@by_preset
+def test_a_preset_is_downloaded_and_runs_without_the_hub(
+    name: str, no_network: Path, repositories: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HubServer(repositories).run() as server:
+        code, out, err = run_download(server, no_network, name, "--variant", "fp8")
+        assert (code, out) == (0, f"complete: --model {name}:fp8\n"), err
+        fetched = [path for method, path, _ in server.requests if method == "GET"]
+    weights = [path for path in fetched if path.endswith((".safetensors", ".gguf"))]
+    assert len(weights) == len({*weights})  # shared files once
+    index = find_model(f"{name}:fp8")[0]
+    wanted = {Path(s.source).name for s in index.components.values() if s.form}
+    wanted |= {Path(lora.path).name for s in index.components.values() for lora in s.loras}
+    assert wanted <= {Path(path).name for path in weights}
+    assert not any("/transformer/" in path or path.endswith(".gguf") for path in fetched)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(no_network / "hub"))
+    words = ("generate", photo, "-p", "a cat", "-o", photo.with_name("a.mkv"), "--seed", 1, *SIZE)
+    succeed(swifti2v(*words, "--model", f"{name}:fp8"))
+
+
+@by_preset
+@pytest.mark.parametrize("variant", ["bf16", "fp8", "gguf-q4"])
+def test_verify_knows_how_the_weights_of_a_preset_are_sampled(
+    name: str, variant: str, no_network: Path, source: Path, comfyui: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("SWIFTI2V_MODELS_DIR", str(comfyui))
+    if variant == "bf16":
+        snapshot(no_network, WAN22, source / "Wan2.2-TI2V", "transformer")
+    index, root = find_model(f"{name}:{variant}")
+    config = parse_config(GenerationConfig, index.settings, name)
+    outlines = Outlines(index, root, torch.float32)
+    outlines.make("stage2_transformer")
+    (lora,) = index.components["stage2_transformer"].loras
+    fits = check_lora(outlines, "stage2_transformer", lora)
+    assert (fits.status, fits.values["matched"]) == ("ok", 3 * len(LAYERS) + 1)
+
+    def check(**changes: Any) -> Finding:
+        sampling = replace(config.stage2.sampling, **changes)
+        return check_sampling(outlines, "stage2", sampling, ())
+
+    assert check().status == check(shift=1.0, strength=0.522).status == "ok"
+    assert "stage2.sampling.rule is euler" in check(rule="euler").cause
+    cause = check(sigmas=(0.9, 0.757, 0.5)).cause
+    assert "stage2.sampling.sigmas is (0.9, 0.757, 0.5)" in cause
+
+
+@pytest.mark.slow  # all checks
+def test_verify_tries_one_model_in_both_stages(
+    no_network: Path, source: Path, comfyui: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    snapshot(no_network, WAN22, source / "Wan2.2-TI2V", "tokenizer")
+    monkeypatch.setenv("SWIFTI2V_MODELS_DIR", str(comfyui))
+    values = yaml.safe_load((PACKAGE / "presets/small.yaml").read_text())
+    values["settings"] |= {"height": 128, "width": 128}
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(values))
+    report = verify(f"{file}:fp8", device=torch.device("cpu"), dtype=torch.float32)
+    found = {finding.check: finding.status for finding in report.findings}
+    off = {check for check, status in found.items() if status != "ok"}
+    random = {"denoising of stage1", "denoising of stage2", "VAE of stage1", "VAE of stage2"}
+    assert off == random | {"a short clip"}  # its first frame
+    for stage, levels in (("stage1", 3), ("stage2", 2)):
+        (denoising,) = [f for f in report.findings if f.check == f"denoising of {stage}"]
+        assert len([name for name in denoising.values if name.startswith("error at")]) == levels

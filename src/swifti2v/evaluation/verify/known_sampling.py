@@ -36,7 +36,8 @@ def find_known(
     names = ["nano", *sorted(file.stem for file in (PACKAGE / "presets").glob("*.yaml"))]
     for name in names:
         other, other_root = find_model(name)
-        if _is_same(role, (source, root), (other.components[role], other_root)):
+        others = [other.in_variant(variant).components[role] for variant in other.variants()]
+        if any(_is_same(role, (source, root), (each, other_root)) for each in others):
             config = parse_config(GenerationConfig, other.settings, name)
             return Known(getattr(config, stage).sampling, name)
     return None
