@@ -15,7 +15,7 @@ from swifti2v.planning.costs import ClipCosts, ClipWork
 from swifti2v.planning.devices import DEVICES
 from swifti2v.planning.plans import make_plan
 from swifti2v.planning.stored import STORED, count_live, fingerprint
-from swifti2v.planning.variants import VARIANTS, WHOLE, in_variant
+from swifti2v.planning.variants import in_variant
 from swifti2v.shipped import PACKAGE
 
 MODELS = ("nano", *sorted(file.stem for file in (PACKAGE / "presets").glob("*.yaml")))
@@ -48,7 +48,7 @@ def _works(costs: ClipCosts, index: ModelIndex) -> list[ClipWork]:
     sizes = {device.memory_bytes for device in DEVICES.values()} | {SMALLEST}
     asked = {
         (option.vae_tile, option.placement == "offloaded")
-        for variant in (WHOLE, *VARIANTS)
+        for variant in index.variants()
         for size in sorted(sizes, reverse=True)
         for option in make_plan(
             in_variant(costs, index, variant), DEVICES["h200"], "bfloat16", size

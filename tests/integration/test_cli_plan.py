@@ -3,10 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
 from swifti2v.planning.measurement import memory_bytes
+from swifti2v.shipped import PACKAGE
 from swifti2v.units import GB
 from tests.helpers.command_line import (
     LOSSLESS,
@@ -179,6 +181,25 @@ def test_a_plan_compares_the_files_and_counts_the_host():
     text = succeed(swifti2v(*arguments)).stdout
     assert "does not fit: nothing fits into 24.0 GB with 32.0 GB of host memory" in text
     assert "\nfp8          yes" in text
+
+
+def test_variants_are_those_of_the_model(tmp_path):
+    arguments = ("plan", "--model", "nano", "--device", "rtx4090")
+    assert [*json.loads(succeed(swifti2v(*arguments, "--json")).stdout)["variants"]] == ["bf16"]
+    message = error_line(swifti2v(*arguments, "--variant", "fp8"))
+    assert "variant 'fp8' is unknown; there are bf16" in message
+    message = error_line(swifti2v("plan", "--model", "paper:fp4", "--device", "rtx4090"))
+    assert "variant 'fp4' is unknown; there are bf16, fp8, gguf-q4" in message
+    values = yaml.safe_load((PACKAGE / "presets/paper.yaml").read_text())
+    values["components"]["stage1_transformer"]["variants"] = {
+        "q8": {"source": "people/gguf/stage1-Q8_0.gguf", "form": "Q8_0"}
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    own = ("plan", "--model", f"{tmp_path / 'own.yaml'}:q8", "--device", "rtx4090", "--json")
+    plan = json.loads(succeed(swifti2v(*own)).stdout)
+    assert {*plan["variants"]} == {"bf16", "fp8", "gguf-q4", "q8"}
+    assert plan["disk_bytes"] == plan["variants"]["q8"]["disk_bytes"]
+    assert plan["disk_bytes"] < plan["variants"]["bf16"]["disk_bytes"] - 10 * GB
 
 
 @pytest.mark.parametrize("amount", [0, -3])

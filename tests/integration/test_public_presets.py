@@ -1,6 +1,7 @@
 """Shipped presets as they are, from tiny files under the names and in the layouts of the public ones."""
 
 import json
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -167,6 +168,21 @@ def test_a_preset_runs_from_the_small_files_that_people_have(
     frames = read_clip(video).frames
     assert frames.shape == (9, 128, 128, 3)
     assert frames.std() > 1
+
+
+def test_a_batch_runs_from_the_files_of_a_folder(
+    no_network: Path, source: Path, comfyui: Path, photo: Path, tmp_path: Path
+) -> None:
+    snapshot(no_network, WAN22, source / "Wan2.1-I2V", "tokenizer")
+    (tmp_path / "clips.csv").write_text(f"image,prompt,seed\n{photo},fog,1\n")
+    settings = ("model=small:fp8", "height=128", "width=128", "num_frames=9")
+    words = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "out"
+    result = succeed(
+        swifti2v("batch", tmp_path / "clips.csv", "-o", out, *words, "--models-dir", comfyui)
+    )
+    assert "1 of 1 clips finished, 0 failed" in result.stdout
+    assert "SWIFTI2V_MODELS_DIR" not in os.environ
 
 
 @by_preset

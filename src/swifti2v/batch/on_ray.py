@@ -23,6 +23,7 @@ from swifti2v.batch.results import ClipRecord, ResultFolder
 from swifti2v.batch.rows import ClipRow, Machine
 from swifti2v.config import to_dict
 from swifti2v.errors import ConfigError, InputError
+from swifti2v.models.loading.models_dir import VARIABLE
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +55,16 @@ class Cluster:
         """Options of the actor's class."""
         # A second thread answers for the progress. Restarts are ours: a clip must not go back to a
         # machine that is gone.
-        return {
+        options: dict[str, Any] = {
             "num_cpus": self.cpus_per_actor or 0,
             "num_gpus": int(not self.cpus_per_actor),
             "max_concurrency": 2,
             "max_restarts": 0,
             "max_task_retries": 0,
         }
+        if folder := os.environ.get(VARIABLE):  # a cluster that runs has its own environment
+            options["runtime_env"] = {"env_vars": {VARIABLE: folder}}
+        return options
 
 
 @contextmanager

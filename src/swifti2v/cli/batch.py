@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swifti2v.cli.failures import ERROR, exit_codes
+from swifti2v.cli.models_dir import ModelsDir
 from swifti2v.cli.options import Placement, RunDtype, read_layers
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def batch(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Clips to make in this run; the rest are left.")
     ] = None,
+    models_dir: ModelsDir = None,
     device: Annotated[str | None, typer.Option(help="Device: cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[
         RunDtype | None, typer.Option(help="Number type of the weights, as in swifti2v generate.")
@@ -71,6 +73,7 @@ def batch(
     debug: Annotated[bool, typer.Option("--debug", help="Log more; show tracebacks.")] = False,
 ) -> None:
     """Make many clips; run it again to go on after a stop, finished ones are not made again."""
+    del models_dir  # read from the environment
     with exit_codes(debug=debug):
         from swifti2v.batch.on_ray import Cluster
         from swifti2v.batch.rows import Machine, read_rows

@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from swifti2v.planning.plans import Plan
 
 
-class Variant(StrEnum):
-    """Files that the weights come from, see ``swifti2v.planning.variants``."""
-
-    BF16 = "bf16"
-    FP8 = "fp8"
-    GGUF_Q4 = "gguf-q4"
-
-
 class Precision(StrEnum):
     """Number type of the weights, see ``swifti2v.planning.devices``."""
 
@@ -87,9 +79,12 @@ def plan(
         ),
     ] = None,
     variant: Annotated[
-        Variant,
-        typer.Option(help="Files whose plan is shown in full; fp8 and gguf-q4 stay packed."),
-    ] = Variant.BF16,
+        str | None,
+        typer.Option(
+            help="Files whose plan is shown in full, such as bf16, fp8 or gguf-q4; the last two "
+            "stay packed (default those that --model names)."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -101,20 +96,20 @@ def plan(
         if linear is not None:
             speed = {"speed": {"linear": linear.value}}
             given |= {"stage1": speed, "stage2": speed}
-        from swifti2v.models.loading.sources import split_variant
+        from swifti2v.models.loading.sources import find_model, in_variant, split_variant
 
         base, named = split_variant(model)
-        if named in {*Variant}:  # all variants are planned from the whole model
-            model, variant = base, Variant(named) if named != Variant.BF16 else variant
+        shown = variant or named
+        find_model(in_variant(base, shown))  # there is such a variant
         with naming_flags():
-            plans = _make(model, device, given, precision, memory, host_memory)
+            plans = _make(base, device, given, precision, memory, host_memory)
         if as_json:
             import json
 
             others = {name: _summarize(plan) for name, plan in plans.items()}
-            typer.echo(json.dumps({**plans[variant].to_dict(), "variants": others}))
+            typer.echo(json.dumps({**plans[shown].to_dict(), "variants": others}))
         else:
-            lines = [*describe(plans[variant], given), "", *_compare(plans)]
+            lines = [*describe(plans[shown], given), "", *_compare(plans)]
             typer.echo("\n".join(lines))
 
 
@@ -125,7 +120,7 @@ def _make(
     asked: Precision | None,
     memory: str | None,
     host_memory: float | None,
-) -> "dict[Variant, Plan]":
+) -> "dict[str, Plan]":
     """Plans from the files of each variant."""
     from swifti2v.jobs.devices import has_gpu
     from swifti2v.jobs.layers import resolve_config
@@ -150,7 +145,7 @@ def _make(
         variant: make_plan(
             in_variant(costs, index, variant), device, precision, budget, host_bytes=host
         )
-        for variant in Variant
+        for variant in index.variants()
     }
 
 
@@ -247,7 +242,7 @@ def _keeping(plan: "Plan") -> "Keeping":
     return decide_keeping(plan.disk_bytes, Room("host", plan.host_budget_bytes or math.inf))
 
 
-def _compare(plans: "Mapping[Variant, Plan]") -> list[str]:
+def _compare(plans: "Mapping[str, Plan]") -> list[str]:
     """Device and host memory of each variant, a line each."""
     from swifti2v.units import GB
 

@@ -15,7 +15,6 @@ from swifti2v.models.loading.sources import ModelIndex, find_model
 from swifti2v.models.runtime.pinning import pinned_bytes
 from swifti2v.models.runtime.placement import can_stream, streamed_groups
 from swifti2v.models.runtime.residual import keep_residual
-from swifti2v.models.weights.packed import pack_outline
 from swifti2v.models.weights.quantization import quantize
 from swifti2v.planning.costs import Count, Weights, extrapolate
 from swifti2v.planning.counting import META, count
@@ -84,8 +83,6 @@ class Models:
                 config = {**config, LAYERS[role]: num_layers}
             model = cast_weights(Architecture(kind, config).make_empty(role), self.dtype)
             source = self.index.components[role]
-            if source.form:
-                pack_outline(model, source.form)
             if source.encode_dtype or source.decode_dtype:
                 set_vae_dtypes(model, source, self.dtype)
             model = model.to(META)

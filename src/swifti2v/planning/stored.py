@@ -24,7 +24,7 @@ from swifti2v.models.loading.sources import (
 )
 from swifti2v.planning.costs import ClipCosts, ClipWork, Count, CountedStage, StageWork
 from swifti2v.planning.devices import Precision
-from swifti2v.planning.variants import VARIANTS, in_variant
+from swifti2v.planning.variants import in_variant
 
 STORED = Path(str(resources.files("swifti2v"))) / "planning" / "counts.json"
 """Works of clips by ``fingerprint``."""
@@ -49,18 +49,15 @@ def find_costs(
         ShapeError: The size or the frame count does not fit the model.
     """
     whole, variant = split_variant(model)
-    if variant in VARIANTS:  # the same architectures, packed
-        costs = find_costs(whole, config, precision, with_stage1=with_stage1)
-        return in_variant(costs, find_model(whole)[0], variant)
-    index, root = find_model(model)
+    index, root = find_model(whole)
     key = fingerprint(index, root, config, precision)
     stored = json.loads(STORED.read_text(encoding="utf-8")).get(key) if key else None
     if stored is None:
-        return count_live(model, config, precision, with_stage1=with_stage1)
-    works = WORKS.validate_python(stored["works"])
-    return StoredCosts(
-        model, config, precision, works, tuple(stored["cells"]), with_stage1=with_stage1
-    )
+        costs = count_live(whole, config, precision, with_stage1=with_stage1)
+    else:
+        works, cells = WORKS.validate_python(stored["works"]), tuple(stored["cells"])
+        costs = StoredCosts(whole, config, precision, works, cells, with_stage1=with_stage1)
+    return in_variant(costs, index, variant)  # the same architectures, packed
 
 
 def count_live(

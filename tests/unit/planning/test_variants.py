@@ -7,17 +7,19 @@ import pytest
 
 from swifti2v.config import GenerationConfig, parse_config
 from swifti2v.errors import ConfigError
-from swifti2v.models.loading.sources import find_model
+from swifti2v.models.loading.sources import FileSource, find_model
 from swifti2v.models.runtime.roles import STAGE1
+from swifti2v.models.weights.packed import FLOAT8_FORMATS
 from swifti2v.planning.costs import ClipCosts
 from swifti2v.planning.devices import DEVICES
 from swifti2v.planning.keeping import Room, decide_keeping
 from swifti2v.planning.plans import PLACEMENTS, Wish, estimate, make_plan
 from swifti2v.planning.stored import find_costs
-from swifti2v.planning.variants import VARIANTS, in_variant
+from swifti2v.planning.variants import FLOAT8, GGUF_BITS, find_packing, in_variant
 from swifti2v.units import GB
 
 HOST = 32 * GB
+VARIANTS = ("fp8", "gguf-q4")
 
 
 @cache
@@ -113,7 +115,7 @@ def test_work_of_the_public_preset_is_about_that_of_the_paper() -> None:
 
 
 def test_unknown_variants_are_refused() -> None:
-    with pytest.raises(ConfigError, match="variant 'fp4' is unknown; use bf16, fp8, gguf-q4"):
+    with pytest.raises(ConfigError, match="variant 'fp4' is unknown; there are bf16, fp8, gguf-q4"):
         costs("paper", "fp4")
 
 
@@ -123,3 +125,52 @@ def test_the_name_of_a_model_may_name_the_variant() -> None:
     named = find_costs("paper:fp8", config, "bfloat16")
     assert named.name == "paper:fp8"
     assert named.count() == costs("paper", "fp8").count()
+
+
+def test_each_component_is_packed_as_its_own_file_says() -> None:
+    """In variants of any name, and where the preset's own files are small."""
+    index, _ = find_model("paper")
+    config = parse_config(GenerationConfig, index.settings, "paper")
+    whole = find_costs("paper", config, "bfloat16")
+    row = FileSource(source="people/a.gguf", form="Q8_0")
+    text, stage1 = index.components["text_encoder"], index.components["stage1_transformer"]
+    own = replace(
+        index,
+        components=index.components
+        | {
+            "text_encoder": replace(text, variants={"q8": row}),
+            "stage1_transformer": replace(stage1, form="Q4_K", variants={}),
+        },
+    )
+    assert own.variants()[:2] == ["bf16", "q8"]
+    sizes = {
+        name: {r: w.num_bytes for r, w in in_variant(whole, own, name).count().weights.items()}
+        for name in ("bf16", "q8")
+    }
+    before = {role: part.num_bytes for role, part in whole.count().weights.items()}
+    assert sizes["bf16"]["text_encoder"] == before["text_encoder"]
+    saved = whole.count().weights["text_encoder"].linear_bytes * (1 - 8.5 / 16)
+    assert sizes["q8"]["text_encoder"] == pytest.approx(before["text_encoder"] - saved)
+    for name in ("bf16", "q8"):
+        assert sizes[name]["stage1_transformer"] < 0.35 * before["stage1_transformer"]
+        assert sizes[name]["stage2_transformer"] == before["stage2_transformer"]
+    assert in_variant(whole, own, "q8").name == "paper:q8"
+
+
+def test_forms_are_those_that_files_are_kept_in() -> None:
+    gguf = pytest.importorskip("gguf")
+    assert {*FLOAT8} == {*FLOAT8_FORMATS}
+    for form, bits in GGUF_BITS.items():
+        kind = gguf.GGMLQuantizationType[form]
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        assert bits == 8 * size / block
+    with pytest.raises(ConfigError, match="form 'Q9' is unknown; use float8_e4m3fn"):
+        find_packing("Q9")
+
+
+def test_a_model_without_small_files_has_no_variants() -> None:
+    index, _ = find_model("nano")
+    assert index.variants() == ["bf16"]
+    config = parse_config(GenerationConfig, index.settings, "nano")
+    costs = find_costs("nano", config, "bfloat16")
+    assert in_variant(costs, index, "bf16") is costs

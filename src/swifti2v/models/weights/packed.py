@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from swifti2v.errors import ConfigError, LoadingError
+from swifti2v.errors import LoadingError
 
 FLOAT8_FORMATS = {
     "float8_e4m3fn": torch.float8_e4m3fn,
@@ -218,46 +218,6 @@ def _without_memory(weight: PackedWeight) -> PackedWeight:
     return PackedWeight(
         data=weight.data.to("meta"), shape=weight.shape, format=weight.format, scale=scale
     )
-
-
-def pack_outline(model: nn.Module, form: str) -> None:
-    """Pack the linear layers of a model's blocks, in place, as a file in this form has them.
-
-    Args:
-        model: On the meta device; layers whose rows do not fill the blocks of GGUF stay whole.
-        form: See ``PackedWeight.format``; GGUF's mixed types count as the one that is named.
-    """
-    blocks = [child for child in model.modules() if isinstance(child, nn.ModuleList)]
-    for name, layer in list(model.named_modules()):
-        if not isinstance(layer, nn.Linear) or not any(layer in set(b.modules()) for b in blocks):
-            continue
-        row_bytes = _row_bytes(layer.in_features, form)
-        if row_bytes is None:
-            continue
-        weight = PackedWeight(
-            data=torch.empty(layer.out_features, row_bytes, dtype=torch.uint8, device="meta"),
-            shape=layer.weight.shape,
-            format=form,
-            scale=torch.empty(1, 1, device="meta") if form in FLOAT8_FORMATS else None,
-        )
-        bias = None if layer.bias is None else layer.bias.detach()
-        model.set_submodule(name, PackedLinear(weight, bias, layer.weight.dtype))
-
-
-def _row_bytes(num_columns: int, form: str) -> int | None:
-    """Bytes of a row; None if it does not fill the form's blocks."""
-    if form in FLOAT8_FORMATS:
-        return num_columns
-    try:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        block_size, type_size = GGML_QUANT_SIZES[GGMLQuantizationType[form]]
-    except ImportError:
-        raise ConfigError(f"{form} needs the package gguf: pip install 'swifti2v[gguf]'") from None
-    except KeyError:
-        known = ", ".join(FLOAT8_FORMATS)
-        raise ConfigError(f"form {form!r} is unknown; use {known}, or a type of GGUF") from None
-    return None if num_columns % block_size else num_columns // block_size * type_size
 
 
 def share_packed(source: nn.Module, target: nn.Module) -> None:

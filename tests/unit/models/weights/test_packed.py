@@ -23,7 +23,6 @@ from swifti2v.models.weights.packed import (
     PackedLinear,
     PackedWeight,
     is_packed,
-    pack_outline,
     packed_layers,
 )
 from swifti2v.models.weights.quantization import quantize
@@ -263,24 +262,6 @@ def test_packed_weights_are_not_packed_again(native: State, tmp_path: Path) -> N
     model = load("stage1_transformer", tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match="packed already"):
         quantize(model, "int8", torch.device("cpu"))
-
-
-@pytest.mark.parametrize(("layout", "form"), [("musubi tensor", "float8_e4m3fn"), ("", "Q8_0")])
-def test_an_outline_weighs_what_the_loaded_model_does(
-    layout: str, form: str, native: State, tmp_path: Path
-) -> None:
-    file = tmp_path / ("a.safetensors" if layout else "a.gguf")
-    if layout:
-        layouts.write(SAFETENSORS[layout](native), file)
-    else:
-        layouts.write_gguf(native, file, form)
-    outline = hub.make(diffusers.WanTransformer3DModel, **hub.STAGE2).to("meta")
-    pack_outline(outline, form)
-    assert layouts.parameter_bytes(outline) == layouts.parameter_bytes(
-        load("stage1_transformer", file)
-    )
-    with pytest.raises(ConfigError, match="'Q9' is unknown; use float8_e4m3fn"):
-        pack_outline(hub.stage2_base(), "Q9")
 
 
 def test_other_readers_get_whole_weights(native: State, tmp_path: Path) -> None:
