@@ -87,6 +87,24 @@ def test_a_damaged_segment_is_made_again_with_a_note(model, photo, tmp_path):
     assert_same_frames(tmp_path / "b.mkv", whole)
 
 
+def test_a_run_from_before_a_setting_came_is_continued(model, photo, tmp_path):
+    whole, work = tmp_path / "whole.mkv", tmp_path / "work"
+    succeed(generate(model, photo, whole, *LOSSLESS, "--work-dir", work))
+    plan = json.loads((work / "plan.json").read_text())
+    for stage in ("stage1", "stage2"):
+        assert plan["config"][stage]["sampling"].pop("rule") == "euler"
+        assert plan["config"][stage]["sampling"].pop("sigmas") is None
+    (work / "plan.json").write_text(json.dumps(plan))
+    (work / "segment_0003.safetensors").unlink()
+    resume = ("--work-dir", work, "--resume")
+    message = error_line(
+        generate(model, photo, tmp_path / "b.mkv", *resume, "--set", "stage2.sampling.rule=renoise")
+    )
+    assert "config.stage2.sampling.rule is 'euler' there and 'renoise' now" in message
+    succeed(generate(model, photo, tmp_path / "b.mkv", *LOSSLESS, *resume))
+    assert_same_frames(tmp_path / "b.mkv", whole)
+
+
 @pytest.mark.slow
 def test_resume_takes_the_seed_of_the_run(model, photo, tmp_path):
     work = tmp_path / "work"

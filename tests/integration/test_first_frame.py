@@ -138,9 +138,14 @@ def test_one_copy_gives_the_clip_of_two(pipe, preset, apart, photo, placement):
     np.testing.assert_array_equal(clips[0], clips[2])
 
 
-def test_part_after_part_loads_each_model_once_and_keeps_none(pipe, preset, photo, caplog):
+@pytest.mark.parametrize("placement", ["resident", "offloaded"])
+def test_part_after_part_loads_each_model_once_and_keeps_none(
+    pipe, preset, photo, caplog, placement
+):
     caplog.set_level(logging.INFO, "swifti2v.models.loading.components")
-    staged = SwiftI2VPipeline.from_pretrained(preset, device="cpu", staged=True)
+    staged = SwiftI2VPipeline.from_pretrained(
+        preset, device="cpu", placement=placement, staged=True
+    )
     alive: list[weakref.ref[Any]] = []
 
     def look(progress: Progress) -> None:

@@ -43,6 +43,14 @@ LAYERS = [
         *(f"{kind}_attn.{part}" for kind in ("self", "cross") for part in "qkvo"), "ffn.0", "ffn.2"
     )
 ]  # fmt: skip
+OUTER = (
+    "head.head",
+    *(f"text_embedding.{n}" for n in (0, 2)),
+    *(f"time_embedding.{n}" for n in (0, 2)),
+    "time_projection.1",
+)
+NUM_KEYS = 36 * 2 + 19
+"""In a file for two blocks."""
 SIZE = ("--height", 128, "--width", 128, "--num-frames", 9)
 
 
@@ -76,10 +84,12 @@ def snapshot(cache: Path, repo: str, folder: Path, *subfolders: str) -> None:
 
 
 def lora(widths: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """FastWan's layout: pairs and biases of the blocks, and the patch embedding's bias alone."""
+    """FastWan's layout, which has 1,099 keys with 30 blocks: pairs and biases of the linear layers,
+    differences of the norms, and the patch embedding's bias alone.
+    """
     generator = torch.Generator().manual_seed(5)
     tensors: dict[str, torch.Tensor] = {}
-    for layer in LAYERS:
+    for layer in (*LAYERS, *OUTER):
         out, inside = widths[layer]
         stem = f"diffusion_model.{layer}"
         tensors |= {
@@ -87,7 +97,18 @@ def lora(widths: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
             f"{stem}.lora_up.weight": torch.randn(out, 2, generator=generator),
             f"{stem}.diff_b": torch.randn(out, generator=generator),
         }
+    for block in (0, 1):
+        for norm in (
+            "self_attn.norm_q",
+            "self_attn.norm_k",
+            "cross_attn.norm_q",
+            "cross_attn.norm_k",
+        ):
+            tensors[f"diffusion_model.blocks.{block}.{norm}.diff"] = torch.ones(128)
+        for kind in ("diff", "diff_b"):
+            tensors[f"diffusion_model.blocks.{block}.norm3.{kind}"] = torch.ones(128)
     tensors["diffusion_model.patch_embedding.diff_b"] = torch.ones(128)
+    assert len(tensors) == NUM_KEYS
     return {key: 0.05 * tensor for key, tensor in tensors.items()}
 
 
@@ -162,8 +183,7 @@ def test_a_preset_runs_from_the_small_files_that_people_have(
     with told() as seen:
         result = succeed(swifti2v(*words, "--model", f"{name}:{variant}", "--models-dir", comfyui))
     assert seen == pytest.approx(levels, abs=1e-3)
-    num_keys = 3 * len(LAYERS) + 1
-    merged = f"{num_keys} of {num_keys} keys merged at strength 1"
+    merged = f"{NUM_KEYS} of {NUM_KEYS} keys merged at strength 1"
     assert result.stdout.count(merged) == num_loras
     frames = read_clip(video).frames
     assert frames.shape == (9, 128, 128, 3)
@@ -289,7 +309,7 @@ def test_verify_knows_how_the_weights_of_a_preset_are_sampled(
     outlines.make("stage2_transformer")
     (lora,) = index.components["stage2_transformer"].loras
     fits = check_lora(outlines, "stage2_transformer", lora)
-    assert (fits.status, fits.values["matched"]) == ("ok", 3 * len(LAYERS) + 1)
+    assert (fits.status, fits.values["matched"]) == ("ok", NUM_KEYS)
 
     def check(**changes: Any) -> Finding:
         sampling = replace(config.stage2.sampling, **changes)

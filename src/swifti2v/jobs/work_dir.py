@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swifti2v.errors import InputError, MediaError
+from swifti2v.config import GenerationConfig, parse_config, to_dict
+from swifti2v.errors import ConfigError, InputError, MediaError
 from swifti2v.pipelines.stage1 import Conditions
 from swifti2v.pipelines.transition import MotionReference
 from swifti2v.storage import UNFINISHED, require_same_settings, write_whole
@@ -56,7 +57,8 @@ class WorkDir:
         """
         if self.stored_plan:
             where = f"work dir {self.directory}"
-            require_same_settings(self.stored_plan, plan, where, "another work dir")
+            stored, now = _fill_in(self.stored_plan), _fill_in(plan)
+            require_same_settings(stored, now, where, "another work dir")
 
     def forget_other(self, plan: Mapping[str, Any]) -> None:
         """Empty the directory of a run with another plan, so that the new one begins there."""
@@ -138,6 +140,15 @@ def _read_plan(directory: Path) -> dict[str, Any]:
     if not isinstance(plan, dict) or not plan:
         raise InputError(f"{path} is not the plan of a run; start again in another work dir")
     return plan
+
+
+def _fill_in(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A plan with the defaults of settings that it does not name: it may be older than these."""
+    try:
+        config = parse_config(GenerationConfig, plan["config"], PLAN)
+    except (ConfigError, KeyError):
+        return plan  # the comparison says what differs
+    return {**plan, "config": to_dict(config)}
 
 
 def _segment_path(directory: Path, index: int) -> Path:

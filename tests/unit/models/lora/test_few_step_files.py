@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from swifti2v.errors import LoadingError
@@ -73,24 +75,36 @@ def test_a_key_of_longlive_plug_without_a_layer_refuses_all_of_it(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def fastwan(pairs: Pairs) -> tuple[State, State]:
-    """Pairs and biases of the blocks, and the bias alone of the patch embedding; no alpha."""
+def fastwan(model: Any, pairs: Pairs) -> tuple[State, State]:
+    """Pairs and biases of the linear layers, norms, and the bias alone of the patch embedding; no
+    alpha.
+    """
     tensors: State = {}
     deltas: State = {}
-    for name, pair in pairs.items():
-        stem = f"diffusion_model.{original(name)}"
-        for side, word in enumerate(("up", "down")):
-            tensors[f"{stem}.lora_{word}.weight"] = pair[side]
-        tensors[f"{stem}.diff_b"] = torch.full((len(pair[0]),), 0.1)
-        deltas |= {f"{name}.weight": delta(*pair), f"{name}.bias": tensors[f"{stem}.diff_b"]}
-    tensors["diffusion_model.patch_embedding.diff_b"] = torch.full((24,), 0.2)
-    return tensors, deltas | {"patch_embedding.bias": torch.full((24,), 0.2)}
+    for name, layer in model.named_modules():
+        stem, bias = f"diffusion_model.{original(name)}", getattr(layer, "bias", None)
+        if isinstance(layer, torch.nn.Linear):
+            for side, word in enumerate(("up", "down")):
+                tensors[f"{stem}.lora_{word}.weight"] = pairs[name][side]
+            deltas[f"{name}.weight"] = delta(*pairs[name])
+        elif name.endswith(("norm_q", "norm_k", "norm2")) and name.startswith("blocks."):
+            deltas[f"{name}.weight"] = tensors[f"{stem}.diff"] = torch.full(layer.weight.shape, 0.3)
+        elif name != "patch_embedding":
+            continue
+        if bias is not None:
+            deltas[f"{name}.bias"] = tensors[f"{stem}.diff_b"] = torch.full(bias.shape, 0.1)
+    return tensors, deltas
 
 
-def test_fastwans_pairs_and_biases_merge_in_full() -> None:
-    model = tiny_transformer()
+def test_fastwan_merges_in_full() -> None:
+    """Its file has 1,099 keys for the 30 blocks of Wan2.2-TI2V-5B: 36 a block and 19 others."""
+    model: Any = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8,
+        freq_dim=16, ffn_dim=32, num_layers=2,
+    )  # fmt: skip
     before = weights(model)
-    tensors, deltas = fastwan(block_pairs(1))
+    tensors, deltas = fastwan(model, make_pairs(model))
+    assert len(tensors) == 2 * 36 + 19
     report = merge_lora(model, tensors)
     assert report.applied == report.total == len(tensors)
     assert_merged(model, before, deltas)
