@@ -16,6 +16,7 @@ from swifti2v.cli.doctor import doctor
 from swifti2v.cli.evaluate import evaluate
 from swifti2v.cli.export import models_app
 from swifti2v.cli.generate import generate
+from swifti2v.cli.index import index
 from swifti2v.cli.info import info
 from swifti2v.cli.model_files import download, scan
 from swifti2v.cli.plan import plan
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for command in (generate, refine, upscale, batch, plan, info, doctor, verify, evaluate, serve, ui):
     app.command()(command)
-for command in (transition, cache):
+for command in (index, transition, cache):
     data_app.command()(command)
 for command in (scan, download):
     models_app.command()(command)

@@ -69,12 +69,13 @@ def inspect(
 ) -> None:
     """Report the samples that fit each bucket, and the others with the reason.
 
-    Reads every file, also those without a caption. Fails if no sample fits.
+    Reads every file that ``data index`` has not read, also those without a caption. Fails if no sample fits.
     """
     with exit_codes(debug=debug):
         if sheet is not None:
             require_contact_sheet(sheet)
-        from swifti2v.training.data.buckets import assign_buckets
+        from swifti2v.training.data.buckets import assign_buckets, probe
+        from swifti2v.training.data.probes import Probes, index_path
         from swifti2v.training.data.readers import read_manifest
 
         with naming_flags():
@@ -84,15 +85,20 @@ def inspect(
             _require_no_input(sheet, listed.samples)
         uncaptioned = [item.uncaptioned for item in listed.rejects if item.uncaptioned is not None]
         lines, num_captioned = Throttle(), len(listed.samples)
+        index = index_path(str(manifest))
+        look = Probes(index) if index.is_dir() else probe
 
         def say(num_done: int) -> None:
             total = num_captioned + len(uncaptioned)
             lines.say(f"looked into {num_done} of {total} samples")
 
-        assigned = assign_buckets(listed.samples, rules, num_threads=threads, on_progress=say)
+        assigned = assign_buckets(
+            listed.samples, rules, look=look, num_threads=threads, on_progress=say
+        )
         unnamed = assign_buckets(
             uncaptioned,
             rules,
+            look=look,
             num_threads=threads,
             on_progress=lambda num_done: say(num_captioned + num_done),
         )

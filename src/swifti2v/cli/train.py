@@ -191,7 +191,11 @@ def _train(name: str, options: TrainOptions) -> None:
             _print_plan(settings, lambda: part.plan(settings), _find_num_ranks())
             return
         device, directory = choose_device(options.device), options.output_dir
-        with join_ranks(device, settings.run.num_replicas) as ranks, TrainingDisplay() as display:
+        run = settings.run
+        with (
+            join_ranks(device, run.num_replicas, run.timeout_minutes) as ranks,
+            TrainingDisplay() as display,
+        ):
             values = to_dict(settings)
             require_run_directory(directory, values, resume=options.resume)
             ranks.wait()
@@ -203,9 +207,7 @@ def _train(name: str, options: TrainOptions) -> None:
                 resume=options.resume,
                 allows_changed_data=options.allow_changed_data,
                 max_steps=options.max_steps,
-                trackers=open_trackers(settings.run.trackers, directory, values)
-                if ranks.is_first
-                else (),
+                trackers=open_trackers(run.trackers, directory, values) if ranks.is_first else (),
                 on_step=display.of(name),
             )
             written = part.train(settings, session)

@@ -220,7 +220,7 @@ def assign_buckets(
     """Look into all samples, several at once in threads, and place each one."""
     results: list[BucketedSample | Reject] = []
     with ThreadPoolExecutor(num_threads) as executor:
-        for chunk in _in_chunks(samples):
+        for chunk in in_chunks(samples):
             results += executor.map(lambda sample: _place(sample, rules, look), chunk)
             if on_progress is not None:
                 on_progress(len(results))
@@ -231,7 +231,8 @@ def assign_buckets(
     )
 
 
-def _in_chunks(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
+def in_chunks(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
+    """Yield as many samples at a time as are handed to threads or processes at once."""
     rest = iter(samples)
     while chunk := tuple(islice(rest, _CHUNK)):
         yield chunk

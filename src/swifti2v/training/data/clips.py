@@ -26,7 +26,7 @@ from swifti2v.training.data.buckets import (
 from swifti2v.training.data.crops import draw_crop
 from swifti2v.training.data.decoding import decode_clip, decode_pair
 from swifti2v.training.data.readers import read_manifest
-from swifti2v.training.data.samples import Reject, Remark, Sample
+from swifti2v.training.data.samples import Manifest, Reject, Remark, Sample
 from swifti2v.training.engine.draws import Draw
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,15 @@ class LoadedClip:
     """Prompt that describes it."""
 
 
+def list_samples(source: ManifestConfig) -> Manifest:
+    """Read a manifest, see ``read_manifest``."""
+    return read_manifest(source.path, root=source.root and Path(source.root), split=source.split)
+
+
 class ManifestClips:
     """The clips of a phase; a step's come from the step's number and the seed alone.
+
+    ``look`` tells about a sample's files; ``listed`` are the manifests if they were read before.
 
     Raises:
         InputError: No clip can be used; the message counts the reasons.
@@ -111,16 +118,15 @@ class ManifestClips:
         seed: int,
         bad_samples: Literal["stop", "skip"],
         look: Callable[[Sample], MediaFacts] = probe,
+        listed: Sequence[Manifest] | None = None,
     ) -> None:
         self.fps, self.bad_samples = config.rules.fps, bad_samples
         self.num_pieces = config.num_pieces
         self.placements: dict[str, BucketedSample] = {}
         members: dict[PixelShape, dict[str, float]] = {}
         rejects: list[Reject] = []
-        for number, source in enumerate(config.manifests):
-            manifest = read_manifest(
-                source.path, root=source.root and Path(source.root), split=source.split
-            )
+        manifests = map(list_samples, config.manifests) if listed is None else listed
+        for number, (source, manifest) in enumerate(zip(config.manifests, manifests, strict=True)):
             assignment = assign_buckets(manifest.samples, config.rules, look=look)
             rejects += [*manifest.rejects, *assignment.rejects]
             for placement in assignment.placements:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from swifti2v.errors import ConfigError, StorageError
+
+FILES_TIMEOUT = timedelta(days=1)
+"""Time that a rank waits for files of another one: they may be many, or far away."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,8 @@ class Ranks:
     """Device of this process."""
     mesh: DeviceMesh | None
     """``[replicate, shard]``; None for a single process without a launcher."""
+    host: dist.ProcessGroup | None = None
+    """The same processes over gloo, for what is done beside the devices; None for one process."""
 
     @classmethod
     def alone(cls, device: torch.device) -> "Ranks":
@@ -61,9 +68,16 @@ class Ranks:
         if self.mesh is not None:
             dist.barrier()
 
+    def wait_for_files(self) -> None:
+        """Until all ranks are here; unlike ``wait`` this may take hours."""
+        if self.host is not None:
+            dist.barrier(self.host)
+
 
 @contextmanager
-def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
+def join_ranks(
+    device: torch.device, num_replicas: int = 1, timeout_minutes: float = 30.0
+) -> Iterator[Ranks]:
     """Take part in the training that a launcher (``torchrun``, ``accelerate launch``) started.
 
     Without a launcher this process is alone.
@@ -72,6 +86,7 @@ def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
         device: ``cpu`` or ``cuda``; a launcher's local rank chooses the GPU.
         num_replicas: Copies of the model; each is divided over the other ranks. 1 is FSDP2, the
             number of ranks is plain data parallelism.
+        timeout_minutes: Time that a rank waits for another one in a step before all stop.
 
     Yields:
         The ranks; the process group ends with the block.
@@ -94,14 +109,23 @@ def join_ranks(device: torch.device, num_replicas: int = 1) -> Iterator[Ranks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    timeout = timedelta(minutes=timeout_minutes)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         mesh = init_device_mesh(
             device.type,
             (num_replicas, world_size // num_replicas),
             mesh_dim_names=("replicate", "shard"),
         )
-        yield Ranks(rank=dist.get_rank(), world_size=world_size, device=device, mesh=mesh)
+        for group in mesh.get_all_groups():  # they were made with the backend's own
+            _set_pg_timeout(timeout, group)
+        yield Ranks(
+            rank=dist.get_rank(),
+            world_size=world_size,
+            device=device,
+            mesh=mesh,
+            host=dist.new_group(backend="gloo", timeout=FILES_TIMEOUT),
+        )
         dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()

@@ -39,6 +39,8 @@ class RunConfig:
     """Processes that read and prepare samples ahead; 0 does it between the steps."""
     num_replicas: int = 1
     """Copies of the model; each is divided over the ranks left (FSDP2). The number of ranks: DDP."""
+    timeout_minutes: float = 30.0
+    """Time that a rank waits for another one in a step before the training stops."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """A sample that cannot be read stops the training, or is replaced by another and counted."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
@@ -54,6 +56,8 @@ class RunConfig:
                 raise ConfigError(f"run.{name} is {value}; it must be above 0, or null")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ConfigError(f"run.ema_decay is {self.ema_decay}; it must be in [0, 1), or null")
+        if not self.timeout_minutes > 0:
+            raise ConfigError(f"run.timeout_minutes is {self.timeout_minutes}; it must be above 0")
         for name in ("num_workers", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; it must be at least 0")

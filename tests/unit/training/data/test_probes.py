@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -73,3 +74,40 @@ def test_members_of_an_archive_are_told_apart(tmp_path):
         with Probes(tmp_path / "probes") as look:
             assert [look(sample).num_frames for sample in samples] == [9, 11]
         assert look.num_new == num_new
+
+
+def test_what_an_index_knows_is_not_looked_into(tmp_path):
+    samples = [sample_of(save_counting_clip(tmp_path / f"{n}.mkv", n), id=str(n)) for n in (9, 11)]
+    with Probes(tmp_path / "index") as index:
+        index(samples[0])
+    with Probes(tmp_path / "own", [tmp_path / "index", tmp_path / "gone"]) as look:
+        assert [look(sample).num_frames for sample in samples] == [9, 11]
+    assert look.num_new == 1
+    with Probes(tmp_path / "own") as own:  # only what the index did not know
+        assert [own.find(sample) is None for sample in samples] == [True, False]
+
+
+def test_many_are_looked_into_at_once_and_the_unreadable_are_named(tmp_path):
+    (tmp_path / "bad.mkv").write_bytes(b"no clip")
+    paths = [save_counting_clip(tmp_path / f"{n}.mkv", n) for n in (9, 11, 12)]
+    samples = [sample_of(path, id=path.name) for path in (*paths, tmp_path / "bad.mkv")]
+    seen: list[int] = []
+    with Probes(tmp_path / "probes") as look, ThreadPoolExecutor(2) as executor:
+        look(samples[1])
+        (reject,) = look.look_into(samples, executor, seen.append)
+    assert reject.id == "bad.mkv"
+    assert reject.reason.startswith("cannot be read: ")
+    assert (look.num_new, seen) == (3, [4])
+    assert [look.find(sample) for sample in samples[:3]] == [probe(s) for s in samples[:3]]
+
+
+def test_processes_see_what_others_wrote(tmp_path):
+    samples = [sample_of(save_counting_clip(tmp_path / f"{n}.mkv", n), id=str(n)) for n in (9, 11)]
+    first, second = Probes(tmp_path / "probes"), Probes(tmp_path / "probes")
+    first(samples[0])
+    second(samples[1])
+    for look in (first, second):
+        look.refresh()
+    first.refresh()
+    for look in (first, second):
+        assert None not in [look.find(sample) for sample in samples]
