@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swifti2v.models.transformer import SegmentTransformer3DModel
+from swifti2v.training.adapters import AdapterConfig, add_adapter
 from swifti2v.training.engine.draws import Draw
 from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.ranks import Ranks
@@ -143,6 +144,15 @@ class WindowsTask(NumbersTask):
         return cast(Tensor, (output - noise).square().flatten(1).mean(dim=1))
 
 
+class AdapterTask(WindowsTask):
+    """A float32 LoRA on the same transformer, which is frozen and bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.to(torch.bfloat16)
+        add_adapter(self.model, AdapterConfig(rank=2))
+
+
 class NoisyNumbersTask(NumbersTask):
     """The same with noise levels, which change nothing here."""
 
@@ -211,7 +221,7 @@ def assert_same(trainer: Trainer, other: Trainer) -> None:
 
 def run_in_subprocess(*command: object, code: int = 0) -> str:
     """Output of a command, on stderr if it has to fail with ``code``."""
-    paths = [str(ROOT / "src"), str(ROOT)]
+    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)

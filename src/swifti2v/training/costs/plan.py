@@ -98,6 +98,7 @@ class TrainingPlan:
                 has_ema=run.ema_decay is not None,
                 num_shards=num_ranks // run.num_replicas,
                 bytes_per_frozen=FROZEN_BYTES,
+                keeps_whole_gradients=run.delays_gradients and num_ranks > 1,
                 activations=activations,
             )
             for optimizer in self.optimizers

@@ -11,15 +11,17 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from swifti2v.errors import LoadingError, StorageError
 from swifti2v.storage import UNFINISHED, write_whole
@@ -31,47 +33,143 @@ STATE_NAME = "state.json"
 LATEST_NAME = "latest"
 
 
-def save_checkpoint(
-    directory: Path,
-    step: int,
-    tensors: Mapping[str, Any],
-    state: Mapping[str, Any],
-    ranks: Ranks,
-    num_kept: int,
-) -> Path:
-    """Write a checkpoint of nested state dicts and JSON values; returns its directory.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time, beside the training where it may.
 
-    All ranks take part, with the same JSON values. Older checkpoints beyond ``num_kept`` in all are
-    removed.
+    What is saved is copied to host memory first (pinned for a GPU), so that weights may change
+    while a thread writes. Its collectives have a group of their own.
 
-    Raises:
-        StorageError: It cannot be written; the last one is untouched.
+    Args:
+        directory: Place of the checkpoints.
+        ranks: All take part, with the same JSON values.
+        num_kept: Newest ones kept.
+        is_async: Whether to go on while one is written.
     """
-    final = directory / f"step-{step:08d}"
-    aside = directory / f"{final.name}{UNFINISHED}"
+
+    def __init__(self, directory: Path, ranks: Ranks, num_kept: int, *, is_async: bool) -> None:
+        self.directory, self.ranks, self.num_kept = directory, ranks, num_kept
+        self._is_async = is_async
+        self._pending: _Pending | None = None
+        self._stager: DefaultStager | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Begin a checkpoint of nested state dicts and JSON values, after the last one's end.
+
+        Raises:
+            StorageError: It, or the last one, cannot be written; the one before is untouched.
+        """
+        self.finish()
+        final = self.directory / f"step-{step:08d}"
+        with _told(final):
+            if self.ranks.is_first:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(_aside(final), ignore_errors=True)
+            self.ranks.wait()
+            self._pending = _Pending(final, dict(state), self._write(dict(tensors), _aside(final)))
+        if not self._is_async:
+            self.finish()
+
+    def poll(self) -> None:
+        """Put a checkpoint in place if it is written; no rank waits for another.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if self._pending is not None and self._pending.written.done():
+            self._put_in_place()
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is in place.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if self._pending is not None:
+            self._put_in_place()
+            self.ranks.wait()
+
+    def give_up(self) -> None:
+        """End after an error: a checkpoint that all ranks began is put in place if it can be."""
+        try:
+            if self._pending is not None:
+                self._put_in_place()
+        except StorageError as error:
+            logger.warning("%s", error)
+
+    def _write(self, tensors: dict[str, Any], aside: Path) -> "Future[Any]":
+        is_alone = self.ranks.mesh is None
+        if is_alone:
+            _mean_single_process()
+        if not self._is_async:
+            save(tensors, checkpoint_id=aside, no_dist=is_alone)
+            return _done()
+        written: Any = async_save(
+            tensors,
+            checkpoint_id=aside,
+            process_group=self.ranks.host,
+            async_stager=self._stage(),
+            no_dist=is_alone,
+        )
+        future: Future[Any] = written
+        return future
+
+    def _stage(self) -> DefaultStager:
+        """Host memory that is kept from one checkpoint to the next."""
+        if self._stager is None:
+            is_gpu = self.ranks.device.type == "cuda"
+            self._stager = DefaultStager(StagingOptions(is_gpu, False, False, is_gpu))
+        return self._stager
+
+    def _put_in_place(self) -> None:
+        assert self._pending is not None
+        final, state, written = self._pending
+        try:
+            with _told(final):
+                written.result()
+                if self.ranks.is_first:
+                    self._rename(final, state)
+        finally:
+            self._pending = None
+        logger.info("checkpoint %s", final)
+
+    def _rename(self, final: Path, state: Mapping[str, Any]) -> None:
+        write_whole(_aside(final) / STATE_NAME, json.dumps(dict(state)))
+        if final.exists():
+            shutil.rmtree(final)
+        _aside(final).rename(final)
+        write_whole(self.directory / LATEST_NAME, final.name)
+        _remove_old(final, self.num_kept)
+
+
+class _Pending(NamedTuple):
+    """A checkpoint that is being written."""
+
+    final: Path
+    state: dict[str, Any]
+    written: "Future[Any]"
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f"{final.name}{UNFINISHED}")
+
+
+def _done() -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(None)
+    return future
+
+
+@contextmanager
+def _told(final: Path) -> Iterator[None]:
+    """Errors of writing as one that says what to do."""
     try:
-        if ranks.is_first:
-            directory.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-        ranks.wait()
-        with _single_process_is_meant():
-            save(dict(tensors), checkpoint_id=aside, no_dist=ranks.mesh is None)
-        if ranks.is_first:
-            write_whole(aside / STATE_NAME, json.dumps(dict(state)))
-            if final.exists():
-                shutil.rmtree(final)
-            aside.rename(final)
-            write_whole(directory / LATEST_NAME, final.name)
-            _remove_old(final, num_kept)
+        yield
     except (OSError, CheckpointException) as error:
         _let_interruption_through(error)
         raise StorageError(
             f"checkpoint {final} cannot be written ({_last_line(error)}); free space or choose "
             "another directory, then --resume from the last one"
         ) from None
-    ranks.wait()
-    logger.info("checkpoint %s", final)
-    return final
 
 
 def find_latest(directory: Path) -> Path | None:
@@ -113,8 +211,9 @@ def load_tensors(path: Path, tensors: dict[str, Any], ranks: Ranks) -> None:
     """
     try:
         _require_same_keys(path, tensors)
-        with _single_process_is_meant():
-            load(tensors, checkpoint_id=path, no_dist=ranks.mesh is None)
+        if ranks.mesh is None:
+            _mean_single_process()
+        load(tensors, checkpoint_id=path, no_dist=ranks.mesh is None)
     except (
         OSError,
         RuntimeError,
@@ -165,11 +264,9 @@ def _let_interruption_through(error: BaseException) -> None:
                 raise cause
 
 
-@contextmanager
-def _single_process_is_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _mean_single_process() -> None:
+    """Silence the remark that a single process saves alone, in all threads: one of them writes."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _remove_old(newest: Path, num_kept: int) -> None:

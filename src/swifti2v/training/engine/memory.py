@@ -62,6 +62,8 @@ class MemoryPrediction:
 
     weights: int
     """Trained and frozen."""
+    trained: int
+    """Trained alone."""
     gradients: int
     """Bytes of the gradients of the trained weights."""
     optimizer: int
@@ -70,6 +72,11 @@ class MemoryPrediction:
     """Averaged weights in float32."""
     activations: int
     """Bytes of the kept and recomputed activations of one micro-batch."""
+
+    @property
+    def checkpoint(self) -> int:
+        """Bytes that a checkpoint holds of this rank: as much host memory while it is written."""
+        return self.trained + self.optimizer + self.ema
 
     @property
     def total(self) -> int:
@@ -89,11 +96,13 @@ def predict_memory(
     has_ema: bool,
     num_shards: int = 1,
     bytes_per_frozen: int = 2,
+    keeps_whole_gradients: bool = False,
     activations: ActivationMemory | None = None,
 ) -> MemoryPrediction:
     """Predict the bytes of a training on each rank.
 
-    The average of the trained weights is float32. Shards share the states, not the activations.
+    The average of the trained weights is float32. Shards share the states, not the activations, and
+    not gradients that wait whole, in float32, for the last micro-batch.
     8-bit moments are counted for every tensor, though small ones keep theirs in more, and shards as
     if all tensors divided evenly; for a large model both are below a percent.
 
@@ -113,7 +122,8 @@ def predict_memory(
         moments = 2 * (mine + 4 * math.ceil(mine / BLOCK_8BIT))
     return MemoryPrediction(
         weights=size * mine + bytes_per_frozen * frozen,
-        gradients=size * mine,
+        trained=size * mine,
+        gradients=size * mine + (4 * num_trainable if keeps_whole_gradients else 0),
         optimizer=moments,
         ema=4 * mine if has_ema else 0,
         activations=0 if activations is None else activations.kept + activations.recomputed,

@@ -31,6 +31,8 @@ class RunConfig:
     """Steps between two checkpoints."""
     checkpoint_minutes: float | None = 5.0
     """Minutes of training between two checkpoints; one is always written at the end of a phase."""
+    async_checkpoints: bool = True
+    """Go on while a checkpoint is written, from a copy in host memory."""
     num_checkpoints: int = 2
     """Newest ones kept."""
     validation_steps: int | None = None
@@ -39,12 +41,20 @@ class RunConfig:
     """Processes that read and prepare samples ahead; 0 does it between the steps."""
     num_replicas: int = 1
     """Copies of the model; each is divided over the ranks left (FSDP2). The number of ranks: DDP."""
+    gradient_sync: Literal["step", "micro_batch"] = "step"
+    """Ranks add their gradients once a step, each keeping whole ones until then; or after every
+    micro-batch, each keeping its share alone: less memory, more traffic."""
     timeout_minutes: float = 30.0
     """Time that a rank waits for another one in a step before the training stops."""
     bad_samples: Literal["stop", "skip"] = "stop"
     """A sample that cannot be read stops the training, or is replaced by another and counted."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Trackers besides ``metrics.jsonl``, which is always written."""
+
+    @property
+    def delays_gradients(self) -> bool:
+        """Whether ranks keep whole gradients until the last micro-batch."""
+        return self.num_micro_batches > 1 and self.gradient_sync == "step"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_micro_batches", "num_checkpoints", "num_replicas"):

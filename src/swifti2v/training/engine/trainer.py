@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from swifti2v.errors import (
     ConfigError,
@@ -31,10 +32,10 @@ from swifti2v.errors import (
 )
 from swifti2v.training.engine.averages import MovingAverage, cast_trained, trained_weights
 from swifti2v.training.engine.checkpoints import (
+    CheckpointWriter,
     find_latest,
     load_tensors,
     read_state,
-    save_checkpoint,
 )
 from swifti2v.training.engine.draws import Draw, split_batch
 from swifti2v.training.engine.noise_histogram import SigmaHistogram
@@ -77,6 +78,12 @@ class Trainer:
         self.model = task.model
         self.phase, self.phase_step, self.phase_seconds = 0, 0, 0.0
         self.step, self.seconds = 0, 0.0
+        self._checkpoints = CheckpointWriter(
+            directory / "checkpoints",
+            ranks,
+            config.num_checkpoints,
+            is_async=config.async_checkpoints,
+        )
         self._saved = (-1, 0.0)  # step and seconds of the last checkpoint
         self._validated = -1
         self._is_whole = True  # False while a step changes weights
@@ -123,6 +130,10 @@ class Trainer:
         try:
             while self.phase < len(self.phases) and not self._is_over():
                 self._run_phase(log, on_step)
+            self._checkpoints.finish()
+        except BaseException:
+            self._checkpoints.give_up()
+            raise
         finally:
             log.close()
 
@@ -144,6 +155,7 @@ class Trainer:
                 if on_step is not None and self.ranks.is_first:
                     on_step(metrics)
                 self._validate(log)
+                self._checkpoints.poll()
                 if self._is_checkpoint_due():
                     self._save()
             if self._progress() >= 1:
@@ -208,7 +220,10 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         num_samples = self.config.batch_size // self.ranks.world_size
         self.optimizer.zero_grad()  # of a step that was not finished
-        for draw, batch in feed:
+        model: Any = self.model
+        for number, (draw, batch) in enumerate(feed, 1):
+            if isinstance(model, FSDPModule) and self.config.delays_gradients:
+                model.set_requires_gradient_sync(number == len(self._parts))
             with compute_in(self.config.precision, self.ranks.device):
                 losses = self.task.loss(batch, draw)
             share = losses.float().sum() / num_samples
@@ -336,14 +351,7 @@ class Trainer:
     def _save(self) -> None:
         if self._saved[0] == self.step:
             return
-        save_checkpoint(
-            self.directory / "checkpoints",
-            self.step,
-            self._tensors(),
-            self._state(),
-            self.ranks,
-            self.config.num_checkpoints,
-        )
+        self._checkpoints.save(self.step, self._tensors(), self._state())
         self._saved = (self.step, self.seconds)
 
     def _load(self, path: Path) -> None:

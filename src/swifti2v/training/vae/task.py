@@ -100,4 +100,4 @@ def _load_lpips() -> Any:
         raise InputError(
             "lpips_weight is above 0, but lpips is not installed; pip install lpips"
         ) from None
-    return lpips.LPIPS(net="vgg").requires_grad_(False)
+    return lpips.LPIPS(net="vgg", verbose=False).requires_grad_(False)

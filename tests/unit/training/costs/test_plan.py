@@ -39,6 +39,10 @@ def test_stage2_at_2k() -> None:
     states = (alone.weights, alone.gradients, alone.optimizer, alone.ema)
     assert [size / GB for size in states] == pytest.approx([20, 20, 40, 20], rel=1e-3)
     assert eight.weights == pytest.approx(alone.weights / 8)
+    assert eight.gradients == 20_001_510_144 * (1 + 1 / 8)  # whole until the last micro-batch
+    each = plan_stage(read(Stage2FineTuning, "stage2_2k", run={"gradient_sync": "micro_batch"}))
+    assert each.predict_memory(8).gradients == alone.gradients / 8
+    assert eight.checkpoint == pytest.approx((20 + 40 + 20) * GB / 8, rel=1e-3)
     # 64 samples in 8 micro-batches: 8 windows at a time on one rank, one on each of eight.
     assert alone.activations == pytest.approx(8 * eight.activations)
     size = ActivationSizes(width=3072, ffn_dim=14336, num_layers=30, num_attention_heads=24)
@@ -123,7 +127,7 @@ def test_the_prediction_is_printed_as_comments() -> None:
         "each, 1,126,400 tokens a step, 52.0 PFLOP a step"
     )
     assert [line for line in lines if "ranks:" in line] == [
-        "#     8 ranks: 19.2 GB (weights 2.3 GB, gradients 2.3 GB, optimizer 4.7 GB, average "
+        "#     8 ranks: 37.8 GB (weights 2.3 GB, gradients 21.0 GB, optimizer 4.7 GB, average "
         "2.3 GB, activations 7.5 GB)"
     ]
     assert "text_encoder 10.6 GB" in lines[-2]

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,15 +18,16 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from swifti2v.errors import ConfigError, LoadingError, StorageError
 from swifti2v.training.engine.checkpoints import (
+    CheckpointWriter,
     find_latest,
     load_tensors,
     read_state,
-    save_checkpoint,
 )
 from swifti2v.training.engine.ranks import save_model
 from tests.helpers.regression import (
     ALONE,
     ROOT,
+    STEPS,
     TWO_PHASES,
     NoisyNumbersTask,
     NumbersTask,
@@ -42,8 +44,11 @@ def tensors(value: float, num_blocks: int = 2) -> dict[str, Any]:
     return {"model": blocks, "optimizer": {"state": {}, "groups": [{"lr": value}]}, "average": {}}
 
 
-def save(directory: Path, step: int, num_kept: int = 2) -> Path:
-    return save_checkpoint(directory, step, tensors(step), {"step": step}, ALONE, num_kept)
+def save(directory: Path, step: int, num_kept: int = 2, is_async: bool = False) -> Path:
+    writer = CheckpointWriter(directory, ALONE, num_kept, is_async=is_async)
+    writer.save(step, tensors(step), {"step": step})
+    writer.finish()
+    return directory / f"step-{step:08d}"
 
 
 def names(directory: Path) -> list[str]:
@@ -77,6 +82,52 @@ def test_the_newest_is_never_removed(tmp_path_factory, steps, num_kept):
     rising = sorted(set(steps))
     if rising == steps:
         assert names(directory) == ["latest", *(f"step-{s:08d}" for s in rising[-num_kept:])]
+
+
+def test_weights_may_change_while_a_checkpoint_is_written(tmp_path):
+    writer, own = CheckpointWriter(tmp_path, ALONE, 2, is_async=True), tensors(1)
+    for step in (1, 2):  # the second one reuses the first one's copy
+        own["model"]["block0"].fill_(step)
+        writer.save(step, own, {"step": step})
+        own["model"]["block0"].fill_(-1)
+    writer.finish()
+    for step in (1, 2):
+        loaded = tensors(0)
+        load_tensors(tmp_path / f"step-{step:08d}", loaded, ALONE)
+        assert torch.equal(loaded["model"]["block0"], torch.full((2, 3), float(step)))
+    assert names(tmp_path) == ["latest", "step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_is_in_place_as_soon_as_it_is_asked_after_its_end(tmp_path):
+    writer = CheckpointWriter(tmp_path, ALONE, 2, is_async=True)
+    writer.save(3, tensors(3), {"step": 3})
+    end = time.monotonic() + 30
+    while find_latest(tmp_path) is None:
+        writer.poll()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert names(tmp_path) == ["latest", "step-00000003"]
+    writer.finish()  # nothing is left to do
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    stops=st.lists(st.integers(1, STEPS - 1), min_size=1, max_size=2),
+    checkpoint_steps=st.sampled_from([None, 1, 3]),
+    is_async=st.booleans(),
+)
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_is_not(
+    tmp_path_factory, stops, checkpoint_steps, is_async
+):
+    directory = tmp_path_factory.mktemp("runs")
+    straight = make_trainer(directory / "straight", checkpoint_minutes=None)
+    straight.run()
+    how: Any = {"checkpoint_steps": checkpoint_steps, "async_checkpoints": is_async}
+    for stop in sorted(stops):
+        make_trainer(directory / "stopped", **how).run(resume=True, max_steps=stop)
+    continued = make_trainer(directory / "stopped", NumbersTask(seed=1), **how)
+    continued.run(resume=True)
+    assert_same(continued, straight)
 
 
 def test_the_last_ones_are_kept(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from swifti2v.errors import ConfigError
+from swifti2v.training.engine.averages import trained_weights
 from swifti2v.training.engine.ranks import divide_model, join_ranks
 from tests.helpers.regression import (
     ALONE,
     ROOT,
+    AdapterTask,
     Network,
     NoisyNumbersTask,
     WindowsTask,
@@ -20,8 +22,14 @@ from tests.helpers.regression import (
     read_lines,
     run_in_subprocess,
 )
+from tests.helpers.training_clips import save_counting_clip
 
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+
+def launcher(num_ranks: int) -> tuple[object, ...]:
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", num_ranks)
+
+
+LAUNCHER = launcher(2)
 SCRIPT = ROOT / "tests/helpers/regression_ranks.py"
 
 
@@ -55,13 +63,37 @@ class TestTwoRanks:
 
     def test_losses_are_those_of_one(self, two_ranks, name):
         alone = losses(two_ranks / "alone")[:6]
-        for run in (name, f"{name}/micro", f"{name}/continued"):
+        for run in (name, f"{name}/micro", f"{name}/synced", f"{name}/continued"):
             assert losses(two_ranks / run) == pytest.approx(alone, rel=1e-5)
         norms = [
             [line["grad_norm"] for line in read_lines(two_ranks / run)[:6]]
             for run in (name, "alone")
         ]
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+    def test_gradients_sent_once_a_step_are_those_sent_after_each_micro_batch(
+        self, two_ranks, name
+    ):
+        once, each = (read_lines(two_ranks / name / run) for run in ("micro", "synced"))
+        for key in ("loss", "grad_norm"):
+            assert [line[key] for line in once] == pytest.approx([s[key] for s in each], rel=1e-6)
+
+    def test_a_float32_lora_on_a_bfloat16_base_is_that_of_one(self, two_ranks, name, tmp_path):
+        alone = make_trainer(tmp_path, AdapterTask(), precision="bfloat16", num_micro_batches=2)
+        alone.run(max_steps=6)
+        own = losses(two_ranks / name / "adapter")
+        assert own[0] == pytest.approx(losses(tmp_path)[0], rel=1e-6)
+        assert own == pytest.approx(losses(tmp_path), rel=5e-4)
+        trained = dict(trained_weights(alone.model))
+        weights = torch.load(two_ranks / name / "adapter.pt")
+        assert weights.keys() == trained.keys()
+        start = dict(trained_weights(AdapterTask().model))
+        for key, value in weights.items():
+            assert value.dtype == torch.float32
+            # Six steps of Adam move a weight by some .05; rounding of gradients turns few of them.
+            assert (value - start[key]).norm() > 0
+            error, change = (value - trained[key]).norm(), (trained[key] - start[key]).norm()
+            assert error < 0.05 * change
 
     def test_losses_in_bfloat16_are_those_of_one(self, two_ranks, name, tmp_path):
         """Losses of one rank that divides a step as two do: gradients are rounded piece by piece.
@@ -88,6 +120,34 @@ class TestTwoRanks:
             message = (two_ranks / name / f"bad-{rank}.txt").read_text()
             assert "loss is nan at step 4" in message
             assert samples in message
+
+
+@pytest.mark.slow
+def test_two_copies_on_two_ranks_each_are_one(tmp_path):
+    make_trainer(tmp_path / "continued").run(max_steps=3)
+    alone = make_trainer(tmp_path / "alone")
+    alone.run(max_steps=6)
+    run_in_subprocess("-W", "error", *launcher(4), SCRIPT, "hybrid", tmp_path)
+    for run in ("hybrid", "continued"):
+        assert losses(tmp_path / run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+    for name, value in torch.load(tmp_path / "hybrid.pt").items():
+        torch.testing.assert_close(value, alone.model.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_looking_into_clips(tmp_path):
+    names = [f"{number}.mkv" for number in range(6)]
+    for name in names:
+        save_counting_clip(tmp_path / name, 9)
+    rows = [{"video": name, "prompt": "it brightens"} for name in names]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run_in_subprocess("-W", "error", *launcher(2), SCRIPT, "look", tmp_path)
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [f"0:{n}" for n in names]
+    indexes = list((tmp_path / "run" / "probes").glob("*.index.jsonl"))
+    lines = [json.loads(line) for index in indexes for line in index.read_text().splitlines()]
+    assert len(lines) == 2  # each rank wrote its own
+    assert sum(len(line["entries"]) for line in lines) == len(names)  # none was read twice
 
 
 @pytest.mark.slow

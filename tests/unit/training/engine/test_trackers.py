@@ -15,6 +15,7 @@ from PIL import Image
 
 from swifti2v.errors import InputError, LoadingError
 from swifti2v.training.engine.trackers import MetricsFile, TensorBoardTracker, Tracker, WandbTracker
+from tests.helpers.regression import ROOT, run_in_subprocess
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -130,6 +131,19 @@ def test_tensorboard_hides_the_steps_after_the_checkpoint(tmp_path):
     second.close()
     events = read_events(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
+
+
+@pytest.mark.slow
+def test_wandb_keeps_a_run_offline_and_continues_it(tmp_path):
+    pytest.importorskip("wandb")
+    run_in_subprocess(ROOT / "tests/helpers/wandb_offline.py", "write", tmp_path)
+    found = json.loads(run_in_subprocess(ROOT / "tests/helpers/wandb_offline.py", "read", tmp_path))
+    first, second = found  # one file for each call; they are one run by their id
+    assert [own["id"] for own in found] == ["run", "run"]
+    assert first["config"] == {"run": {"seed": 7}}
+    assert first["history"] == [[1, {"loss": 0.5, "lr": 1e-5}], [2, {"loss": 0.25}]]
+    assert second["history"] == [[3, {"loss": 0.125}]]
+    assert first["pictures"] == 1
 
 
 def test_a_missing_extra_is_named_with_its_remedy(tmp_path, monkeypatch):
