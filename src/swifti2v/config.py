@@ -12,7 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from swifti2v.errors import ConfigError
 from swifti2v.schedules import plan_sigmas, select_sigmas
-from swifti2v.segments import Segment, plan_segments
+from swifti2v.segments import Piece, Segment, plan_pieces, plan_segments
+from swifti2v.shapes import TIME_FACTOR
 from swifti2v.shipped import find_config
 
 Config = TypeVar("Config")
@@ -34,6 +35,16 @@ def _require(name: str, value: float, *, low: float, high: float = float("inf"))
     if not low <= value <= high:
         limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise ConfigError(f"{name} is {value:g}; it must be {limits}")
+
+
+def _require_whole(name: str, frame: int) -> None:
+    """Refuse a number of frames, or of a frame, that does not lie at the end of a latent frame."""
+    if frame < 1 or (frame - 1) % TIME_FACTOR:
+        below = max(0, (frame - 1) // TIME_FACTOR) * TIME_FACTOR + 1
+        raise ConfigError(
+            f"{name} has {frame}, which is not {TIME_FACTOR}k + 1; the nearest are {below} and "
+            f"{below + TIME_FACTOR}"
+        )
 
 
 @settings
@@ -119,6 +130,11 @@ class Stage1Config:
     motion: Literal["latents", "displacement"] = "latents"
     """Output of the transformer. ``displacement`` is the place of each point of each frame in the
     image, which is moved by it, and a residual to add, see ``swifti2v.pipelines.displacement``."""
+    piece_frames: int | None = None
+    """Frames, 4k + 1, that the model makes at a time: a longer clip is made in pieces, each of which
+    goes on from the one before. None makes any length at once."""
+    piece_overlap: int = 1
+    """Frames, 4k + 1, of the piece before that a later piece is given; 1 with ``displacement``."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     """Speed settings of its transformer."""
@@ -130,6 +146,19 @@ class Stage1Config:
                 "stage1.motion is displacement, with which stage1.sampling.parameterization is "
                 f"reference_residual, not {self.sampling.parameterization}"
             )
+        _require_whole("stage1.piece_overlap", self.piece_overlap)
+        if self.motion == "displacement" and self.piece_overlap != 1:
+            raise ConfigError(
+                f"stage1.piece_overlap is {self.piece_overlap}, but stage1.motion displacement goes "
+                "on from one frame: leave out stage1.piece_overlap"
+            )
+        if self.piece_frames is not None:
+            _require_whole("stage1.piece_frames", self.piece_frames)
+            if self.piece_frames <= self.piece_overlap:
+                raise ConfigError(
+                    f"stage1.piece_frames is {self.piece_frames}; it must be above "
+                    f"stage1.piece_overlap, {self.piece_overlap}"
+                )
 
 
 @settings
@@ -248,6 +277,8 @@ class GenerationConfig:
     """Frames a second of the output; 30000/1001 and its like are exact as 29.97002997."""
     negative_prompt: str = ""
     """Used only where ``guidance_scale`` is above 1."""
+    later_prompts: tuple[tuple[int, str], ...] = ()
+    """Prompts that take over from the first one, each with the frame, 4k + 1, from which it does."""
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
 
@@ -256,6 +287,23 @@ class GenerationConfig:
         _require("height", self.height, low=1)
         _require("width", self.width, low=1)
         _require("fps", self.fps, low=1, high=240)
+        before = 0
+        for frame, _ in self.later_prompts:
+            _require_whole("later_prompts", frame)
+            if frame <= before:
+                raise ConfigError(f"later_prompts has frame {frame} after {before}; let them rise")
+            if frame >= self.num_frames:
+                raise ConfigError(
+                    f"later_prompts has frame {frame}, but the last of {self.num_frames} frames is "
+                    f"{self.num_frames - 1}; name an earlier one, or make the clip longer"
+                )
+            before = frame
+
+    def plan_pieces(self) -> list[Piece]:
+        """Pieces in which Stage I makes the clip: one, but for long clips and later prompts."""
+        starts = [frame for frame, _ in self.later_prompts]
+        own = self.stage1
+        return plan_pieces(self.num_frames, own.piece_frames, own.piece_overlap, starts)
 
 
 PROBLEMS = {

@@ -1,5 +1,6 @@
-"""Conditional Segment-wise Generation as integers: which latent frames a segment reads and writes."""
+"""Clips in parts, as integers: segments of Stage II (latent frames), pieces of Stage I (frames)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swifti2v.errors import ShapeError
@@ -92,3 +93,46 @@ def plan_segments(
         first = segments[0].target if segments else ()
         segments[:1] = [Segment(index=0, context=(), target=(0, *first), shows_anchor=shows_anchor)]
     return segments
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of a clip that Stage I makes at a time; every number is a 0-based pixel frame index."""
+
+    start: int
+    """First frame that the model sees."""
+    stop: int
+    """The frame behind the last one."""
+    num_given: int
+    """Frames at the start that the piece before has made; 0 in the first piece."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that the model sees."""
+        return self.stop - self.start
+
+
+def plan_pieces(
+    num_frames: int,
+    piece_frames: int | None = None,
+    piece_overlap: int = 1,
+    starts: Sequence[int] = (),
+) -> list[Piece]:
+    """Cut the frames of a clip into pieces, each of which goes on from the one before.
+
+    Args:
+        num_frames: T = 4k + 1.
+        piece_frames: Frames that the model makes at a time, 4k + 1; None has no limit.
+        piece_overlap: Frames that a later piece is given, 4k + 1 and below ``piece_frames``; fewer
+            where the clip has only begun.
+        starts: Frames, 4k + 1 and rising, at which a piece has to begin anew.
+    """
+    pieces: list[Piece] = []
+    done = 0
+    for stop in (*starts, num_frames):
+        while done < stop:
+            num_given = min(piece_overlap, done)
+            start = done - num_given
+            done = stop if piece_frames is None else min(stop, start + piece_frames)
+            pieces.append(Piece(start, done, num_given))
+    return pieces

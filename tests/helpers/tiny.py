@@ -84,6 +84,12 @@ class KeptSegments(dict[int, Tensor]):
     def save_conditions(self, conditions: Conditions) -> None:
         pass
 
+    def load_piece(self, index: int) -> MotionReference | None:
+        return None
+
+    def save_piece(self, index: int, motion: MotionReference) -> None:
+        pass
+
     def load_motion_reference(self) -> MotionReference | None:
         return None
 

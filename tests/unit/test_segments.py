@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from swifti2v import plan_segments
 from swifti2v.errors import ShapeError
+from swifti2v.segments import plan_pieces
 
 
 @given(st.integers(1, 200), st.integers(1, 30), st.integers(0, 30))
@@ -83,3 +84,24 @@ def test_without_the_anchor_a_window_is_the_last_frames_and_the_target(
         start = segment.target[0]
         assert segment.given == segment.context == tuple(range(max(0, start - context), start))
         assert segment.window == (*segment.given, *segment.target)
+
+
+@given(st.data())
+def test_pieces_make_every_frame_once_and_go_on_from_made_ones(data):
+    num_frames = 4 * data.draw(st.integers(1, 60)) + 1
+    overlap = 4 * data.draw(st.integers(0, 3)) + 1
+    longest = data.draw(st.none() | st.integers(overlap // 4 + 1, 20))
+    limit = None if longest is None else 4 * longest + 1
+    places = st.integers(0, max(0, (num_frames - 5) // 4))
+    starts = sorted({4 * place + 1 for place in data.draw(st.lists(places, max_size=4))})
+    starts = [start for start in starts if start < num_frames]
+    pieces = plan_pieces(num_frames, limit, overlap, starts)
+    made = [f for piece in pieces for f in range(piece.start + piece.num_given, piece.stop)]
+    assert made == list(range(num_frames))
+    assert set(starts) <= {piece.start + piece.num_given for piece in pieces}
+    assert pieces[0].num_given == 0
+    for piece in pieces:
+        assert piece.num_frames % 4 == 1
+        assert limit is None or piece.num_frames <= limit
+        assert piece is pieces[0] or piece.num_given % 4 == 1
+        assert piece.num_given <= overlap

@@ -84,6 +84,14 @@ class ClipOptions:
             help="Text that says what happens in the video. Needed without --like.",
         ),
     ] = None
+    prompt_at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FRAME:PROMPT",
+            help="Prompt that takes over at a frame (4k + 1): 81:'zoom in'. May be given more than "
+            "once.",
+        ),
+    ] = None
     model: Annotated[
         str | None,
         typer.Option(
@@ -286,6 +294,7 @@ class ClipOptions:
             "width": self.width,
             "fps": self.fps,
             "negative_prompt": self.negative_prompt,
+            "later_prompts": [parse_later_prompt(text) for text in self.prompt_at or []] or None,
             "segment_size": self.segment_size,
             "context_size": self.context_size,
             "num_inference_steps": self.steps,
@@ -305,6 +314,20 @@ class ClipOptions:
                 raise typer.BadParameter("give a photo, or --like", param_hint="IMAGE")
             if self.prompt is None:
                 raise typer.BadParameter("give a prompt, or --like", param_hint="--prompt")
+
+
+def parse_later_prompt(text: str) -> tuple[int, str]:
+    """Read the frame and the prompt of ``FRAME:PROMPT``.
+
+    Raises:
+        BadParameter: There is no frame.
+    """
+    frame, colon, prompt = text.partition(":")
+    if not colon or not frame.strip().isdecimal():
+        raise typer.BadParameter(
+            f"{text!r} is not FRAME:PROMPT, such as 81:'zoom in'", param_hint="--prompt-at"
+        )
+    return int(frame), prompt.strip()
 
 
 def read_layers(config: Path | None, overrides: Sequence[str] | None) -> list[Layer]:

@@ -62,7 +62,7 @@ def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
     if parts.tokenizer is not None:  # of an outline
         tokenize_prompts(
             parts.tokenizer,
-            [settings.prompt, settings.config.negative_prompt],
+            [*settings.prompts, settings.config.negative_prompt],
             parts.max_text_length,
             truncate=settings.truncate_prompt,
         )
@@ -70,8 +70,9 @@ def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
         resolved.work_dir.require_same(settings.plan())
     image, motion, notes = _fit_inputs(resolved.photo, resolved.motion, settings)
     notes += parts.describe_loras()
-    if motion is None and (doubt := doubt_prompt(parts.text_encoder, settings.prompt)):
-        notes.append(doubt)
+    if motion is None:
+        doubts = (doubt_prompt(parts.text_encoder, prompt) for prompt in settings.prompts)
+        notes += [doubt for doubt in doubts if doubt]
     return Job(
         request=resolved.request,
         settings=settings,

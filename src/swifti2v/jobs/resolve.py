@@ -92,7 +92,7 @@ def resolve(request: ClipRequest) -> Resolved:
         given = merge(given, changes)
     device = choose_device(request.device)
     settings = _make_settings(before, given, image, clip, device)
-    require_text([settings.prompt, settings.config.negative_prompt])
+    require_text([*settings.prompts, settings.config.negative_prompt])
     settings, size_notes = choose_size(settings, given, source)
     placed = place(request, settings, given, device)
     notes += [*size_notes, *([placed.note] if placed.note else [])]

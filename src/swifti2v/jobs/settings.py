@@ -86,6 +86,11 @@ class RunSettings:
     preview_decoder: FileRecord | None = None
     """Light decoder that made the frames; None if the model's VAE did."""
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt, and those that take over from it."""
+        return [self.prompt, *(text for _, text in self.config.later_prompts)]
+
     def plan(self) -> dict[str, Any]:
         """Return all that decides the latents: not file names, decoder and compression."""
         plan = to_dict(self)

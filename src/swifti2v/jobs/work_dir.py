@@ -104,19 +104,21 @@ class WorkDir:
         tensors = _read_tensors(self.directory / CONDITIONS)
         return None if tensors is None else Conditions(**tensors)
 
+    def save_piece(self, index: int, motion: MotionReference) -> None:
+        """Store the new frames of a piece of Stage I's."""
+        _write_motion(self.directory / f"stage1_{index:04d}.safetensors", motion)
+
+    def load_piece(self, index: int) -> MotionReference | None:
+        """Return the new frames of a piece; None if they are missing or damaged (logged)."""
+        return _read_motion(self.directory / f"stage1_{index:04d}.safetensors")
+
     def save_motion_reference(self, motion: MotionReference) -> None:
         """Store Stage I's output."""
-        displacement = motion.displacement
-        others = {} if displacement is None else {"displacement": displacement}
-        path = self.directory / MOTION_REFERENCE
-        _write_tensors(path, tensor=torch.from_numpy(motion.frames), **others)
+        _write_motion(self.directory / MOTION_REFERENCE, motion)
 
     def load_motion_reference(self) -> MotionReference | None:
         """Return Stage I's output; None if it is missing or damaged (logged)."""
-        tensors = _read_tensors(self.directory / MOTION_REFERENCE)
-        if tensors is None:
-            return None
-        return MotionReference(tensors["tensor"].numpy(), tensors.get("displacement"))
+        return _read_motion(self.directory / MOTION_REFERENCE)
 
 
 def _read_plan(directory: Path) -> dict[str, Any]:
@@ -153,6 +155,19 @@ def _fill_in(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _segment_path(directory: Path, index: int) -> Path:
     return directory / f"segment_{index:04d}.safetensors"
+
+
+def _write_motion(path: Path, motion: MotionReference) -> None:
+    displacement = motion.displacement
+    others = {} if displacement is None else {"displacement": displacement}
+    _write_tensors(path, tensor=torch.from_numpy(motion.frames), **others)
+
+
+def _read_motion(path: Path) -> MotionReference | None:
+    tensors = _read_tensors(path)
+    if tensors is None:
+        return None
+    return MotionReference(tensors["tensor"].numpy(), tensors.get("displacement"))
 
 
 def _write_tensors(path: Path, **tensors: Tensor) -> None:

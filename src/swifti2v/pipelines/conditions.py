@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ class ConditionEncoder:
         prompt: str,
         negative_prompt: str | None = None,
         stopwatch: Stopwatch | None = None,
+        later_prompts: Sequence[tuple[int, str]] = (),
     ) -> Conditions:
         """Embed a run's inputs, one encoder after the other.
 
@@ -67,6 +69,7 @@ class ConditionEncoder:
             prompt: May be empty.
             negative_prompt: Only for guidance; None leaves it out.
             stopwatch: Takes the seconds of ``text``, without those of loading.
+            later_prompts: Prompts that take over, each with the frame from which it holds.
 
         Raises:
             PromptError: A prompt is over the limit and may not be cut.
@@ -74,8 +77,11 @@ class ConditionEncoder:
         """
         stopwatch = stopwatch or Stopwatch()
         with self.staging.hold(*TEXT), stopwatch.measure("text"):
-            texts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
-            embeds = self._encode_texts(texts)
+            others = [] if negative_prompt is None else [negative_prompt]
+            embeds = self._encode_texts([prompt, *others])
+            later = None
+            if later_prompts:
+                later = torch.cat([self._encode_texts([text]) for _, text in later_prompts])
         image_embeds = None
         if self.components.image_encoder is not None:
             with self.staging.hold(*IMAGE), stopwatch.measure("text"):
@@ -84,6 +90,8 @@ class ConditionEncoder:
             prompt_embeds=embeds[:1],
             negative_prompt_embeds=None if negative_prompt is None else embeds[1:],
             image_embeds=image_embeds,
+            later_starts=None if later is None else torch.tensor([at for at, _ in later_prompts]),
+            later_prompt_embeds=later,
         )
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -100,6 +100,31 @@ def move_photo(photo: Tensor, displacement: Tensor) -> Tensor:
     return torch.unflatten(moved, 0, (len(photo), frames)).transpose(1, 2)
 
 
+def go_on_from(before: Tensor, displacement: Tensor, cell: int) -> Tensor:
+    """Places in the photo of points whose places in a later frame are known.
+
+    Args:
+        before: ``[1, 2, h, w]`` displacement of that frame; beyond the outermost cells its slope goes
+            on, so that what has left the picture is found again.
+        displacement: ``[1, 2, T, h, w]`` from each frame to that one, in pixels.
+        cell: Pixels of a cell's side.
+
+    Returns:
+        ``[1, 2, T, h, w]`` from each frame to the photo.
+    """
+    rows, columns = before.shape[-2:]
+    column = torch.arange(columns, device=before.device) + displacement[0, 0] / cell
+    row = torch.arange(rows, device=before.device)[:, None] + displacement[0, 1] / cell
+    left, top = (
+        place.floor().clamp(0, number - 2).long()
+        for place, number in ((column, columns), (row, rows))
+    )
+    across, down = column - left, row - top
+    corners = [before[0][:, top + i, left + j] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    upper, lower = (torch.lerp(corners[n], corners[n + 1], across) for n in (0, 2))
+    return displacement + torch.lerp(upper, lower, down)[None]
+
+
 def leave_out_faint(video: Tensor, photo: Tensor, displacement: Tensor) -> Tensor:
     """A clip without what it adds to the moved photo where that is fainter than can be meant.
 

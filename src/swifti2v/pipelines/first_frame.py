@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
@@ -34,7 +35,7 @@ class FirstFramePipeline(Stage1Pipeline):
         Wan2.2's ``textimage2video``: the first frame is given at timestep 0.
     """
 
-    num_given = 1
+    shows_given = True
 
     def require_motion(self, config: Stage1Config) -> None:
         """Refuse settings of models that see the photo in channels of their own.
@@ -50,18 +51,18 @@ class FirstFramePipeline(Stage1Pipeline):
             )
 
     def prepare_condition(self, image: Tensor, after: Tensor) -> Tensor:
-        """The photo's latents at every frame.
+        """Latents of the given frames, the last of them at every frame after.
 
         Args:
-            image: ``[B, 3, 1, H, W]`` in [-1, 1].
-            after: ``[B, 3, T - 1, H, W]``; only T is read.
+            image: ``[B, 3, k, H, W]`` in [-1, 1].
+            after: ``[B, 3, T - k, H, W]``; only T is read.
 
         Returns:
             ``[B, C, F, h, w]``.
         """
-        first = StreamingEncoder(self.vae).encode(image)
-        num_latent_frames = 1 + after.shape[2] // self.scale.time
-        return first.expand(-1, -1, num_latent_frames, -1, -1)
+        given = StreamingEncoder(self.vae).encode(image)
+        num_after = after.shape[2] // self.scale.time
+        return torch.cat([given, given[:, :, -1:].expand(-1, -1, num_after, -1, -1)], dim=2)
 
     def _still(self, condition: Tensor) -> Tensor:
         return condition
@@ -78,5 +79,5 @@ class FirstFramePipeline(Stage1Pipeline):
         transformer: Any = self.transformer
         (clip,) = plan_segments(latents.shape[2], None, 0)
         return predict_window(
-            transformer, clip, latents, sigma, prompt_embeds, Stage2Config(), self.num_given
+            transformer, clip, latents, sigma, prompt_embeds, Stage2Config(), num_skipped=1
         )

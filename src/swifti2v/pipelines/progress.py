@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from swifti2v.config import StageName
@@ -38,6 +38,18 @@ def report_steps(
     return lambda step: on_progress(
         Progress(stage=stage, step=step + 1, num_steps=num_steps, segment=segment)
     )
+
+
+def report_piece(on_progress: OnProgress | None, number: int, num_pieces: int) -> OnProgress | None:
+    """Tell ``on_progress`` the steps of a piece as those of the whole of Stage I."""
+    if on_progress is None or num_pieces == 1:
+        return on_progress
+
+    def report(progress: Progress) -> None:
+        before, num_steps = number * progress.num_steps, num_pieces * progress.num_steps
+        on_progress(replace(progress, step=before + progress.step, num_steps=num_steps))
+
+    return report
 
 
 class Stopwatch:

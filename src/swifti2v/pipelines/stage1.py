@@ -12,13 +12,14 @@ from torch import Tensor
 
 from swifti2v.config import SamplingConfig, Stage1Config
 from swifti2v.errors import ConfigError
-from swifti2v.media import video_to_frames
+from swifti2v.media import frames_to_video, video_to_frames
 from swifti2v.models.runtime.speed import attention_order
 from swifti2v.models.vae.block_codec import BlockCodec
 from swifti2v.models.vae.streaming import StreamingDecoder, StreamingEncoder, scale_factors
 from swifti2v.pipelines.course import Course, draw_chart, draw_course
 from swifti2v.pipelines.displacement import (
     enlarge,
+    go_on_from,
     leave_out_faint,
     move_photo,
     read_displacement,
@@ -33,7 +34,8 @@ from swifti2v.sampling import (
     guide,
     to_velocity,
 )
-from swifti2v.shapes import NUM_WAYS, LatentShape, PixelShape, ScaleFactors
+from swifti2v.segments import Piece
+from swifti2v.shapes import NUM_WAYS, LatentShape, PixelShape, ScaleFactors, latent_frames
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,19 @@ class Conditions:
     """``[1, L, D]``; needed only where guidance is above 1."""
     image_embeds: Tensor | None = None
     """``[1, L', D']`` of the CLIP image encoder, for models that take them."""
+    later_starts: Tensor | None = None
+    """``[P]`` integers, the frames from which later prompts hold; None without any."""
+    later_prompt_embeds: Tensor | None = None
+    """``[P, L, D]`` of these prompts."""
+
+    def at(self, frame: int) -> "Conditions":
+        """Conditions with the one prompt that holds at a pixel frame."""
+        if self.later_starts is None or self.later_prompt_embeds is None:
+            return self
+        number = int((self.later_starts <= frame).sum())
+        later = self.later_prompt_embeds[number - 1 : number]
+        own = later if number else self.prompt_embeds
+        return replace(self, prompt_embeds=own, later_starts=None, later_prompt_embeds=None)
 
     def to(self, device: torch.device) -> "Conditions":
         """Copy on a device."""
@@ -64,12 +79,32 @@ class Stage1Clip:
     """``[1, 2, T, h, w]`` float32 columns and rows in pixels, where each cell's centre was in the
     photo; None for a model that generates pixels alone."""
 
+    def after(self, num_frames: int) -> "Stage1Clip":
+        """The clip without its first frames."""
+        displacement = self.displacement
+        return Stage1Clip(
+            self.video[:, :, num_frames:],
+            None if displacement is None else displacement[:, :, num_frames:],
+        )
+
     def to_motion_reference(self) -> MotionReference:
         """The clip as Stage II reads it."""
         displacement = self.displacement
         if displacement is not None:
             displacement = displacement[0].transpose(0, 1).cpu()
         return MotionReference(video_to_frames(self.video), displacement)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Start:
+    """Where a piece goes on from."""
+
+    given: Tensor
+    """``[1, 3, k, H, W]``, the frames before it; of a first piece the photo."""
+    frame: int = 0
+    """Place of the first of them in the clip."""
+    displacement: Tensor | None = None
+    """``[1, 2, h, w]`` of that frame; None where it is the photo itself."""
 
 
 class Stage1Pipeline:
@@ -80,8 +115,8 @@ class Stage1Pipeline:
         vae: Video VAE with C latent channels.
     """
 
-    num_given = 0
-    """Latent frames at the start that the photo gives; the others are denoised."""
+    shows_given = False
+    """Whether given frames are clean latents among those that are denoised."""
 
     def __init__(
         self, transformer: WanTransformer3DModel, vae: AutoencoderKLWan | BlockCodec
@@ -119,7 +154,55 @@ class Stage1Pipeline:
         """
         self._require_fit(PixelShape(num_frames, image.shape[3], image.shape[4]))
         sigmas = config.sampling.plan_sigmas()
-        return self._sample(image, num_frames, None, conditions, seed, config, sigmas, on_progress)
+        start = _Start(given=image)
+        return self._sample(image, start, num_frames, conditions, seed, config, sigmas, on_progress)
+
+    def go_on(
+        self,
+        image: Tensor,
+        before: MotionReference,
+        piece: Piece,
+        conditions: Conditions,
+        seed: int,
+        config: Stage1Config,
+        on_progress: OnProgress | None = None,
+    ) -> Stage1Clip:
+        """Generate the frames that follow those made so far.
+
+        The model sees the last frames as given ones. A displacement goes on from theirs, so the
+        photo itself is moved however long the clip is.
+
+        Args:
+            image: See ``__call__``.
+            before: Frames of the clip up to the piece's given ones.
+            piece: Its place in the clip.
+            conditions: See ``__call__``; the prompt is the one that holds at this piece.
+            seed: See ``__call__``.
+            config: See ``__call__``.
+            on_progress: See ``__call__``.
+
+        Returns:
+            The new frames alone.
+        """
+        self._require_fit(PixelShape(piece.num_frames, image.shape[3], image.shape[4]))
+        known = slice(piece.start, piece.start + piece.num_given)
+        displacement = before.displacement
+        start = _Start(
+            given=frames_to_video(before.frames[known]).to(image),
+            frame=piece.start,
+            displacement=None if displacement is None else displacement[known][:1].to(image),
+        )
+        clip = self._sample(
+            image,
+            start,
+            piece.num_frames,
+            conditions,
+            seed,
+            config,
+            config.sampling.plan_sigmas(),
+            on_progress,
+        )
+        return clip.after(piece.num_given)
 
     def redraw(
         self,
@@ -154,34 +237,42 @@ class Stage1Pipeline:
         sigmas = plan_redraw_sigmas(config.sampling, sigma)
         self._require_fit(PixelShape(*video.shape[2:]))
         image, num_frames = video[:, :, :1], video.shape[2]
-        clean = StreamingEncoder(self.vae).encode(video)
-        return self._sample(image, num_frames, clean, conditions, seed, config, sigmas, on_progress)
+        start, clean = _Start(given=image), StreamingEncoder(self.vae).encode(video)
+        return self._sample(
+            image, start, num_frames, conditions, seed, config, sigmas, on_progress, clean
+        )
 
-    def _sample(
+    def _sample(  # noqa: PLR0913 - the one place where everything meets
         self,
         photo: Tensor,
+        start: _Start,
         num_frames: int,
-        clean: Tensor | None,
         conditions: Conditions,
         seed: int,
         config: Stage1Config,
         sigmas: Sequence[float],
         on_progress: OnProgress | None,
+        clean: Tensor | None = None,
     ) -> Stage1Clip:
-        """Noise ``clean``, or the photo at rest, to the first level; denoise and decode it."""
-        course = draw_course(num_frames, seed)
-        condition = self.prepare_condition(photo, self.continue_image(photo, course, config))
+        """Noise ``clean``, or the first frame at rest, to the first level; denoise and decode it."""
+        course = draw_course(num_frames, seed + start.frame)
+        after = self.continue_image(start.given, course, config)
+        condition = self.prepare_condition(start.given, after)
         clean = self._still(condition) if clean is None else clean
         _, channels, num_latent_frames, height, width = clean.shape
         size = (channels, height, width)
-        given = self.num_given
-        frames = range(given, num_latent_frames)
+        time = self.scale.time
+        given = latent_frames(start.given.shape[2], time) if self.shows_given else 0
+        # A frame's noise is its own, whatever piece it is made in.
+        frames = range(start.frame // time + given, start.frame // time + num_latent_frames)
         draw = partial(draw_noise, size, frames, seed, clean.device, stage="stage1")
-        start = draw() if sigmas[0] >= 1 else add_noise(clean[:, :, given:], draw(), sigmas[0])
-        latents = torch.cat([clean[:, :, :given], start], dim=2)
+        noisy = draw() if sigmas[0] >= 1 else add_noise(clean[:, :, given:], draw(), sigmas[0])
+        latents = torch.cat([clean[:, :, :given], noisy], dim=2)
         on_step = report_steps(on_progress, "stage1", len(sigmas) - 1)
         displacements: list[Tensor] = []
-        velocity = self.velocity(condition, conditions, config, photo, course, displacements.append)
+        velocity = self.velocity(
+            condition, conditions, config, photo, course, displacements.append, start.displacement
+        )
         renoise = draw if config.sampling.rule == "renoise" else None
         latents = denoise(velocity, latents, given, sigmas, on_step, "Stage I", renoise)
         video = self.decode(latents)
@@ -216,35 +307,37 @@ class Stage1Pipeline:
         """Make the frames that follow the image in the condition video.
 
         Args:
-            image: ``[B, 3, 1, H, W]``.
-            course: Course of the T frames, the image included, of one clip or of B; the chart shows
-                it.
+            image: ``[B, 3, k, H, W]``, one frame or several that are given.
+            course: Course of the T frames, the given ones included, of one clip or of B; the chart
+                shows it.
             config: Says whether the frames are grey or a chart.
 
         Returns:
-            ``[B, 3, T - 1, H, W]``.
+            ``[B, 3, T - k, H, W]``.
         """
-        height, width = image.shape[-2:]
+        num_given, height, width = image.shape[-3:]
         num_frames = course.clock.shape[-1]
         if config.condition == "zeros":
-            return torch.zeros_like(image).expand(-1, -1, num_frames - 1, -1, -1)
-        chart = draw_chart(course, height, width)[..., 1:, :, :]
+            grey = torch.zeros_like(image[:, :, :1])
+            return grey.expand(-1, -1, num_frames - num_given, -1, -1)
+        chart = draw_chart(course, height, width)[..., num_given:, :, :]
         return chart.to(image).expand(len(image), -1, -1, -1, -1)
 
     def prepare_condition(self, image: Tensor, after: Tensor) -> Tensor:
         """Mask and image latents, as Wan2.1-I2V lays them out.
 
         Args:
-            image: ``[B, 3, 1, H, W]`` in [-1, 1].
-            after: ``[B, 3, T - 1, H, W]``, what follows it in the condition video.
+            image: ``[B, 3, k, H, W]`` in [-1, 1], one frame or several that are given.
+            after: ``[B, 3, T - k, H, W]``, what follows in the condition video.
 
         Returns:
             ``[B, 4 + C, F, h, w]``: four mask channels, 1 where the frame is given.
         """
         encoder = StreamingEncoder(self.vae)
-        latents = torch.cat([encoder.encode(image), encoder.encode(after)], dim=2)
+        given = encoder.encode(image)
+        latents = torch.cat([given, encoder.encode(after)], dim=2)
         mask = torch.zeros_like(latents[:, :1]).expand(-1, self.scale.time, -1, -1, -1).clone()
-        mask[:, :, 0] = 1
+        mask[:, :, : given.shape[2]] = 1
         return torch.cat([mask, latents], dim=1)
 
     def velocity(
@@ -255,6 +348,7 @@ class Stage1Pipeline:
         photo: Tensor,
         course: Course,
         on_displacement: Callable[[Tensor], None],
+        before: Tensor | None = None,
     ) -> Velocity:
         """Bind everything but latents and noise level; guidance is mixed in here.
 
@@ -266,6 +360,7 @@ class Stage1Pipeline:
             course: Course of the clip.
             on_displacement: Called with each displacement that the model tells, see
                 ``read_displacement``.
+            before: ``[1, 2, h, w]`` displacement of the first frame, from which the clip goes on.
         """
         still, image_embeds = self._still(condition), conditions.image_embeds
 
@@ -284,6 +379,8 @@ class Stage1Pipeline:
             output = guided(latents, sigma)
             if config.motion == "displacement":
                 displacement = self.read_displacement(output, course)
+                if before is not None:
+                    displacement = go_on_from(before, displacement, self.scale.space)
                 on_displacement(displacement)
                 output = self.add_to_moved(output, displacement, photo, still)
             return to_velocity(output, latents, still, sigma, config.sampling.parameterization)

@@ -28,7 +28,7 @@ from swifti2v.sampling import (
     to_velocity,
 )
 from swifti2v.segments import Segment
-from swifti2v.shapes import ScaleFactors
+from swifti2v.shapes import ScaleFactors, pixel_frames
 
 
 def predict_window(
@@ -128,7 +128,7 @@ class Stage2Pipeline:
 
         Args:
             reference: The hybrid reference; its first latent frame is the anchor.
-            conditions: Text embeddings.
+            conditions: Text embeddings; a segment has the prompt that holds at its first new frame.
             seed: Seed of the noise, drawn for each latent frame by itself.
             config: Settings.
             store: Gets the latents of each segment; those it holds are yielded as they are.
@@ -158,6 +158,7 @@ class Stage2Pipeline:
                 target = target.to(anchor)
                 self._require_shape(target, segment, anchor)
             else:
+                first_frame = pixel_frames(segment.target[0], self.scale.time).start
                 with stopwatch.measure("stage2"):
                     given = _gather(clean, segment.given, condition)
                     draw = _noise_source(anchor, segment, seed)
@@ -165,7 +166,7 @@ class Stage2Pipeline:
                     start = draw() if sigmas[0] >= 1 else add_noise(start, draw(), sigmas[0])
                     condition = prepare_window_reference(given, condition, config)
                     window = denoise(
-                        self.velocity(segment, condition, conditions, config),
+                        self.velocity(segment, condition, conditions.at(first_frame), config),
                         torch.cat([given, start], dim=2),
                         len(segment.given),
                         sigmas,

@@ -17,6 +17,12 @@ class SegmentStore(Protocol):
     def save_conditions(self, conditions: Conditions) -> None:
         """Keep the embeddings."""
 
+    def load_piece(self, index: int) -> MotionReference | None:
+        """Return what Stage I made in a piece of several, or None if the store has none."""
+
+    def save_piece(self, index: int, motion: MotionReference) -> None:
+        """Keep the new frames of a piece; called as soon as they are finished."""
+
     def load_motion_reference(self) -> MotionReference | None:
         """Return Stage I's output, or None if the store has none."""
 
@@ -39,10 +45,14 @@ class ReadOnlyStore:
 
     def __init__(self, store: SegmentStore) -> None:
         self.load_conditions = store.load_conditions
+        self.load_piece = store.load_piece
         self.load_motion_reference = store.load_motion_reference
         self.load_segment = store.load_segment
 
     def save_conditions(self, conditions: Conditions) -> None:
+        """Keep nothing."""
+
+    def save_piece(self, index: int, motion: MotionReference) -> None:
         """Keep nothing."""
 
     def save_motion_reference(self, motion: MotionReference) -> None:

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
@@ -33,6 +34,13 @@ class MotionReference:
     displacement: Tensor | None = None
     """``[T, 2, a, b]`` float32 from every frame to frame 0, right and down in pixels of ``frames``, at
     the centres of a x b equal cells of the frame; None where nobody knows."""
+
+    def followed_by(self, other: "MotionReference") -> "MotionReference":
+        """Both clips, one after the other; displacements of both are to the first one's frame 0."""
+        frames = np.concatenate([self.frames, other.frames])
+        if self.displacement is None or other.displacement is None:
+            return MotionReference(frames)
+        return MotionReference(frames, torch.cat([self.displacement, other.displacement]))
 
 
 class ReferenceFrames:

@@ -43,6 +43,7 @@ from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.decoding import SegmentDecoder, SegmentOutput
 from swifti2v.pipelines.first_frame import make_stage1
+from swifti2v.pipelines.pieces import make_pieces
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions
@@ -295,7 +296,7 @@ class SwiftI2VPipeline:
         motion_reference = store.load_motion_reference() if store is not None else None
         if motion_reference is None:
             motion_reference = self.generate_motion_reference(
-                image, conditions, generator, config, on_progress, stopwatch
+                image, conditions, generator, config, on_progress, stopwatch, store
             )
             if store is not None:
                 store.save_motion_reference(motion_reference)
@@ -362,7 +363,7 @@ class SwiftI2VPipeline:
             max(config.stage1.sampling.guidance_scale, config.stage2.sampling.guidance_scale) > 1
         )
         negative = config.negative_prompt if guided else None
-        return self.encoder(image, prompt, negative, stopwatch)
+        return self.encoder(image, prompt, negative, stopwatch, config.later_prompts)
 
     def _conditions(
         self,
@@ -389,17 +390,20 @@ class SwiftI2VPipeline:
         config: GenerationConfig,
         on_progress: OnProgress | None = None,
         stopwatch: Stopwatch | None = None,
+        store: SegmentStore | None = None,
     ) -> MotionReference:
-        """Stage I alone, at 1/downscale of the output size."""
+        """Stage I alone, at 1/downscale of the output size.
+
+        A long clip, and one of several prompts, is made in pieces, see ``make_pieces``.
+        """
         with self.staging.hold(*STAGE1), (stopwatch or Stopwatch()).measure("stage1"):
             require_loaded(self.components, "stage1_transformer")
             low = config.stage1.downscale
             photo = self._photo(image, config)
             small = resize_video(photo, config.height // low, config.width // low, "area")
-            clip = self.stage1(
-                small, conditions, config.num_frames, _seed(generator), config.stage1, on_progress
+            return make_pieces(
+                self.stage1, small, conditions, _seed(generator), config, on_progress, store
             )
-            return clip.to_motion_reference()
 
     @torch.no_grad()  # between two segments the caller's own setting holds
     def synthesize(

@@ -4,7 +4,7 @@ Equal layers and equal latent frames are counted once and multiplied, which is e
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
 from typing import Any
@@ -27,7 +27,7 @@ from swifti2v.planning.counting import META, count
 from swifti2v.planning.models import Models
 from swifti2v.planning.streams import STEADY, StreamWork, Tiling, count_decoder, count_encoder
 from swifti2v.segments import Segment
-from swifti2v.shapes import LatentShape, PixelShape
+from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 
 SEARCH_SECONDS = 1.3e-6
 """Seconds of one core to search flow there and back at a pixel: 80 ms for 320x192, measured on a
@@ -69,9 +69,8 @@ class ClipCounter:
         }
         if with_stage1:
             pixels.require_fit(scale1._replace(space=scale1.space * low))
-            small = PixelShape(config.num_frames, config.height // low, config.width // low)
-            self.small = LatentShape.from_pixel_shape(small, scale1, vae1.config["z_dim"])
-            self._common |= {"image": self._count_image(), "stage1": self._count_stage1()}
+            sizes = Counter(piece.num_frames for piece in config.plan_pieces())
+            self._common |= self._count_pieces(sizes, scale1, vae1.config["z_dim"])
         self.segments = config.stage2.plan(self.large.num_frames)
         self._common["stage2"] = self._count_stage2()
         self._weights = {
@@ -148,12 +147,25 @@ class ClipCounter:
         config = self.config
         return max(stage.sampling.guidance_scale for stage in (config.stage1, config.stage2)) > 1
 
+    def _count_pieces(
+        self, sizes: Mapping[int, int], scale: ScaleFactors, channels: int
+    ) -> dict[CountedStage, StageWork]:
+        """Stage I and its inputs, for so many pieces of each number of frames."""
+        config, works = self.config, []
+        low = config.stage1.downscale
+        for num_frames, times in sizes.items():
+            pixels = PixelShape(num_frames, config.height // low, config.width // low)
+            self.small = LatentShape.from_pixel_shape(pixels, scale, channels)
+            works += [(self._count_image(), self._count_stage1())] * times
+        images, clips = zip(*works, strict=True)
+        return {"image": _add_work(images), "stage1": _add_work(clips)}
+
     def _count_text(self) -> StageWork:
         ids = torch.empty(1, self.models.index.max_text_length, dtype=torch.long, device=META)
         cost = self.models.count_layers(
             "text_encoder", lambda m: m(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
         )
-        num_prompts = 2 if self._is_guided else 1
+        num_prompts = 1 + len(self.config.later_prompts) + self._is_guided
         return StageWork(
             count=replace(cost * num_prompts, kept_bytes=0), passes={"text_encoder": num_prompts}
         )
@@ -315,6 +327,15 @@ class ClipCounter:
 
 def _empty(shape: LatentShape, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(1, *shape, dtype=dtype, device=META)
+
+
+def _add_work(works: Sequence[StageWork]) -> StageWork:
+    """Work of one after the other."""
+    passes: Counter[str] = Counter()
+    for work in works:
+        passes.update(work.passes)
+    count = sum((work.count for work in works[1:]), works[0].count)
+    return replace(works[0], count=count, passes=dict(passes))
 
 
 def _count_frames(run: Callable[[int], object], num_frames: int) -> Count:

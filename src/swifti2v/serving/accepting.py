@@ -27,6 +27,7 @@ CHANGES = (
     "num_frames",
     "fps",
     "negative_prompt",
+    "later_prompts",
     "num_inference_steps",
     "guidance_scale",
     "segment_size",

@@ -240,9 +240,13 @@ def _describe(job: Job, folder: JobFolder, order: ClipOrder) -> dict[str, Any]:
         "fps": config.fps,
         "notes": json.dumps([_reword(note, folder) for note in job.notes]),
         "segments_total": len(job.pipe.plan(config)),
-        "stage1_steps": 0 if order.has_motion else config.stage1.sampling.num_calls,
+        "stage1_steps": 0 if order.has_motion else _count_stage1_steps(config),
         "segment_steps": config.stage2.sampling.num_calls,
     }
+
+
+def _count_stage1_steps(config: GenerationConfig) -> int:
+    return config.stage1.sampling.num_calls * len(config.plan_pieces())
 
 
 def _require_small(folder: JobFolder, order: ClipOrder, limits: Limits) -> None:

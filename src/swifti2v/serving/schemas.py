@@ -72,6 +72,9 @@ class VideoRequest(_Strict):
     """A video that is asked for."""
 
     prompt: str = Field(description="What happens in the video.")
+    later_prompts: Annotated[list[tuple[int, str]] | None, BeforeValidator(_from_json_text)] = (
+        Field(None, max_length=64, description="[frame, prompt] of prompts that take over.")
+    )
     input_reference: AnyReference = Field(None, description="The photo.")
     model: str | None = Field(None, description="A name of GET /v1/models.")
     seconds: float | None = Field(None, gt=0, le=3600, description="Length; not with num_frames.")

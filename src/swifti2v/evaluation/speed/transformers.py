@@ -190,7 +190,7 @@ def _stage1_arguments(subject: Subject, pipeline: Stage1Pipeline, shape: LatentS
     config, draw = pipeline.transformer.config, partial(torch.randn, device=subject.device)
     image_dim = config.get("image_dim")
     sigma = torch.full((1, shape.num_frames), 0.9375, device=subject.device)
-    sigma[:, : pipeline.num_given] = 0
+    sigma[:, : int(pipeline.shows_given)] = 0
     return [
         draw(1, *shape),
         draw(1, pipeline.scale.time + shape.channels, *shape[1:]),

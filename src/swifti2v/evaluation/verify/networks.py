@@ -333,9 +333,9 @@ def _denoise_stage1(
 
         def predict(noisy: Tensor, sigma: float) -> Tensor:
             level = torch.full((1, clean.shape[2]), sigma, device=clean.device)
-            level[:, : pipeline.num_given] = 0
+            level[:, : int(pipeline.shows_given)] = 0
             start = clean[:, :, :1]
-            if not pipeline.num_given:  # the photo's own frame is noised as well
+            if not pipeline.shows_given:  # the photo's own frame is noised as well
                 size = (clean.shape[1], *clean.shape[3:])
                 first = draw_noise(size, [0], SEED, clean.device, stage="stage1")
                 start = add_noise(start, first, sigma)
