@@ -20,7 +20,7 @@ from swifti2v.models.vae.streaming import StreamingEncoder
 from swifti2v.pipelines.camera_moves import SHIFT
 from swifti2v.pipelines.course import draw_course
 from swifti2v.pipelines.displacement import enlarge, go_on_from, move_photo
-from swifti2v.pipelines.progress import Progress
+from swifti2v.pipelines.progress import Progress, Stopwatch
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
 from tests.helpers.command_line import assert_same_frames, generate, succeed, swifti2v
 from tests.helpers.tiny import SIZE, tiny_pipeline
@@ -43,14 +43,8 @@ def image() -> Image.Image:
 
 def run_stage1(pipe: SwiftI2VPipeline, image: Image.Image, **changes: Any) -> Any:
     config = pipe.configure(**changes)
-    conditions = pipe.encode(image, "pan left", config, pipe_watch())
+    conditions = pipe.encode(image, "pan left", config, Stopwatch())
     return pipe.generate_motion_reference(image, conditions, SEED, config)
-
-
-def pipe_watch() -> Any:
-    from swifti2v.pipelines.progress import Stopwatch
-
-    return Stopwatch()
 
 
 @torch.no_grad()
@@ -99,7 +93,8 @@ class Watched(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, self.inputs = model, []
+        self.model = model
+        self.inputs: list[dict[str, Any]] = []
         self.config, self.dtype = model.config, model.dtype
 
     def forward(self, **inputs: Any) -> Any:
@@ -244,4 +239,4 @@ def test_an_empty_later_prompt_is_one_like_any_other(pipe, image):
     config: GenerationConfig = pipe.configure(later_prompts=((9, ""),))
     assert replace(config, later_prompts=()).plan_pieces() != config.plan_pieces()
     with pytest.raises(PromptError):
-        pipe.encode(image, "p", pipe.configure(later_prompts=((9, "x" * 99),)), pipe_watch())
+        pipe.encode(image, "p", pipe.configure(later_prompts=((9, "x" * 99),)), Stopwatch())

@@ -297,6 +297,20 @@ def test_guidance_asks_every_model_twice():
         assert twice[stage].count.flops == 2 * once[stage].count.flops
 
 
+def test_a_clip_in_pieces_is_counted_by_them(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    models = Models(tmp_path, torch.float32)
+    plain = parse_config(GenerationConfig, models.index.settings, "tiny")
+    prompts = ((9, "b"), (13, "c"))  # 9 frames, then 1 + 4 twice
+    pieces = [replace(plain, num_frames=frames) for frames in (9, 5, 5)]
+    whole = ClipCounter(models, replace(plain, later_prompts=prompts)).count().stages
+    parts = [ClipCounter(models, config).count().stages for config in pieces]
+    for stage in ("text", "stage1"):
+        assert whole[stage].count.flops == sum(part[stage].count.flops for part in parts)
+        for role, times in whole[stage].passes.items():
+            assert times == sum(part[stage].passes[role] for part in parts)
+
+
 @pytest.mark.slow
 def test_moving_the_photo_counts_once_a_step_however_guided(tmp_path):
     tiny_pipeline(displaces=True).save_pretrained(tmp_path)

@@ -5,6 +5,7 @@ import io
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def animated() -> bytes:
 
 
 JSON = {"content-type": "application/json"}
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no photo": ({"input_reference": None}, "input_reference is missing"),
     "an empty photo": ({"input_reference": b""}, "image input_reference is empty (0 bytes)"),
     "a text": ({"input_reference": b"hello"}, "input_reference is not an image that can be read"),
@@ -62,6 +63,10 @@ CASES = {
     "frames that do not fit": ({"num_frames": 12}, "num_frames 12"),
     "too few frames": ({"num_frames": 1}, "num_frames is 1; it must be at least 5"),
     "too many frames": ({"num_frames": 401}, "num_frames is 401; this server makes at most 65"),
+    "a prompt between two latent frames": (
+        {"later_prompts": '[[10, "b"]]'},
+        "later_prompts has 10, which is not 4k + 1; the nearest are 9 and 13",
+    ),
     "two lengths": ({"num_frames": 9, "seconds": 1}, "seconds and num_frames are both given"),
     "a length below 0": ({"seconds": -1}, "seconds: Input should be greater than 0"),
     "a rate that is none": ({"fps": 0}, "fps is 0; it must be between 1 and 240"),
