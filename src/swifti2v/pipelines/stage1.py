@@ -97,7 +97,7 @@ class Stage1Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Start:
-    """Where a piece goes on from."""
+    """Frames from which a piece goes on."""
 
     given: Tensor
     """``[1, 3, k, H, W]``, the frames before it; of a first piece the photo."""
