@@ -5,7 +5,7 @@
 #   bash runs/bench_h200.sh OUTPUT_DIR [MODEL]
 set -uo pipefail
 out=${1:?output directory}
-model=${2:-paper}
+model=${2:-public}
 mkdir -p "$out"
 python -c 'import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version(), torch.cuda.get_device_name())' \
   | tee "$out/machine.txt"
