@@ -141,6 +141,7 @@ def assert_same(config: Any, tmp_path: Path, cache: Path) -> None:
         ("stage1", "displacing", {}),
         ("stage2", "codec", {"run": {"precision": "bfloat16"}, "crop": 16}),
         ("stage2", "causal", {}),
+        ("stage2", "causal", {"data": {"num_pieces": 2}}),
         ("stage2", "causal", {"generation": {"stage2": {"reference_detail": "carried"}}}),
     ],
 )
@@ -297,7 +298,8 @@ def test_few_pieces_bound_the_cache(model, clips, tmp_path):
     longer = replace(config, phases=(replace(config.phases[0], steps=40),))
     plan = CacheMaking(longer, tmp_path / "cache", CPU).plan()
     assert len(plan.jobs) == 3  # one of each clip
-    assert plan.num_entries <= 3 * 3
+    assert plan.num_entries == 3  # whole, whatever the windows
+    assert plan.num_bytes == 3 * 2 * (768 * 3 * 4 * 4) * 4  # clip and reference in float32
     make(config, tmp_path / "cache")
     assert_same(config, tmp_path, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.num_pieces is 0"):

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -15,6 +14,7 @@ from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.segments import plan_segments
 from swifti2v.shapes import LatentShape, PixelShape, ScaleFactors
 from swifti2v.training.adapters import AdapterConfig, find_targets
+from swifti2v.training.costs.feeding import FeedPlan, FeedWishes, plan_feed
 from swifti2v.training.data.buckets import format_bucket
 from swifti2v.training.data.phases import ClipsPhase
 from swifti2v.training.engine.memory import (
@@ -29,9 +29,12 @@ from swifti2v.training.engine.optimizers import OptimizerConfig
 from swifti2v.training.engine.run_config import PhaseConfig, RunConfig
 from swifti2v.training.engine.work import count_flops
 from swifti2v.training.windows import WindowConfig
+from swifti2v.units import GB
 
 FROZEN_BYTES = 2
 """Bytes of a frozen weight on a GPU."""
+PROCESS_BYTES, WORKER_BYTES = 2 * GB, GB // 5
+"""Host memory of a rank's libraries (CUDA's part is a guess), and of a worker besides frames."""
 CLIP_TOKENS = 257
 """Tokens of the photo's embedding, for transformers that take one."""
 
@@ -48,6 +51,29 @@ class SamplePlan:
     """Tokens of one sample; 0 where they are not counted."""
     flops: float = 0.0
     """FLOP of one sample, see ``count_flops``; 0 where they are not counted."""
+    num_steps: int | None = None
+    """Steps of the phase; None where it is limited by minutes."""
+    feed: FeedPlan | None = None
+    """Costs of reading and encoding; None where they are not counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostMemory:
+    """Bytes of host memory of one rank."""
+
+    loading: int
+    """While the weights are read, before they are on the GPU."""
+    processes: int
+    """Libraries of the rank and of its workers."""
+    samples: int
+    """Frames that workers read, and batches that wait."""
+    checkpoint: int
+    """Copy of what is saved, while it is written."""
+
+    @property
+    def total(self) -> int:
+        """The most at one time."""
+        return max(self.loading, self.processes + self.samples + self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +96,37 @@ class TrainingPlan:
     """Text tokens of one sample."""
     frozen_bytes: Mapping[str, int] = field(default_factory=dict)
     """Parts beside the model that every rank holds whole on a GPU."""
+
+    @property
+    def feeds(self) -> list[FeedPlan]:
+        """Costs of reading and encoding, where they are counted."""
+        return [sample.feed for sample in self.samples if sample.feed is not None]
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint on disk, of all ranks together."""
+        return self.predict_memory(self.run.num_replicas).checkpoint
+
+    def predict_device(self, num_ranks: int) -> float:
+        """Bytes on each GPU with the frozen parts; a batch is encoded before activations are kept."""
+        memory = self.predict_memory(num_ranks)
+        encoding = max((feed.encode_bytes for feed in self.feeds), default=0)
+        beside = sum(self.frozen_bytes.values()) + max(0, encoding - memory.activations)
+        return memory.total + beside
+
+    def predict_host(self, num_ranks: int) -> HostMemory:
+        """Host memory of each of so many ranks."""
+        run = self.run
+        num_samples = run.batch_size // (run.num_micro_batches * num_ranks)
+        waiting = num_samples * max((feed.host_bytes for feed in self.feeds), default=0)
+        piece = max((feed.piece_bytes for feed in self.feeds), default=0)
+        weights = FROZEN_BYTES * self.parameters.total + sum(self.frozen_bytes.values())
+        return HostMemory(
+            loading=PROCESS_BYTES + weights,
+            processes=PROCESS_BYTES + run.num_workers * WORKER_BYTES,
+            samples=(run.num_workers + 1) * waiting + max(run.num_workers, 1) * piece,
+            checkpoint=self.predict_memory(num_ranks).checkpoint if run.async_checkpoints else 0,
+        )
 
     def fits(self, num_ranks: int) -> bool:
         """Whether a step's samples divide over so many ranks."""
@@ -115,6 +172,8 @@ class ClipSample(NamedTuple):
     """Latent frames that are seen."""
     scale: ScaleFactors
     """Pixels of a cell and of a token."""
+    feed: FeedPlan | None = None
+    """Costs of reading and encoding it; None where they are not counted."""
 
     @classmethod
     def of(
@@ -159,6 +218,7 @@ class EmptyStage:
             if role in index.components
         }
         self.transformer, self.num_text_tokens = models.pop(own), index.max_text_length
+        self.vae = models[f"{stage}_vae"]
         self.scale = scale_factors(models[f"{stage}_vae"], self.transformer.config["patch_size"][1])
         self.frozen_bytes = {
             role: FROZEN_BYTES * count_parameters(part).total for role, part in models.items()
@@ -170,21 +230,21 @@ class EmptyStage:
         run: RunConfig,
         phases: Sequence[ClipsPhase],
         adapter: AdapterConfig | None,
-        crop: int | None,
-        windows: WindowConfig | None = None,
+        wishes: FeedWishes,
     ) -> TrainingPlan:
         """Predict a training of the transformer on the longest windows of its clips, or all of them.
 
         Raises:
             ShapeError: A bucket does not fit the model.
         """
-        samples = [
-            max(
-                (ClipSample.of(s, crop, windows, self.scale) for s in phase.data.rules.shapes),
-                key=attrgetter("tokens"),
-            )
-            for phase in phases
-        ]
+        samples = []
+        for phase in phases:
+            shapes = phase.data.rules.shapes
+            found = [ClipSample.of(s, wishes.crop, wishes.windows, self.scale) for s in shapes]
+            number = max(range(len(found)), key=lambda place: found[place].tokens)
+            own = wishes._replace(keeps_pieces=phase.data.num_pieces is not None)
+            feed = plan_feed(shapes[number], self.vae, self.scale, own)
+            samples.append(found[number]._replace(feed=feed))
         return plan_transformer(
             part,
             self.transformer,
@@ -223,6 +283,8 @@ def plan_transformer(
                 num_text_tokens=num_text_tokens,
                 num_image_tokens=CLIP_TOKENS if takes_photo else 0,
             ),
+            num_steps=phase.steps,
+            feed=sample.feed,
         )
         for phase, sample in zip(phases, samples, strict=True)
     ]

@@ -35,6 +35,7 @@ from swifti2v.models.weights.files import read_metadata
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.training.adapters import AdapterConfig, adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import embed_prompts
+from swifti2v.training.costs.feeding import FeedWishes
 from swifti2v.training.costs.plan import EmptyStage, TrainingPlan, crop_shape
 from swifti2v.training.data.phases import ClipsPhase, find_clips
 from swifti2v.training.data.record import require_same_clips
@@ -252,6 +253,12 @@ def plan_relay(config: RelayTraining) -> list[TrainingPlan]:
     """
     stage = EmptyStage(config.model, "stage2", ["stage2_vae", "text_encoder"])
     return [
-        stage.plan(recipe, config.run, relay.phases, relay.adapter, relay.crop)
+        stage.plan(
+            recipe,
+            config.run,
+            relay.phases,
+            relay.adapter,
+            FeedWishes(crop=relay.crop, pixel_bytes=12),
+        )
         for recipe, relay in config.relays.items()
     ]

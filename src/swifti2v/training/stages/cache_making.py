@@ -189,5 +189,6 @@ class CacheMaking:
         scale, channels = scale_factors(self.vae, patch=1), int(self.vae.config["z_dim"])
         latents = LatentShape.from_pixel_shape(pixels, scale, channels)
         num_values = prod(latents._replace(num_frames=len(window) or latents.num_frames))
-        mask = 0 if window else num_values // channels * scale.time
+        has_mask = isinstance(self.config, Stage1FineTuning)
+        mask = num_values // channels * scale.time if has_mask else 0
         return (2 * num_values + mask) * self.vae.dtype.itemsize

@@ -184,22 +184,26 @@ class CachedStage2:
         self.clips, self.encoder, self.cache = clips, encoder, cache
 
     def ask(self, draw: Draw) -> tuple[list[Piece], Window]:
-        """Pieces of clips of a micro-batch, and which of their latent frames are kept."""
+        """Pieces of clips of a micro-batch, and which of their latent frames are kept.
+
+        Pieces that come again, each time with another window, are kept whole.
+        """
         pieces, segment = self.clips.ask(draw)
-        return pieces, segment.window
+        return pieces, segment.window if self.clips.clips.num_pieces is None else ()
 
     def make(
         self, clip: LoadedClip, piece: Piece, windows: Sequence[Window]
     ) -> dict[Window, dict[str, Tensor]]:
         """Entries of a piece, without a batch dimension, in the VAE's own precision."""
         vae = self.encoder.vae
-        covered = self.clips.cover([frame for window in windows for frame in window])
+        whole = self.clips.all_frames(piece)
+        covered = self.clips.cover([frame for window in windows for frame in window or whole])
         video, small = self.clips.cut(clip, piece, covered)
         pair = self.encoder.encode_pair(
             torch.from_numpy(video), None if small is None else torch.from_numpy(small)
         )
         latents, reference = (own[0].to(vae.dtype) for own in pair)
-        places = {window: [covered.index(frame) for frame in window] for window in windows}
+        places = {own: [covered.index(frame) for frame in own or whole] for own in windows}
         return {
             window: {"latents": latents[:, at], "reference": reference[:, at]}
             for window, at in places.items()
@@ -207,8 +211,11 @@ class CachedStage2:
 
     def load(self, draw: Draw) -> Stage2Latents:
         """See ``Stage2Source``."""
-        pieces, segment = self.clips.ask(draw)
-        samples, num_replaced, tensors = self.cache.take(pieces, segment.window)
+        pieces, window = self.ask(draw)
+        samples, num_replaced, tensors = self.cache.take(pieces, window)
+        segment = self.clips.segment(draw)
+        if window == ():
+            tensors = {name: own[:, :, list(segment.window)] for name, own in tensors.items()}
         return Stage2Latents(
             ids=tuple(sample.id for sample in samples),
             num_replaced=num_replaced,

@@ -89,9 +89,17 @@ class Stage2Clips:
 
     def ask(self, draw: Draw) -> tuple[list[Piece], Segment]:
         """Choose pieces of clips for a micro-batch, and the segment of the whole step."""
+        return self.clips.pieces(draw, self.crop, self.downscale), self.segment(draw)
+
+    def segment(self, draw: Draw) -> Segment:
+        """Choose the segment of a step."""
         num_latent_frames = latent_frames(self.clips.bucket(draw.step).num_frames, self.time_factor)
-        segment = draw_window(self.windows, self.stage2, num_latent_frames, draw.shared())
-        return self.clips.pieces(draw, self.crop, self.downscale), segment
+        return draw_window(self.windows, self.stage2, num_latent_frames, draw.shared())
+
+    def all_frames(self, piece: Piece) -> tuple[int, ...]:
+        """Latent frames of a whole piece."""
+        bucket = self.clips.placements[piece.name].bucket
+        return tuple(range(latent_frames(bucket.num_frames, self.time_factor)))
 
     def load(self, draw: Draw) -> Stage2Pixels:
         """See ``FrameSource``; no frame behind the window is read."""

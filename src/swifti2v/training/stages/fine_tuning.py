@@ -12,6 +12,7 @@ from swifti2v.errors import InputError
 from swifti2v.models.lora.provenance import hash_base, save_trained_lora
 from swifti2v.training.adapters import adapter_state_dict, add_adapter
 from swifti2v.training.cache.prompt_embeddings import REMEDY, CachedPrompts, embed_prompts
+from swifti2v.training.costs.feeding import FeedWishes
 from swifti2v.training.costs.plan import EmptyStage, TrainingPlan
 from swifti2v.training.data.phases import find_clips
 from swifti2v.training.data.record import require_same_clips
@@ -124,9 +125,13 @@ def plan_stage(config: Stage1FineTuning | Stage2FineTuning) -> TrainingPlan:
     """
     recipe = find_recipe(config)
     stage = EmptyStage(config.model, recipe.stage, _frozen(recipe, config))
-    return stage.plan(
-        recipe.stage, config.run, config.phases, config.adapter, config.crop, config.windows
+    wishes = FeedWishes(
+        crop=config.crop,
+        windows=config.windows,
+        pixel_bytes=recipe.pixel_bytes,
+        reads_latents=config.cache is not None and config.cache.latents,
     )
+    return stage.plan(recipe.stage, config.run, config.phases, config.adapter, wishes)
 
 
 def _frozen(recipe: Recipe, config: Stage1FineTuning | Stage2FineTuning) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class Recipe:
     """Stage that is trained."""
     frozen: tuple[str, ...]
     """Components that encode, by role."""
+    pixel_bytes: int
+    """Bytes of a pixel of the frames that workers hand over."""
     kind: type[nn.Module]
     """Class as which the trained transformer is written."""
     merges_own_loras: bool
@@ -134,6 +136,7 @@ RECIPES: dict[type[FineTuningConfig], Recipe] = {
     Stage1FineTuning: Recipe(
         stage="stage1",
         frozen=("stage1_vae", "text_encoder", "image_encoder"),
+        pixel_bytes=12,  # float32
         kind=WanTransformer3DModel,
         merges_own_loras=False,
         open_latents=_open_stage1,
@@ -144,6 +147,7 @@ RECIPES: dict[type[FineTuningConfig], Recipe] = {
     Stage2FineTuning: Recipe(
         stage="stage2",
         frozen=("stage2_vae", "text_encoder"),
+        pixel_bytes=3,
         kind=SegmentTransformer3DModel,
         merges_own_loras=True,
         open_latents=_open_stage2,

@@ -1,16 +1,24 @@
 """Predictions of a training from configurations: those of the models that are then loaded."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from swifti2v import units
+from swifti2v.cli.train import resolve_settings
 from swifti2v.cli.training_plan import to_comments
 from swifti2v.config import parse_config, read_yaml
 from swifti2v.errors import LoadingError, ShapeError
 from swifti2v.models.loading.components import load_components
+from swifti2v.models.vae.streaming import StreamingEncoder, scale_factors
+from swifti2v.planning.counting import count
+from swifti2v.shapes import PixelShape
 from swifti2v.training.adapters import add_adapter
+from swifti2v.training.costs.feeding import FeedWishes, plan_feed
 from swifti2v.training.engine.memory import ActivationSizes, count_parameters, predict_activations
 from swifti2v.training.nano.config import NanoConfig, TextEncoderConfig
 from swifti2v.training.nano.plan import plan_nano, plan_text_encoder
@@ -18,6 +26,8 @@ from swifti2v.training.nano.text_encoder import TextTask
 from swifti2v.training.stages.config import Stage1FineTuning, Stage2FineTuning
 from swifti2v.training.stages.fine_tuning import plan_stage
 from swifti2v.training.vae.training import VaeTrainingConfig, make_vae, plan_vae
+from swifti2v.training.windows import WindowConfig
+from tests.helpers.tiny import tiny_vae
 
 CONFIGS = Path(__file__).parents[4] / "src/swifti2v/configs"
 CPU = torch.device("cpu")
@@ -117,17 +127,99 @@ def test_the_longest_window_of_all_buckets_counts() -> None:
         plan_stage(read(Stage2FineTuning, "nano_stage2", phases=bad, crop=None))
 
 
+def machines() -> list[Any]:
+    """Machines that the shipped configurations name: file, GPUs, memory of one, options."""
+    found = []
+    for kind, name in ((Stage2FineTuning, "stage2_2k"), (Stage1FineTuning, "stage1_lora")):
+        text = (CONFIGS / f"{name}.yaml").read_text()
+        for counts, size, options in re.findall(r"^#   ((?:\d+ x )+)(\d+) GB: (.+)$", text, re.M):
+            num_ranks = math.prod(int(count) for count in counts.split(" x ")[:-1])
+            sets = () if options == "as it stands" else options.split("--set ")[1:]
+            found.append((kind, name, num_ranks, int(size), tuple(map(str.strip, sets))))
+    return found
+
+
+def test_the_shipped_configurations_name_three_machines_each() -> None:
+    named = [(name, num_ranks, size) for _, name, num_ranks, size, _ in machines()]
+    sizes = [(1, 141), (8, 80), (32, 80)]
+    assert named == [(name, *own) for name in ("stage2_2k", "stage1_lora") for own in sizes]
+
+
+@pytest.mark.parametrize(("kind", "name", "num_ranks", "size", "sets"), machines())
+def test_a_shipped_configuration_fits_the_machine_it_names(
+    kind: Any, name: str, num_ranks: int, size: int, sets: tuple[str, ...]
+) -> None:
+    config = resolve_settings(kind, Path(name), sets)
+    plan = plan_stage(config)
+    assert plan.fits(num_ranks)
+    # A tenth for what is left out: gathered blocks, kernels, what the allocator wastes.
+    assert plan.predict_device(num_ranks) < 0.9 * size * units.GB
+    assert plan.predict_host(num_ranks).total < 120 * units.GB  # 8 of them on a machine of 1 TB
+    if sets:  # they are needed
+        bare = plan_stage(resolve_settings(kind, Path(name), ()))
+        assert not bare.fits(num_ranks) or bare.predict_device(num_ranks) > 0.9 * size * units.GB
+
+
+def test_feeding_2k_is_counted() -> None:
+    plan = plan_stage(read(Stage2FineTuning, "stage2_2k"))
+    feed = plan.samples[1].feed
+    assert feed is not None
+    # Windows end at latent frames 3, 6 ... 18 and 20, and all frames up to there are needed.
+    ends = (3, 6, 9, 12, 15, 18, 20)
+    assert feed.mean_frames == pytest.approx(sum(4 * end + 1 for end in ends) / 7)
+    assert feed.most_frames == 81
+    assert feed.host_bytes == 81 * 1408 * 2560 * 3
+    step = 64 * (plan.samples[1].flops + feed.encode_flops)
+    assert 52e15 < 64 * plan.samples[1].flops < 53e15
+    assert step == pytest.approx(132e15, rel=0.01)
+    assert feed.entry_bytes == 2 * 48 * 5 * 88 * 160 * 2
+    assert feed.encode_bytes > 2 * 81 * 1408 * 2560 * 3 * 4
+    cached = plan_stage(read(Stage2FineTuning, "stage2_2k", cache={"directory": "data/cache"}))
+    own = cached.samples[1].feed
+    assert own is not None
+    assert (own.mean_frames, own.encode_flops, own.encode_bytes) == (0, 0, 0)
+    assert own.entry_bytes == feed.entry_bytes
+    assert cached.predict_device(8) == cached.predict_memory(8).total + sum(
+        cached.frozen_bytes.values()
+    )
+
+
+def test_encoding_is_counted_as_a_step_does_it(tmp_path: Path) -> None:
+    """The FLOP of a causal VAE that encodes clips and their references up to each window's end."""
+    vae: Any = tiny_vae()
+    vae.to("meta")
+    scale = scale_factors(vae, patch=2)
+    windows = WindowConfig(segment_sizes=(1, 2), context_sizes=(0,))
+    feed = plan_feed(PixelShape(25, 32, 48), vae, scale, FeedWishes(windows=windows))
+
+    def flops(num_frames: int) -> float:
+        video = torch.empty(1, 3, num_frames, 32, 48, device="meta")
+        with torch.inference_mode():
+            return count(lambda: StreamingEncoder(vae).encode(video, final=True)).flops
+
+    ends = [[1, 2, 3, 4, 5, 6], [2, 4, 6]]
+    mean = sum(sum(flops(4 * end + 1) for end in own) / len(own) for own in ends) / 2
+    assert feed.encode_flops == pytest.approx(2 * mean, rel=1e-6)
+
+
 def test_the_prediction_is_printed_as_comments() -> None:
     plan = plan_stage(read(Stage2FineTuning, "stage2_2k"))
     lines = to_comments([plan], (8, 3)).splitlines()
     assert all(line.startswith("# ") for line in lines)
     assert lines[0] == "# stage2: 5,000,377,536 parameters, 5,000,377,536 trained"
-    assert lines[2] == (
+    assert lines[4] == (
         "#   phase 2k, at most 5 latent frames of 81x1408x2560: 64 samples a step, 17,600 tokens "
-        "each, 1,126,400 tokens a step, 52.0 PFLOP a step"
+        "each, 1,126,400 tokens a step, 131.4 PFLOP a step (79.4 PFLOP of them encoding)"
     )
-    assert [line for line in lines if "ranks:" in line] == [
+    assert "48 frames a sample on average, 212 s a step, 590 hours in all" in lines[5]
+    assert "latents in a cache would take 12.9 MB a sample" in lines[6]
+    assert "  disk: a checkpoint 74.5 GB, 223.5 GB while one is written" in lines[-2]
+    assert [line for line in lines if "ranks: GPU" in line] == [
+        "#     8 ranks: GPU 69.5 GB; host 23.2 GB (loading 23.2 GB; then processes 2.8 GB, samples "
+        "7.3 GB, checkpoint 9.3 GB)"
+    ]
+    assert [line for line in lines if "ranks:" in line and "GPU" not in line] == [
         "#     8 ranks: 37.8 GB (weights 2.3 GB, gradients 21.0 GB, optimizer 4.7 GB, average "
         "2.3 GB, activations 7.5 GB)"
     ]
-    assert "text_encoder 10.6 GB" in lines[-2]
+    assert any("text_encoder 10.6 GB" in line for line in lines)
