@@ -183,7 +183,39 @@ def test_a_run_stopped_in_any_piece_makes_the_same_clip(tmp_path, image, displac
     for segment, frames in zip(resumed, whole, strict=True):
         assert np.array_equal(segment.frames, frames)
     stage1 = [(p.step, p.num_steps) for p in steps if p.stage == "stage1"]
-    assert stage1 == [(step, 6) for step in range(2 * len(pieces) + 1, 7)]
+    loaded = [2 * number for number in range(1, len(pieces) + 1)]
+    assert stage1 == [(step, 6) for step in (*loaded, *range(2 * len(pieces) + 1, 7))]
+
+
+@pytest.mark.parametrize("displaces", [False, True])
+@pytest.mark.parametrize("detail", ["none", "carried"])
+def test_the_first_frames_leave_before_the_last_piece_is_begun(image, displaces, detail):
+    pipe = tiny_pipeline(displaces=displaces)
+    config = pipe.configure(
+        **{"later_prompts": ((5, "b"), (13, "c")), "stage2.reference_detail": detail}
+    )
+    events: list[str] = []
+    run: Any = {"generator": SEED, "config": config}
+    parts = []
+    for segment in pipe.stream(image, "a", **run, on_progress=lambda p: events.append(p.stage)):
+        events.append("frames")
+        parts.append(segment.frames)
+    assert events.index("frames") < len(events) - 1 - events[::-1].index("stage1")
+    assert events.count("stage1") == 6
+    conditions = pipe.encode(image, "a", config, Stopwatch())
+    motion = pipe.generate_motion_reference(image, conditions, SEED, config)
+    whole = pipe.synthesize(motion, image, conditions, SEED, config)
+    for frames, expected in zip(parts, whole, strict=True):
+        assert np.array_equal(frames, expected.frames)
+
+
+def test_stages_that_are_loaded_one_after_the_other_run_so(model, photo, tmp_path):
+    pipe = SwiftI2VPipeline.from_pretrained(model, device="cpu", staged=True)
+    config = pipe.configure(later_prompts=((5, "b"), (13, "c")))
+    events: list[str] = []
+    image = Image.open(photo).convert("RGB")
+    list(pipe.stream(image, "a", config=config, on_progress=lambda p: events.append(p.stage)))
+    assert events == ["stage1"] * 6 + ["stage2"] * 8
 
 
 def test_the_command_line_takes_prompts_over_time(model: Path, photo: Path, tmp_path: Path) -> None:

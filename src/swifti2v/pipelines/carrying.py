@@ -114,10 +114,14 @@ class MotionSearch:
     Args:
         clip: ``[T, h, w, 3]`` uint8.
         photo: ``[1, 3, 1, H, W]`` in [-1, 1], frame 0 in full.
+        count_made: Number of frames that are there, where a clip is still made; None for all.
     """
 
-    def __init__(self, clip: Frames, photo: Tensor) -> None:
+    def __init__(
+        self, clip: Frames, photo: Tensor, count_made: Callable[[], int] | None = None
+    ) -> None:
         self.clip, self.photo = clip, photo
+        self._count_made = count_made or (lambda: len(clip))
         self._waiting: dict[int, Future[Motion]] = {}
 
     def __call__(self, frame: int) -> Motion:
@@ -127,7 +131,7 @@ class MotionSearch:
             Exception: Any error of the search.
         """
         self._waiting = {i: task for i, task in self._waiting.items() if i >= frame}
-        for index in range(frame, min(frame + NUM_AHEAD, len(self.clip))):
+        for index in range(frame, min(frame + NUM_AHEAD, self._count_made())):
             if index not in self._waiting:
                 self._waiting[index] = self._threads.submit(self._search, index)
         return self._waiting.pop(frame).result()

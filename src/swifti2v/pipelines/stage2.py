@@ -151,6 +151,7 @@ class Stage2Pipeline:
             anchor = reference.anchor()
         clean: dict[int, Tensor] = {0: anchor}
         for segment in config.plan(reference.num_latent_frames):
+            reference.wait_for(segment.window)
             with stopwatch.measure("reference"):
                 condition = reference.latents(segment.window)
             target = store.load_segment(segment.index) if store is not None else None

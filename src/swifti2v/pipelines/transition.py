@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
@@ -25,6 +24,16 @@ from swifti2v.pipelines.carrying import (
 from swifti2v.shapes import Crop, FrameSize, latent_frames, pixel_frames
 
 
+class Growth(Protocol):
+    """Makes the frames of a clip as far as they are needed."""
+
+    num_made: int
+    """Frames that are there."""
+
+    def make_through(self, num_frames: int) -> None:
+        """Make so many frames, or more."""
+
+
 @dataclass(frozen=True, slots=True)
 class MotionReference:
     """A low-resolution clip that says how things move: Stage I's output, or the user's own clip."""
@@ -34,13 +43,18 @@ class MotionReference:
     displacement: Tensor | None = None
     """``[T, 2, a, b]`` float32 from every frame to frame 0, right and down in pixels of ``frames``, at
     the centres of a x b equal cells of the frame; None where nobody knows."""
+    growth: Growth | None = field(default=None, compare=False)
+    """Makes frames that are not there yet; None where all are."""
 
-    def followed_by(self, other: "MotionReference") -> "MotionReference":
-        """Both clips, one after the other; displacements of both are to the first one's frame 0."""
-        frames = np.concatenate([self.frames, other.frames])
-        if self.displacement is None or other.displacement is None:
-            return MotionReference(frames)
-        return MotionReference(frames, torch.cat([self.displacement, other.displacement]))
+    @property
+    def num_made(self) -> int:
+        """Frames that are there."""
+        return len(self.frames) if self.growth is None else self.growth.num_made
+
+    def wait_for(self, num_frames: int) -> None:
+        """Have so many frames made."""
+        if self.growth is not None:
+            self.growth.make_through(num_frames)
 
 
 class ReferenceFrames:
@@ -89,7 +103,8 @@ class ReferenceFrames:
         elif displacement is not None:
             self._find_motion = GivenMotion(displacement, frames)
         else:
-            self._find_motion = self._search = MotionSearch(frames, photo)
+            self._search = MotionSearch(frames, photo, lambda: motion_reference.num_made)
+            self._find_motion = self._search
 
     def read(self, start: int, stop: int) -> Tensor:
         """Frames ``[1, 3, stop - start, H, W]`` from ``start`` on; not clamped."""
@@ -180,6 +195,7 @@ class HybridReference:
     ) -> None:
         config = config or Stage2Config()
         self.frames = ReferenceFrames(motion_reference, photo, config)
+        self._motion = motion_reference
         self._vae, self._tile = vae, config.vae_tile
         self._encoder = StreamingEncoder(vae, tile=self._tile, offloads_history=offloads_history)
         self._offloads_history = offloads_history
@@ -191,6 +207,10 @@ class HybridReference:
     def num_latent_frames(self) -> int:
         """F of the whole clip."""
         return latent_frames(len(self.frames.motion_reference), self._time)
+
+    def wait_for(self, frames: tuple[int, ...]) -> None:
+        """Have the motion reference made as far as latent frames read it."""
+        self._motion.wait_for(pixel_frames(max(frames), self._time).stop)
 
     def latents(self, frames: tuple[int, ...]) -> Tensor:
         """Reference latents ``[1, C, len(frames), h, w]`` of the frames asked for.

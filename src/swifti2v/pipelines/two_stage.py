@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from swifti2v.models.vae.streaming import StreamingDecoder
 from swifti2v.pipelines.conditions import ConditionEncoder
 from swifti2v.pipelines.decoding import SegmentDecoder, SegmentOutput
 from swifti2v.pipelines.first_frame import make_stage1
-from swifti2v.pipelines.pieces import make_pieces
+from swifti2v.pipelines.pieces import PieceMaker
 from swifti2v.pipelines.progress import OnProgress, Stopwatch
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.stage1 import Conditions
@@ -295,11 +295,10 @@ class SwiftI2VPipeline:
         conditions = self._conditions(image, prompt, config, stopwatch, store)
         motion_reference = store.load_motion_reference() if store is not None else None
         if motion_reference is None:
-            motion_reference = self.generate_motion_reference(
+            make = self._begin_motion if self.streams_stage1 else self.generate_motion_reference
+            motion_reference = make(
                 image, conditions, generator, config, on_progress, stopwatch, store
             )
-            if store is not None:
-                store.save_motion_reference(motion_reference)
         yield from self.synthesize(
             motion_reference,
             image,
@@ -381,6 +380,11 @@ class SwiftI2VPipeline:
                 store.save_conditions(conditions)
         return conditions.to(self.components.device)
 
+    @property
+    def streams_stage1(self) -> bool:
+        """Whether Stage II begins before Stage I has made its last piece: both are in memory."""
+        return not self.staging.is_staged
+
     @torch.no_grad()
     def generate_motion_reference(
         self,
@@ -394,16 +398,35 @@ class SwiftI2VPipeline:
     ) -> MotionReference:
         """Stage I alone, at 1/downscale of the output size.
 
-        A long clip, and one of several prompts, is made in pieces, see ``make_pieces``.
+        A long clip, and one of several prompts, is made in pieces, see ``PieceMaker``.
         """
-        with self.staging.hold(*STAGE1), (stopwatch or Stopwatch()).measure("stage1"):
-            require_loaded(self.components, "stage1_transformer")
-            low = config.stage1.downscale
-            photo = self._photo(image, config)
-            small = resize_video(photo, config.height // low, config.width // low, "area")
-            return make_pieces(
-                self.stage1, small, conditions, _seed(generator), config, on_progress, store
+        with self.staging.hold(*STAGE1):
+            motion = self._begin_motion(
+                image, conditions, generator, config, on_progress, stopwatch, store
             )
+            motion.wait_for(config.num_frames)
+            return replace(motion, growth=None)
+
+    @torch.no_grad()
+    def _begin_motion(
+        self,
+        image: Image.Image,
+        conditions: Conditions,
+        generator: torch.Generator | int,
+        config: GenerationConfig,
+        on_progress: OnProgress | None,
+        stopwatch: Stopwatch | None,
+        store: SegmentStore | None,
+    ) -> MotionReference:
+        """Make the first piece of Stage I's clip; the others are made as they are read."""
+        require_loaded(self.components, "stage1_transformer")
+        low = config.stage1.downscale
+        photo = self._photo(image, config)
+        small = resize_video(photo, config.height // low, config.width // low, "area")
+        seed = _seed(generator)
+        return PieceMaker(
+            self.stage1, small, conditions, seed, config, on_progress, store, stopwatch
+        ).begin()
 
     @torch.no_grad()  # between two segments the caller's own setting holds
     def synthesize(

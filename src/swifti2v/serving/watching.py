@@ -33,20 +33,24 @@ class Watcher:
         self._folder = folder
         self._stop = stop
         self.stopwatch = Stopwatch()
+        self._stage1_steps = job.stage1_steps  # unless Stage I tells that it is still at work
+        self._stage2_steps = 0
 
     def on_progress(self, progress: Progress) -> None:
         """Note a model call; see ``advance``."""
-        before = 0
-        if progress.stage == "stage2":
-            before = self._job.stage1_steps + progress.segment * self._job.segment_steps
-        self.advance(progress.stage, steps_done=before + progress.step)
+        if progress.stage == "stage1":
+            self._stage1_steps = progress.step
+        else:
+            self._stage2_steps = progress.segment * self._job.segment_steps + progress.step
+        self.advance(progress.stage, steps_done=self._stage1_steps + self._stage2_steps)
 
     def on_segment(self, segment: SegmentOutput) -> None:
         """Save a preview of a segment and note it; see ``advance``."""
         frame = segment.frames[-1 if segment.index else 0]
         save_frame(frame, self._folder.segment_preview(segment.index))
         num_done = segment.index + 1
-        steps_done = self._job.stage1_steps + num_done * self._job.segment_steps
+        self._stage2_steps = num_done * self._job.segment_steps
+        steps_done = self._stage1_steps + self._stage2_steps
         self.advance("stage2", steps_done=steps_done, segments_done=num_done)
 
     def advance(self, stage: str, *, steps_done: int = 0, segments_done: int = 0) -> None:

@@ -105,6 +105,19 @@ def test_progress_is_real_and_only_grows(live):
     assert [stage for stage in stages if stage != "loading"] == ["stage1", "stage2"]
 
 
+@pytest.mark.slow
+def test_progress_only_grows_where_the_stages_take_turns(live):
+    prompts = '[[5, "b"], [13, "c"]]'
+    id = live.submit(num_inference_steps=20, later_prompts=prompts)["id"]
+    seen = [live.get(id)]
+    while seen[-1]["status"] in ("queued", "in_progress"):
+        seen.append(live.get(id))
+    progress = [video["progress"] for video in seen]
+    assert progress == sorted(progress)
+    assert seen[-1]["status"] == "completed"
+    assert len({each for each in progress if 0 < each < 99}) > 3
+
+
 def test_an_own_clip_takes_the_place_of_stage_1(live, tmp_path):
     clip = save_clip(tmp_path / "clip.mkv", 9).read_bytes()
     video = live.finish(live.submit(motion_reference=clip)["id"])
