@@ -72,7 +72,7 @@ def check(resolved: Resolved, pipe: SwiftI2VPipeline) -> Job:
     notes += parts.describe_loras()
     if motion is None:
         doubts = (doubt_prompt(parts.text_encoder, prompt) for prompt in settings.prompts)
-        notes += [doubt for doubt in doubts if doubt]
+        notes += dict.fromkeys(doubt for doubt in doubts if doubt)
     return Job(
         request=resolved.request,
         settings=settings,
