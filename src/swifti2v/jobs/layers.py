@@ -1,11 +1,14 @@
 """Layers of settings, weakest first, each with the source that error messages name."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swifti2v.config import GenerationConfig, merge, parse_config
 from swifti2v.models.loading.sources import find_model
 
+ANY_LENGTH = sys.maxsize - 1
+"""``num_frames`` of a layer that names none: it comes from another layer, or from the model."""
 Layer = tuple[str, Mapping[str, Any]]
 """The source, and nested settings that it asks for."""
 
@@ -29,6 +32,6 @@ def merge_layers(layers: Sequence[Layer]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for source, asked in layers:
-        parse_config(GenerationConfig, asked, source)
+        parse_config(GenerationConfig, {"num_frames": ANY_LENGTH, **asked}, source)
         merged = merge(merged, asked)
     return merged

@@ -59,7 +59,7 @@ def _require_usual(source: FrameSize) -> None:
     if longer > MAX_ASPECT * shorter:
         raise ShapeError(
             f"{source.width}x{source.height} is over {MAX_ASPECT} times as long as it is wide or "
-            "high: crop it, or choose a size with --width and --height"
+            "high: crop it, or give --width and --height"
         )
 
 
@@ -83,7 +83,7 @@ def _follow(settings: RunSettings, source: FrameSize) -> tuple[FrameSize, str | 
     what = "photo's aspect" if settings.command == "generate" else "exact aspect of the clip"
     return size, (
         f"size {size.width}x{size.height}: the {what} in no more pixels than the model's "
-        f"{config.width}x{config.height}; --width and --height choose another"
+        f"{config.width}x{config.height}; choose another with --width and --height"
     )
 
 

@@ -35,6 +35,11 @@ def clean_prompt(prompt: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def quote_prompt(prompt: str) -> str:
+    """Quote the beginning of a prompt, as errors do."""
+    return repr(clean_prompt(prompt)[:40])
+
+
 def doubt_prompt(text_encoder: PreTrainedModel, prompt: str) -> str | None:
     """Warning for a prompt that the encoder was not trained to understand; None for other prompts.
 
@@ -109,7 +114,7 @@ def tokenize_prompts(
             num_tokens = len(tokenizer(text, add_special_tokens=True, verbose=False).input_ids)
             if num_tokens > max_length:
                 raise PromptError(
-                    f"the prompt {text[:40]!r}... has {num_tokens} tokens, the limit is "
+                    f"the prompt {quote_prompt(text)}... has {num_tokens} tokens, the limit is "
                     f"{max_length}: shorten it, or cut it with --truncate-prompt"
                 )
     inputs = tokenizer(

@@ -143,6 +143,8 @@ async def _check(
         if "error" in answer:
             is_fault = answer["code"] == "internal_error"
             param = answer.get("param")
+            if param == "num_frames" and body.video.seconds is not None:
+                param = "seconds"
             raise ApiError(500 if is_fault else 400, answer["code"], answer["error"], param=param)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)

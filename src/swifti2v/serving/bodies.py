@@ -83,10 +83,18 @@ async def _read_form(request: Request, max_bytes: int) -> tuple[dict[str, Any], 
             if isinstance(value, UploadFile):
                 if key not in FILES:
                     raise ApiError(400, "invalid_field", f"{key}: it is no file", param=key)
+                if key in uploads:
+                    raise _given_twice(key)
                 uploads[key] = await value.read()
             else:
                 _add_text(fields, key, value)
+    for key in fields.keys() & uploads.keys():
+        raise _given_twice(key)
     return fields, uploads
+
+
+def _given_twice(name: str) -> ApiError:
+    return ApiError(400, "invalid_field", f"{name}: it is given twice", param=name)
 
 
 def _add_text(fields: dict[str, Any], key: str, value: str) -> None:
@@ -94,11 +102,17 @@ def _add_text(fields: dict[str, Any], key: str, value: str) -> None:
     nested = _NESTED.fullmatch(key)
     name, inner = (nested[1], nested[2]) if nested else (key, None)
     if name == "loras" and not value.startswith("["):
-        fields.setdefault(name, []).append(value)
+        texts = fields.setdefault(name, [])
+        if not isinstance(texts, list):
+            raise _given_twice(name)
+        texts.append(value)
     elif inner and not inner.isdecimal():
-        fields.setdefault(name, {})[inner] = value
+        parts = fields.setdefault(name, {})
+        if not isinstance(parts, dict) or inner in parts:
+            raise _given_twice(name)
+        parts[inner] = value
     elif name in fields:
-        raise ApiError(400, "invalid_field", f"{name}: it is given twice", param=name)
+        raise _given_twice(name)
     else:
         fields[name] = value
 
@@ -108,6 +122,8 @@ def _find_url(name: str, reference: Reference) -> str:
         raise ApiError(
             400, "invalid_field", f"{name}: there is no file store; send the file", param=name
         )
+    if reference.image_url and reference.video_url:
+        raise _given_twice(name)
     url = reference.image_url or reference.video_url
     if not url:
         raise ApiError(400, "invalid_field", f"{name}: image_url is missing", param=name)

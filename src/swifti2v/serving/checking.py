@@ -41,6 +41,7 @@ from swifti2v.models.fingerprints import MOTIONS_KEY
 from swifti2v.models.loading.components import load_tokenizer
 from swifti2v.models.loading.sources import find_model
 from swifti2v.models.loading.sources import resolve as find_source
+from swifti2v.models.text import quote_prompt
 from swifti2v.pipelines.outline import outline_pipeline
 from swifti2v.pipelines.sizes import side_multiple
 from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -213,7 +214,7 @@ def answer(
     except SwiftI2VError as error:
         code = next((code for kind, code in CODES if isinstance(error, kind)), "invalid_model")
         text = in_words_of_api(error, folder)
-        return Answer(error=text, code=code, param=find_param(text, code))
+        return Answer(error=text, code=code, param=find_param(text, code, order))
 
 
 def _resolve(folder: JobFolder, order: ClipOrder, server: ServerSettings) -> Resolved:
@@ -351,21 +352,33 @@ def in_words_of_api(error: BaseException, folder: JobFolder) -> str:
     return _reword("; ".join([str(error), *getattr(error, "__notes__", ())]), folder)
 
 
-def find_param(text: str, code: str) -> str | None:
+def find_param(text: str, code: str, order: ClipOrder) -> str | None:
     """Name the field of a request that an error speaks of: the first one, or the usual of its kind.
 
     Fields that are called as plain words are, such as ``size``, go by the kind alone.
     """
     if code == "invalid_prompt":
-        return "prompt"
+        return _find_prompt(text, order)
     named = re.findall(r"[a-z]+(?:_[a-z]+)+|fps|loras|background", text)
     fields = (word for word in named if word in VideoRequest.model_fields)
     return next(fields, PARAMS.get(code))
 
 
+def _find_prompt(text: str, order: ClipOrder) -> str:
+    """Name the field whose beginning an error quotes."""
+    later = [prompt for _, prompt in order.changes.get("later_prompts", ())]
+    negative = order.changes.get("negative_prompt", "")
+    fields = {"prompt": [order.prompt], "later_prompts": later, "negative_prompt": [negative]}
+    for field, prompts in fields.items():
+        if any(quote_prompt(prompt) in text for prompt in prompts):
+            return field
+    return "prompt"
+
+
 def _reword(text: str, folder: JobFolder) -> str:
     text = text.removeprefix(f"{SOURCE}: ").removeprefix("settings: ")
-    text = text.replace(f"{folder.path}/", "")
+    text = text.replace(f"{folder.path}/", "").replace("--width and --height", "size")
+    text = re.sub(r"\bstage[12]\.(?=[a-z])", "", text)
     return re.sub(
         r"(?<![\w-])--([a-z][a-z-]+)",
         lambda found: API_NAMES.get(found[1], found[1].replace("-", "_")),

@@ -149,7 +149,7 @@ def list_videos(
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoList:
     """List jobs, the newest first."""
-    number = service.find(after, owner).number if after is not None else None
+    number = None if after is None else service.find(after, owner, param="after").number
     jobs = service.store.page(owner, limit + 1, number, is_ascending=order == "asc")
     shown = [service.show(job) for job in jobs[:limit]]
     return VideoList(

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from swifti2v.config import StageName
 from swifti2v.serving.job import Status
 
-SIZE = r"\d{1,5}x\d{1,5}"
+SIZE = r"[1-9]\d{0,4}x[1-9]\d{0,4}"
 
 
 def _from_json_text(value: Any) -> Any:
@@ -77,12 +77,14 @@ class VideoRequest(_Strict):
     )
     input_reference: AnyReference = Field(None, description="The photo.")
     model: str | None = Field(None, description="A name of GET /v1/models.")
-    seconds: float | None = Field(None, gt=0, le=3600, description="Length; not with num_frames.")
+    seconds: float | None = Field(
+        None, gt=0, le=3600, allow_inf_nan=False, description="Length; not with num_frames."
+    )
     size: Annotated[str | None, BeforeValidator(_to_size)] = Field(
         None, pattern=f"^{SIZE}$", description="WIDTHxHEIGHT."
     )
     num_frames: int | None = Field(None, description="4k + 1, at least 5.")
-    fps: float | None = Field(None, description="Frames a second.")
+    fps: float | None = Field(None, allow_inf_nan=False, description="Frames a second.")
     seed: int | None = Field(None, ge=-1, le=2**63 - 1, description="-1 draws one.")
     negative_prompt: str | None = Field(None, description="Used where guidance is above 1.")
     num_inference_steps: int | None = Field(

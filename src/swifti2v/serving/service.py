@@ -37,15 +37,20 @@ class Service:
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once requests can be checked; until then the server listens and lets them wait."""
 
-    def find(self, id: str, owner: str) -> Job:
+    def find(self, id: str, owner: str, *, param: str | None = None) -> Job:
         """A job of an owner.
+
+        Args:
+            id: Of the job.
+            owner: Others do not find it.
+            param: Field that names it, for the error.
 
         Raises:
             ApiError: The id is unknown.
         """
         job = self.store.find(id, owner)
         if job is None:
-            raise ApiError(404, "not_found", "there is no such video")
+            raise ApiError(404, "not_found", "there is no such video", param=param)
         return job
 
     def forget(self, id: str) -> None:

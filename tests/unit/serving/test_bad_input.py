@@ -68,6 +68,22 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         "later_prompts has 10, which is not 4k + 1; the nearest are 9 and 13",
     ),
     "two lengths": ({"num_frames": 9, "seconds": 1}, "seconds and num_frames are both given"),
+    "too many seconds": ({"seconds": 60}, "num_frames is 961; this server makes at most 65"),
+    "seconds that are no number": ({"seconds": "nan"}, "seconds: Input should be a finite number"),
+    "a size of nothing": ({"size": "0x64"}, "size: '0x64' is no size; write WIDTHxHEIGHT"),
+    "an empty segment": ({"segment_size": 0}, "segment_size is 0; it must be at least 1"),
+    "a negative prompt that is too long": (
+        {"negative_prompt": "zoom " * 20},
+        "tokens, the limit is 24: shorten it",
+    ),
+    "a later prompt that is too long": (
+        {"later_prompts": f'[[9, "{"zoom " * 20}"]]'},
+        "tokens, the limit is 24: shorten it",
+    ),
+    "a later prompt beyond the end": (
+        {"later_prompts": '[[1001, "b"]]'},
+        "frame 1001, but the last of 17 frames",
+    ),
     "a length below 0": ({"seconds": -1}, "seconds: Input should be greater than 0"),
     "a rate that is none": ({"fps": 0}, "fps is 0; it must be between 1 and 240"),
     "no steps": ({"num_inference_steps": 0}, "num_inference_steps: Input should be greater than"),
@@ -78,7 +94,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a strip of a photo": (
         {"input_reference": photo(500, 1)},
-        "500x1 is over 10 times as long as it is wide or high: crop it, or choose a size",
+        "500x1 is over 10 times as long as it is wide or high: crop it, or give size",
     ),
     "a seed below -1": ({"seed": -2}, "seed: Input should be greater than or equal to -1"),
     "an unknown field": ({"num_frame": 9}, "num_frame: there is no such field"),
@@ -109,9 +125,39 @@ def test_it_is_refused_and_nothing_stays(live, case):
     assert error["type"] == "invalid_request_error"
     assert str(live.service.data_dir.path) not in response.text
     assert "--" not in error["message"]
+    assert "stage" not in error["message"]
     assert error["param"] == PARAMS.get(case, next(iter(fields)))
     assert live.files() == set()
     assert live.client.get("/v1/videos").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [("input_reference", ("a.png", photo())), ("input_reference", ("b.png", photo()))],
+        [("input_reference", ("a.png", photo())), ("input_reference", (None, "data:,"))],
+        [("input_reference", (None, "data:,")), ("input_reference[image_url]", (None, "data:,"))],
+        [("loras", (None, '["mine"]')), ("loras", (None, "mine"))],
+        [("prompt", (None, "zoom")), ("prompt", (None, "pan"))],
+    ],
+)
+def test_a_field_that_is_given_twice_is_refused(live, twice):
+    error = refusal(live.client.post("/v1/videos", files=[("prompt", (None, "zoom")), *twice]))
+    assert error["message"] == f"{error['param']}: it is given twice"
+    assert error["param"] == twice[0][0]
+    assert live.files() == set()
+
+
+def test_a_photo_and_a_clip_in_one_reference_are_refused(live):
+    both = {"image_url": "data:,", "video_url": "data:,"}
+    sent = {"prompt": "zoom", "input_reference": both}
+    error = refusal(live.client.post("/v1/videos", json=sent))
+    assert (error["param"], error["message"][-17:]) == ("input_reference", "it is given twice")
+
+
+def test_a_list_after_an_unknown_job_names_its_field(live):
+    response = live.client.get("/v1/videos", params={"after": "nobody"})
+    assert (response.status_code, refusal(response)["param"]) == (404, "after")
 
 
 def test_a_clip_that_is_too_long_or_too_short(live, tmp_path):
