@@ -18,6 +18,7 @@ expect.set_options(timeout=WAIT_MILLISECONDS)
 SLOW = 30
 """Steps of a video that is still being made when it is looked at."""
 BEING_MADE = re.compile("segment [23] of 3")
+LATER = "17: zoom in"
 PHONE = {"width": 390, "height": 844}
 IPHONE = "self.ManagedMediaSource = self.MediaSource; delete self.MediaSource;"
 """What iPhones have in its place."""
@@ -81,6 +82,7 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
     page = open_page(live.url, accept_downloads=True)
     assert_usable(page)
     fill(page, photo_file, steps=SLOW)
+    page.fill("#later", LATER)
     expect(page.locator("#estimate strong")).to_contain_text("33 frames")
     expect(page.locator("#estimate")).to_contain_text("of memory")
     page.click("#submit")
@@ -102,13 +104,20 @@ def test_a_photo_becomes_a_video_that_plays_while_it_is_made(live, open_page, ph
         page.click("#download")
     made = tmp_path / "made.mp4"
     download.value.save_as(made)
-    assert read_settings(made).seed == 7
+    settings = read_settings(made)
+    assert (settings.seed, settings.config.later_prompts) == (7, ((17, "zoom in"),))
 
     other = open_page(live.url)
     drop(other, made, "video/mp4")
     expect(other.locator("#seed")).to_have_value("7")
     expect(other.locator("#problem")).to_contain_text("photo")
-    for name, value in {"prompt": "pan left", "width": "96", "seconds": "2", "steps": SLOW}.items():
+    for name, value in {
+        "prompt": "pan left",
+        "width": "96",
+        "seconds": "2",
+        "steps": SLOW,
+        "later": LATER,
+    }.items():
         expect(other.locator(f"#{name}")).to_have_value(str(value))
     other.set_input_files("#photo", photo_file)
     other.set_input_files("#motion", made)
@@ -130,6 +139,15 @@ def test_what_is_wrong_is_said_in_the_servers_words(live, open_page, photo_file,
     with page.expect_response(lambda got: got.status == 400) as refused:
         page.set_input_files("#photo", text)
     expect(page.locator("#problem")).to_have_text(refused.value.json()["error"]["message"])
+    mistakes = (("#seconds", "1e", "not a number"), ("#later", "zoom in", "17: zoom in"))
+    for field, typed, words in mistakes:
+        page.focus(field)
+        page.keyboard.type(typed)
+        page.click("#submit")
+        expect(page.locator("#problem")).to_contain_text(words)
+        expect(page.locator("#estimate")).to_contain_text(words)
+        expect(page.locator(field)).to_have_attribute("aria-invalid", "true")
+        page.fill(field, "")
     page.set_input_files("#reuse-file", text)
     expect(page.locator("#problem")).to_contain_text("notes.png carries no settings")
 

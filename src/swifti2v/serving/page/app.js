@@ -1,7 +1,7 @@
 // The page: its parts and what they tell each other.
 
 import { getJson, hasKey, readRange, setKey, sleep } from "./api.js";
-import { Composer } from "./composer.js";
+import { Composer, writeLater } from "./composer.js";
 import { Lists } from "./lists.js";
 import { readSettings } from "./mp4.js";
 import { find, lengthOf } from "./words.js";
@@ -134,7 +134,7 @@ async function reuseFile(file) {
 
 const stem = (path) => path.split(/[\\/]/).at(-1).replace(/\.(yaml|safetensors)$/, "");
 
-function fromStored({ prompt, seed, model, fit, background, loras, config }) {
+function fromStored({ prompt, seed, model, fit, background, loras, truncate_prompt: isCut, config }) {
   const { stage1, stage2 } = config;
   const steps = stage2.sampling.num_inference_steps;
   const guidance = stage2.sampling.guidance_scale;
@@ -147,6 +147,8 @@ function fromStored({ prompt, seed, model, fit, background, loras, config }) {
     num_inference_steps: steps === stage1.sampling.num_inference_steps ? steps : "",
     guidance_scale: guidance === stage1.sampling.guidance_scale ? guidance : "",
     negative_prompt: config.negative_prompt,
+    later_prompts: writeLater(config.later_prompts ?? []),
+    truncate_prompt: isCut || "",
     segment_size: stage2.segment_size,
     context_size: stage2.context_size,
     loras: loras.map((lora) => ({ ...lora, name: stem(lora.path) })),

@@ -5,8 +5,10 @@ import { duration, element, find, lengthOf, memory, plural, sizeOf } from "./wor
 
 const ESTIMATE_MILLISECONDS = 500;
 const HALF_SIZE = "Give width and height, or neither.";
-const MORE = ["motion_reference", "num_inference_steps", "guidance_scale", "fps", "negative_prompt",
-  "segment_size", "context_size", "fit", "background", "loras"];
+const NO_NUMBER = "This is not a number.";
+const NO_LATER_PROMPT = "Write each later prompt in a line with its first frame, such as 17: zoom in";
+const MORE = ["motion_reference", "num_inference_steps", "guidance_scale", "fps", "negative_prompt", "later_prompts",
+  "truncate_prompt", "segment_size", "context_size", "fit", "background", "loras"];
 
 export class Composer {
   // `onMade(video)` is told of a job that is queued, `onError(error)` of failures of the connection.
@@ -113,7 +115,8 @@ export class Composer {
   body() {
     const body = new FormData();
     for (const [name, value] of new FormData(this.form)) {
-      if (typeof value === "string" && value.trim()) body.append(name, value.trim());
+      if (typeof value !== "string" || !value.trim()) continue;
+      body.append(name, name === "later_prompts" ? JSON.stringify(readLater(value)) : value.trim());
     }
     const [width, height] = [find("#width").value, find("#height").value];
     if (width) body.append("size", `${width}x${height}`);
@@ -125,12 +128,17 @@ export class Composer {
     return body;
   }
 
-  get hasWholeSize() {
-    return Boolean(find("#width").value) === Boolean(find("#height").value);
+  // What the server cannot see to be wrong, as words and a field: browsers hand over what is no number as nothing.
+  get mistake() {
+    const bad = [...this.form.elements].find((input) => input.validity?.badInput);
+    if (bad) return [NO_NUMBER, bad.closest("[data-field]").dataset.field];
+    if (Boolean(find("#width").value) !== Boolean(find("#height").value)) return [HALF_SIZE, "size"];
+    if (!readLater(find("#later").value)) return [NO_LATER_PROMPT, "later_prompts"];
+    return null;
   }
 
   get isComplete() {
-    return Boolean(this.photo && find("#prompt").value.trim() && this.hasWholeSize);
+    return Boolean(this.photo && find("#prompt").value.trim() && !this.mistake);
   }
 
   async estimate() {
@@ -152,15 +160,14 @@ export class Composer {
 
   askForMore() {
     find("#estimate").classList.remove("is-old");
-    find("#estimate").textContent = this.hasWholeSize
-      ? "With a photo and a prompt, time and memory are shown here." : HALF_SIZE;
+    find("#estimate").textContent = this.mistake?.[0] ?? "With a photo and a prompt, time and memory are shown here.";
   }
 
   async submit() {
     if (this.isSending) return;
     if (!this.photo) return this.showProblem("Choose a photo first.", "input_reference");
     if (!find("#prompt").value.trim()) return this.showProblem("Say what happens in the video.", "prompt");
-    if (!this.hasWholeSize) return this.showProblem(HALF_SIZE, "size");
+    if (this.mistake) return this.showProblem(...this.mistake);
     clearTimeout(this.timer);
     this.setSending(true);
     // A request that is sent again after a broken connection makes no second video.
@@ -222,7 +229,8 @@ export class Composer {
   fill(values, photo) {
     for (const name of ["prompt", "seconds", "seed", ...MORE]) {
       const input = this.form.elements[name];
-      if (input && input.type !== "file") input.value = values[name] ?? "";
+      if (input?.type === "checkbox") input.checked = Boolean(values[name]);
+      else if (input && input.type !== "file") input.value = values[name] ?? "";
     }
     if (this.models.some(({ id }) => id === values.model)) {
       find("#model").value = values.model;
@@ -252,6 +260,16 @@ function describe(found) {
   }
   return lines;
 }
+
+// Lines such as "17: zoom in" as pairs of a frame and a prompt; null where one is none.
+function readLater(text) {
+  const lines = text.split("\n").filter((line) => line.trim());
+  const found = lines.map((line) => line.match(/^\s*(\d+)\s*:\s*(.*?)\s*$/));
+  return found.every(Boolean) ? found.map(([, frame, prompt]) => [Number(frame), prompt]) : null;
+}
+
+export const writeLater = (pairs) =>
+  pairs.map(([frame, prompt]) => `${frame}: ${prompt.replace(/\s+/g, " ")}`).join("\n");
 
 function loraRow(name) {
   const box = element("input", { type: "checkbox" });
