@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from swifti2v.errors import MediaError
-from swifti2v.media.pixels import Color, UnusableClipError, to_pixels
+from swifti2v.media.pixels import Color, PixelReader, UnusableClipError
 from swifti2v.media.timing import change_rate, exact_rate, make_even
 from swifti2v.media.tracks import (
     ClipInfo,
@@ -136,9 +136,10 @@ def _require_enough(
 def _to_pixels(
     path: Path, track: Track, fps: float | None, background: Color | None, first: int
 ) -> Iterator[NDArray[np.uint8]]:
+    reader = PixelReader(track.pixel_aspect, background)
     with explained(path):
         for frame in _show(path, track, fps, first):
-            pixels = to_pixels(frame, track.pixel_aspect, background)
+            pixels = reader.read(frame)
             if pixels.shape[:2] != (track.info.height, track.info.width):
                 raise UnusableClipError("changes its frame size midway; export it again")
             yield pixels

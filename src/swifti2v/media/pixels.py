@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from swifti2v.errors import MediaError
@@ -47,33 +47,62 @@ def may_be_see_through(frame: VideoFrame) -> bool:
 def to_pixels(
     frame: VideoFrame, pixel_aspect: Fraction, background: Color | None
 ) -> NDArray[np.uint8]:
-    """``[H, W, 3]``: pixels made square by enlarging, then turned and mirrored as the file says.
+    """One frame as ``PixelReader`` gives those of a clip."""
+    return PixelReader(pixel_aspect, background).read(frame)
+
+
+class PixelReader:
+    """Frames of a clip to pixels; converter and orientation are kept from frame to frame.
 
     Args:
-        frame: Decoded.
         pixel_aspect: Width over height of a pixel.
         background: Colour behind see-through parts; None refuses them.
-
-    Raises:
-        UnusableClipError: The frame is HDR, see-through or turned by no quarter, or its pixels
-            cannot be.
     """
-    require_sdr(frame.color_trc)
-    width, height = square_size(frame, pixel_aspect)
-    colorspace = None
-    if frame.colorspace == _UNSPECIFIED:  # what players take for granted
-        colorspace = "ITU709" if min(frame.height, frame.width) >= 720 else "ITU601"
-    has_alpha = may_be_see_through(frame)
-    pixels: NDArray[Any] = frame.to_ndarray(
-        width=width,
-        height=height,
-        format="rgba" if has_alpha else "rgb24",
-        interpolation=_RGB_FLAGS,
-        src_colorspace=colorspace,
-    )
-    if has_alpha:
-        pixels = _fill(pixels, background)
-    return cast(NDArray[np.uint8], np.ascontiguousarray(_orient(pixels, display_matrix(frame))))
+
+    def __init__(self, pixel_aspect: Fraction, background: Color | None) -> None:
+        self._pixel_aspect, self._background = pixel_aspect, background
+        self._converter = VideoReformatter()
+        self._matrix: tuple[int, int, int, int] | None = None
+        self._rotation = 0
+
+    def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """``[H, W, 3]``: pixels made square by enlarging, then turned and mirrored as the file says.
+
+        Raises:
+            UnusableClipError: The frame is HDR, see-through or turned by no quarter, or its pixels
+                cannot be.
+        """
+        require_sdr(frame.color_trc)
+        width, height = square_size(frame, self._pixel_aspect)
+        colorspace = None
+        if frame.colorspace == _UNSPECIFIED:  # what players take for granted
+            colorspace = "ITU709" if min(frame.height, frame.width) >= 720 else "ITU601"
+        has_alpha = may_be_see_through(frame)
+        # In this thread alone: those of the converter would not live on in a forked process, where
+        # its end waits for them.
+        converted = self._converter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgba" if has_alpha else "rgb24",
+            interpolation=_RGB_FLAGS,
+            src_colorspace=colorspace,
+            threads=1,
+        )
+        pixels: NDArray[Any] = converted.to_ndarray()
+        if has_alpha:
+            pixels = _fill(pixels, self._background)
+        return cast(NDArray[np.uint8], np.ascontiguousarray(_orient(pixels, self._find(frame))))
+
+    def _find(self, frame: VideoFrame) -> tuple[int, int, int, int]:
+        """The frame's orientation.
+
+        A frame whose side data was looked at stays in memory until the garbage collector comes: only
+        the first one is looked at, and those that are turned otherwise than the one before.
+        """
+        if self._matrix is None or frame.rotation != self._rotation:
+            self._matrix, self._rotation = display_matrix(frame), frame.rotation
+        return self._matrix
 
 
 def square_size(frame: VideoFrame, pixel_aspect: Fraction) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -7,11 +8,19 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swifti2v.errors import MediaError
-from swifti2v.media import VideoWriter, iter_frames, probe_clip, read_clip, read_metadata
+from swifti2v.media import (
+    VideoWriter,
+    iter_frames,
+    open_writer,
+    probe_clip,
+    read_clip,
+    read_metadata,
+)
 
 HEIGHT, WIDTH = 48, 64
 SHARED_FOLDER = [HealthCheck.function_scoped_fixture]
@@ -250,3 +259,25 @@ def test_a_matroska_file_of_four_bytes_is_refused(tmp_path):
     path.write_bytes(b"\x1aE\xdf\xa3")
     with pytest.raises(MediaError, match=r"stub\.mkv"):
         read_clip(path)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of types that are only looked at
+def test_a_frame_is_gone_when_the_next_one_is_read(tmp_path):
+    """Nothing waits for the garbage collector, and no thread of a converter is left."""
+    path = tmp_path / "clip.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (30, 64, 96, 3), np.uint8)
+    with open_writer(path, height=64, width=96, fps=16) as writer:
+        writer.write(frames)
+    for _ in iter_frames(path):  # what is made once
+        pass
+    gc.collect()
+    num_threads = len(list(Path("/proc/self/task").iterdir()))
+    gc.disable()
+    try:
+        num_read = sum(1 for _ in iter_frames(path))
+        alive = [item for item in gc.get_objects() if type(item) is VideoFrame]
+        assert num_read == 30
+        assert len(alive) <= 4
+    finally:
+        gc.enable()
+    assert len(list(Path("/proc/self/task").iterdir())) <= num_threads

@@ -1,5 +1,6 @@
 """Interface between the trainer and a task, and reading samples ahead."""
 
+import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,14 @@ def read_ahead(
         num_workers=num_workers,
         prefetch_factor=1 if num_workers else None,
     )
-    return iter(loader)
+    # What only the collector frees stays with this process: a forked one must not free what belongs
+    # to threads that it does not have, such as decoders', and would copy the pages it looks at.
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 class StepFeed:

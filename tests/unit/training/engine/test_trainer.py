@@ -1,5 +1,7 @@
 """The training loop: what is stopped and continued, divided or accumulated, stays the same."""
 
+import gc
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -200,6 +202,35 @@ def test_workers_load_the_same(tmp_path):
         trainer = make_trainer(tmp_path / str(number), phases=TWO_PHASES, num_workers=number)
         trainer.run()
     assert losses(tmp_path / "2") == losses(tmp_path / "0")
+
+
+class Shredder:
+    """An object in a cycle that must be freed by the process that made it, as a decoder's threads."""
+
+    def __init__(self, log: Path) -> None:
+        self.cycle, self.log = self, log
+
+    def __del__(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class CollectingTask(NumbersTask):
+    def load_batch(self, draw: Draw) -> NumbersBatch:
+        gc.collect()
+        return super().load_batch(draw)
+
+
+def test_workers_free_nothing_that_this_process_left(tmp_path):
+    task, log = CollectingTask(), tmp_path / "freed.txt"
+    gc.disable()
+    try:
+        Shredder(log)
+        trainer = make_trainer(tmp_path / "run", task, num_workers=1)
+        trainer.run(max_steps=2)
+    finally:
+        gc.enable()
+    assert set(log.read_text().split()) == {str(os.getpid())}
 
 
 def test_phases_change_data_and_optimizer(tmp_path):
