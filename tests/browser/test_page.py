@@ -202,6 +202,7 @@ def test_a_phone_shows_all_of_it_and_what_a_cancelled_video_has(live, open_page,
     player = page.locator("#video")
     expect(player).to_be_visible()
     assert player.evaluate("video => video.src.startsWith('blob:') && video.disableRemotePlayback")
+    assert page.locator("#queue-list .title").evaluate("title => title.clientWidth") > 60
     page.click("#cancel")
     expect(page.locator("#state")).to_have_text("Cancelled")
     expect(page.locator("#download")).to_have_text("Download what is finished")

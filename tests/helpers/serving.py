@@ -20,6 +20,7 @@ from PIL import Image
 from swifti2v.serving.app import create_app
 from swifti2v.serving.checking import answer, describe_model, outline
 from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.job_store import JobStore
 from swifti2v.serving.processes import Checker, WorkerProcess
 from swifti2v.serving.service import Service
 from swifti2v.serving.settings import Limits, ServerSettings
@@ -150,6 +151,16 @@ def serve(
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def full_disk(store: JobStore) -> Iterator[None]:
+    """Let a database refuse all changes, as it does on a full or read-only disk."""
+    store._run("PRAGMA query_only = ON")
+    try:
+        yield
+    finally:
+        store._run("PRAGMA query_only = OFF")
 
 
 def wait(

@@ -8,7 +8,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,19 @@ class JobStore:
         with self._lock:
             return self._database.execute(statement, values).rowcount > 0
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Change several rows at once; after an error, a full disk's among them, none."""
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:  # SQLite ends it by itself after some errors
+                    self._database.execute("ROLLBACK")
+                raise
+
     # What the server does.
 
     def add(self, new: NewJob, queue_size: int, jobs_per_key: int) -> Job:
@@ -111,15 +125,8 @@ class JobStore:
             QueueFullError: As said.
             KeyReusedError: As said.
         """
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                job = self._find_repeated(new) or self._insert(new, queue_size, jobs_per_key)
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
-        return job
+        with self._transaction():
+            return self._find_repeated(new) or self._insert(new, queue_size, jobs_per_key)
 
     def _find_repeated(self, new: NewJob) -> Job | None:
         rows = self._database.execute(
@@ -309,8 +316,7 @@ class JobStore:
         """Change a job to a last state, and count it, at once."""
         values |= {"status": status, "ended_at": time.time()}
         names = ", ".join(f"{name} = ?" for name in values)
-        with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             is_ended = self._database.execute(
                 f"UPDATE jobs SET {names} WHERE id = ? AND {condition}", (*values.values(), id)
             ).rowcount
@@ -320,7 +326,6 @@ class JobStore:
                     "ON CONFLICT (name) DO UPDATE SET value = value + 1",
                     (f"jobs_{status}",),
                 )
-            self._database.execute("COMMIT")
         return bool(is_ended)
 
     # What they tell each other.

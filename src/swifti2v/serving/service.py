@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from swifti2v.serving.data_dir import DataDir
+from swifti2v.serving.data_dir import DataDir, find_storage_fault
 from swifti2v.serving.failures import ApiError
 from swifti2v.serving.job import Job
 from swifti2v.serving.job_store import JobStore
@@ -64,8 +65,13 @@ class Service:
     async def forget_expired(self) -> None:
         """Delete jobs that have been kept long enough, again and again."""
         while True:
-            for id in self.store.expired(self.settings.limits.keep_seconds):
-                await asyncio.to_thread(self.forget, id)
+            try:
+                for id in self.store.expired(self.settings.limits.keep_seconds):
+                    await asyncio.to_thread(self.forget, id)
+            except sqlite3.OperationalError as error:
+                if (fault := find_storage_fault(error)) is None:
+                    raise
+                logger.warning("expired jobs cannot be forgotten: %s", fault)
             await asyncio.sleep(CLEANING_SECONDS)
 
     def show(self, job: Job) -> Video:

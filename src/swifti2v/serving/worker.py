@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ logger = logging.getLogger("swifti2v.serving.worker")
 
 IDLE_SECONDS = 0.05
 """Between two looks at an empty queue."""
+FULL_DISK_SECONDS = 5.0
+"""Between two tries to write to the database."""
 CODES = (
     (NumericalError, "numerical_error"),
     (LoadingError, "loading_failed"),
@@ -109,8 +112,19 @@ class Worker:
         self._models = LoadedModels(budget)
 
     def work(self) -> None:
-        """Take jobs until it is to end."""
-        self._store.requeue_interrupted()
+        """Take jobs until it is to end; while the disk takes no more, wait."""
+        while not self._stop.is_set():
+            try:
+                self._store.requeue_interrupted()
+                self._take_jobs()
+            except sqlite3.OperationalError as error:
+                if (fault := find_storage_fault(error)) is None:
+                    raise
+                logger.warning("jobs wait, as nothing can be stored: %s", fault)
+                self._stop.wait(FULL_DISK_SECONDS)
+        self._store.close()
+
+    def _take_jobs(self) -> None:
         self._tell("idle")
         while not self._stop.is_set():
             job = self._store.claim()
@@ -121,7 +135,6 @@ class Worker:
             logger.info("%s begins, run %d", job.id, job.runs)
             self._do(job)
             self._tell("idle")
-        self._store.close()
 
     def _tell(self, state: str, job: str | None = None) -> None:
         names = {model: name for name, model in self._server.model_names.items()}
@@ -140,8 +153,9 @@ class Worker:
             logger.info("%s is cancelled", job.id)
         except (SwiftI2VError, OSError, MemoryError) as error:
             self._note_failure(job, folder, error)
-        except Exception:
-            self._store.fail(job.id, "internal_error", "the worker failed; its log says why")
+        except Exception as error:
+            if find_storage_fault(error) is None:
+                self._store.fail(job.id, "internal_error", "the worker failed; its log says why")
             raise  # a new process knows nothing of what went wrong in this one
         else:
             peak = report.peak_device_bytes or report.peak_rss_bytes

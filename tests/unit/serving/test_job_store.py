@@ -1,5 +1,6 @@
 """Jobs in SQLite: every change of state happens once."""
 
+import sqlite3
 import threading
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from swifti2v.serving.clip_order import ClipOrder
 from swifti2v.serving.job import Job, NewJob, new_id
 from swifti2v.serving.job_store import MAX_CRASHES, JobStore, KeyReusedError, QueueFullError
+from tests.helpers.serving import full_disk
 
 
 @pytest.fixture
@@ -50,6 +52,20 @@ def test_jobs_are_taken_in_their_order_each_by_one(store, tmp_path):
     add(store)
     first = add(store)
     assert store.claim().number < first.number
+
+
+@pytest.mark.parametrize(
+    "change", [lambda store, _: add(store), lambda store, id: store.cancel(id)]
+)
+def test_after_a_full_disk_the_database_goes_on(store, tmp_path, change):
+    first = add(store)
+    with full_disk(store), pytest.raises(sqlite3.OperationalError):
+        change(store, first.id)
+    other = JobStore(tmp_path / "jobs.sqlite")
+    assert other.claim().id == first.id  # no lock is left, and nothing was half done
+    other.close()
+    assert store.cancel(first.id)
+    assert store.totals() == {"jobs_cancelled": 1}
 
 
 @pytest.mark.parametrize("end", ["cancel", "delete"])

@@ -24,8 +24,18 @@ from swifti2v.errors import InputError
 from swifti2v.serving.app import create_app
 from swifti2v.serving.data_dir import DataDir
 from swifti2v.serving.job_store import JobStore
+from swifti2v.serving.worker import Worker
 from tests.helpers.command_line import assert_same_frames, error_line, swifti2v
-from tests.helpers.serving import DirectChecker, NoWorker, form, ok, photo, serve, wait
+from tests.helpers.serving import (
+    DirectChecker,
+    NoWorker,
+    form,
+    full_disk,
+    ok,
+    photo,
+    serve,
+    wait,
+)
 
 NUM_KILLS = 6
 START_SECONDS = 300.0
@@ -48,6 +58,27 @@ def test_a_stopped_server_parks_its_job_and_the_next_one_goes_on(model, tmp_path
         folders = [live.service.data_dir.job(each) for each in (id, again["id"])]
     assert_same_frames(folders[0].video, folders[1].video)
     assert folders[0].stream.read_bytes() == folders[1].stream.read_bytes()
+
+
+@pytest.mark.slow
+def test_while_the_disk_is_full_a_job_waits_and_then_goes_on(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("swifti2v.serving.worker.FULL_DISK_SECONDS", 0.1)
+    with serve(model, tmp_path, worker=NoWorker) as live:
+        worker = Worker(live.settings, live.service.data_dir, stop := threading.Event())
+        thread = threading.Thread(target=worker.work)
+        with full_disk(worker._store):
+            thread.start()
+            wait(lambda: caplog.text, lambda text: "jobs wait" in text)
+        id = live.submit(num_inference_steps=90)["id"]
+        wait(lambda: live.get(id), has_segment)
+        caplog.clear()
+        with full_disk(worker._store):
+            wait(lambda: caplog.text, lambda text: "jobs wait" in text)
+            assert live.get(id)["status"] == "in_progress"
+        assert live.finish(id)["status"] == "completed"
+        assert live.runs(id) == 2
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.slow

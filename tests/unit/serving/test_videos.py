@@ -18,7 +18,7 @@ from tests.helpers.command_line import (
     succeed,
 )
 from tests.helpers.evaluation_clips import panning_clip
-from tests.helpers.serving import NoWorker, form, ok, photo, refusal, serve, wait
+from tests.helpers.serving import NoWorker, form, full_disk, ok, photo, refusal, serve, wait
 from tests.helpers.tiny import NUM_FRAMES, SIZE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of client.videos
@@ -228,11 +228,13 @@ def test_a_full_queue_says_when_to_come_back(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_expire_with_their_files(model, tmp_path, monkeypatch):
+def test_jobs_expire_with_their_files(model, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("swifti2v.serving.service.CLEANING_SECONDS", 0.05)
     with serve(model, tmp_path, limits=Limits(keep_seconds=1)) as live:
         id = live.submit(num_frames=9)["id"]
         assert live.finish(id)["status"] == "completed"
+        with full_disk(live.service.store):
+            wait(lambda: caplog.text, lambda text: "expired jobs cannot be forgotten" in text)
         wait(lambda: live.client.get(f"/v1/videos/{id}").status_code, lambda code: code == 404)
         wait(live.files, lambda files: not files)
 

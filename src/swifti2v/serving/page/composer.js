@@ -177,6 +177,7 @@ export class Composer {
       this.repeatKey = null;
       this.clearProblem();
       this.onMade(video, this.photo);
+      if (find("#estimate").matches(".is-old")) this.estimate();
     } catch (error) {
       if (!error.isOffline) this.repeatKey = null;
       this.fail(error);
