@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from swifti2v.errors import MediaError
@@ -76,7 +76,8 @@ class PixelReader:
         width, height = square_size(frame, self._pixel_aspect)
         colorspace = None
         if frame.colorspace == _UNSPECIFIED:  # what players take for granted
-            colorspace = "ITU709" if min(frame.height, frame.width) >= 720 else "ITU601"
+            is_large = min(frame.height, frame.width) >= 720
+            colorspace = Colorspace.ITU709 if is_large else Colorspace.ITU601
         has_alpha = may_be_see_through(frame)
         # In this thread alone: those of the converter would not live on in a forked process, where
         # its end waits for them.
