@@ -62,15 +62,9 @@ def test_after_a_full_disk_the_database_goes_on(store, tmp_path, change):
     with full_disk(store), pytest.raises(sqlite3.OperationalError):
         change(store, first.id)
     other = JobStore(tmp_path / "jobs.sqlite")
-<<<<<<< HEAD
     claimed = other.claim()
     assert claimed is not None
     assert claimed.id == first.id  # no lock is left, and nothing was half done
-=======
-    claimed = other.claim()  # no lock is left, and nothing was half done
-    assert claimed is not None
-    assert claimed.id == first.id
->>>>>>> 8c62659 (Documents: a full disk, fields given twice, later prompts on the page)
     other.close()
     assert store.cancel(first.id)
     assert store.totals() == {"jobs_cancelled": 1}
