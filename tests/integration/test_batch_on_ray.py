@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swifti2v.batch.on_ray import count_places
+from swifti2v.cluster import count_places
 from swifti2v.storage import hash_file
 from tests.helpers.command_line import save_photo, succeed, swifti2v
 from tests.helpers.ray_cluster import cluster, find_actors, kill

@@ -9,11 +9,9 @@ Source:
 """
 
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -21,88 +19,14 @@ from typing import Any
 from swifti2v.batch.making import ClipMaker, OnSegment
 from swifti2v.batch.results import ClipRecord, ResultFolder
 from swifti2v.batch.rows import ClipRow, Machine
+from swifti2v.cluster import Cluster, count_places
 from swifti2v.config import to_dict
-from swifti2v.errors import ConfigError, InputError
-from swifti2v.models.loading.models_dir import VARIABLE
+from swifti2v.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local"
-"""Address that starts a cluster of this machine alone."""
 LOOK_SECONDS = 1.0
 """Between two looks at the progress of the actors."""
-STORE_BYTES = 100 * 2**20
-"""Ray's object store of a cluster that is started here; only rows and records pass through it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
-    """The actors of a batch."""
-
-    address: str
-    """Address of a Ray cluster, ``auto`` for the one of this machine, or ``LOCAL``."""
-    cpus_per_actor: int | None = None
-    """Cores of an actor on a cluster without GPUs; with None an actor has a GPU."""
-    max_attempts: int = 4
-    """Runs of a clip whose actors die, before it counts as failed."""
-
-    @property
-    def demands(self) -> dict[str, float]:
-        """Resources of an actor by Ray's names."""
-        return {"CPU": float(self.cpus_per_actor)} if self.cpus_per_actor else {"GPU": 1.0}
-
-    def options(self) -> dict[str, Any]:
-        """Options of the actor's class."""
-        # A second thread answers for the progress. Restarts are ours: a clip must not go back to a
-        # machine that is gone.
-        options: dict[str, Any] = {
-            "num_cpus": self.cpus_per_actor or 0,
-            "num_gpus": int(not self.cpus_per_actor),
-            "max_concurrency": 2,
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        if folder := os.environ.get(VARIABLE):  # a cluster that runs has its own environment
-            options["runtime_env"] = {"env_vars": {VARIABLE: folder}}
-        return options
-
-
-@contextmanager
-def connect(cluster: Cluster) -> Iterator[None]:
-    """Join a cluster, or start one.
-
-    Raises:
-        ConfigError: Ray is not installed, there is no such cluster, or an actor fits on no node.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        ray: Any = import_module("ray")
-    except ImportError:
-        raise ConfigError("--ray needs Ray; install it with: pip install 'swifti2v[ray]'") from None
-    started_here = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    where = started_here if cluster.address == LOCAL else {"address": cluster.address}
-    try:
-        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"no Ray cluster at {cluster.address}: {error}") from None
-    try:
-        if count_places(ray.nodes(), cluster.demands) == 0:
-            raise ConfigError(
-                f"no node of the cluster has {_describe(cluster.demands)}; without GPUs give "
-                "--cpus-per-actor"
-            )
-        yield
-    finally:
-        ray.shutdown()
-
-
-def count_places(nodes: Sequence[Mapping[str, Any]], demands: Mapping[str, float]) -> int:
-    """Number of actors that the living nodes have room for."""
-    return sum(
-        int(min(node["Resources"].get(name, 0.0) // amount for name, amount in demands.items()))
-        for node in nodes
-        if node["Alive"]
-    )
 
 
 def make_on_ray(
@@ -188,7 +112,14 @@ class _Crew:
         self._cluster = cluster
         self._on_segment = on_segment
         self._machine = machine
-        self._kind: Any = ray.remote(ClipActor).options(**cluster.options())
+        self._kind: Any = ray.remote(ClipActor).options(
+            **cluster.resources,
+            # A second thread answers for the progress. Restarts are ours: a clip must not go back to
+            # a machine that is gone.
+            max_concurrency=2,
+            max_restarts=0,
+            max_task_retries=0,
+        )
 
     def work(self) -> Iterator[ClipRecord]:
         try:
@@ -276,10 +207,6 @@ class _Crew:
                 continue  # its clip is put back when its run is looked at
             if id_:
                 self._on_segment(self._rows[id_], num_done, num_segments)
-
-
-def _describe(demands: Mapping[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in demands.items())
 
 
 def _first_line(error: BaseException) -> str:

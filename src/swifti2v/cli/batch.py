@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swifti2v.cli.failures import ERROR, exit_codes
-from swifti2v.cli.models_dir import ModelsDir
+from swifti2v.cli.models_dir import ModelsDir, models_environment
 from swifti2v.cli.options import Placement, RunDtype, read_layers
 
 if TYPE_CHECKING:
@@ -75,26 +75,36 @@ def batch(
     """Make many clips; run it again to go on after a stop, finished ones are not made again."""
     del models_dir  # read from the environment
     with exit_codes(debug=debug):
-        from swifti2v.batch.on_ray import Cluster
+        from swifti2v.batch.placing import predict_host_bytes
         from swifti2v.batch.rows import Machine, read_rows
         from swifti2v.cli.batch_run import run_batch
+        from swifti2v.cluster import Cluster
         from swifti2v.config import merge
 
         defaults: dict[str, object] = {}
         for _, layer in read_layers(config, set_):
             defaults = merge(defaults, layer)
+        rows = read_rows(manifest, defaults)
+        machine = Machine(
+            device=device,
+            dtype=dtype.value if dtype else None,
+            placement=placement.value if placement else None,
+            memory=memory,
+        )
+        cluster = None
+        if ray and not dry_run:
+            cluster = Cluster(
+                address=ray,
+                cpus_per_actor=cpus_per_actor,
+                max_attempts=retries + 1,
+                host_bytes=predict_host_bytes(rows, machine, is_cpu=cpus_per_actor is not None),
+                environment=models_environment(),
+            )
         failed = run_batch(
-            read_rows(manifest, defaults),
+            rows,
             output_dir,
-            Machine(
-                device=device,
-                dtype=dtype.value if dtype else None,
-                placement=placement.value if placement else None,
-                memory=memory,
-            ),
-            Cluster(address=ray, cpus_per_actor=cpus_per_actor, max_attempts=retries + 1)
-            if ray
-            else None,
+            machine,
+            cluster,
             limit=limit,
             dry_run=dry_run,
         )

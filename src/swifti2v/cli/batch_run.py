@@ -10,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from swifti2v.batch.making import ClipMaker
-from swifti2v.batch.on_ray import Cluster, connect, make_on_ray
+from swifti2v.batch.on_ray import make_on_ray
 from swifti2v.batch.results import ClipRecord, ResultFolder
 from swifti2v.batch.rows import ClipRow, Machine
+from swifti2v.cluster import Cluster, connect
 from swifti2v.jobs.interruption import Interruption
 
 

@@ -4,17 +4,25 @@ import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import takes_options
+from swifti2v.cli.ray_options import RayOptions, find_cluster
 from swifti2v.cli.throttle import Throttle
 from swifti2v.cli.train import resolve_settings
 from swifti2v.errors import InputError
 from swifti2v.jobs.devices import choose_device
 from swifti2v.jobs.interruption import Interruption
+
+if TYPE_CHECKING:
+    from swifti2v.cluster import Cluster
+    from swifti2v.training.stages.cache_making import CachePlan, CacheReport, OnProgress
+
+NUM_BATCHES = 64
+"""Batches of a cache's prompts, and at least as many of its pieces, that actors share."""
 
 
 class Stage(StrEnum):
@@ -25,7 +33,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheOptions:
+class CacheOptions(RayOptions):
     """Options of the command."""
 
     config: Annotated[Path, typer.Option(help="YAML file of the training, or a shipped name.")]
@@ -80,8 +88,9 @@ def cache(options: CacheOptions) -> None:
         config = resolve_settings(kind, options.config, options.set_)
         if directory.is_file():
             raise InputError(f"output dir {directory} is a file; name a directory")
-        lines = Throttle()
-        making = CacheMaking(config, directory, choose_device(options.device), shard)
+        cluster, lines = find_cluster(options, options.shard, options.device), Throttle()
+        device = choose_device("cpu" if cluster else options.device)
+        making = CacheMaking(config, directory, device, shard)
         plan = making.plan(options.max_steps)
         account = {
             "directory": str(directory.resolve()),
@@ -92,14 +101,36 @@ def cache(options: CacheOptions) -> None:
         }
         if not options.dry_run:
             try:
-                report = making.run(
-                    plan, lambda done, total: lines.say(f"{done} of {total} prompts and pieces")
-                )
+
+                def say(done: int, total: int) -> None:
+                    lines.say(f"{done} of {total} prompts and pieces")
+
+                if cluster is None:
+                    report = making.run(plan, say)
+                else:
+                    report = _run_on(cluster, plan, (config, directory.resolve()), say)
                 account |= asdict(report)
             except KeyboardInterrupt as error:
                 error.add_note("finished entries are kept; run the same command again to continue")
                 raise
     typer.echo(json.dumps(account) if options.as_json else _render(account))
+
+
+def _run_on(
+    cluster: "Cluster", plan: "CachePlan", arguments: tuple[Any, ...], say: "OnProgress"
+) -> "CacheReport":
+    """Make a plan with the actors of a cluster; every node has to see the directory."""
+    from swifti2v.cluster import connect, make_with_actors
+    from swifti2v.training.stages.cache_making import CacheActor, CacheReport
+
+    whole, done = CacheReport(), 0
+    batches = plan.split(NUM_BATCHES)
+    with connect(cluster):
+        for report in make_with_actors(CacheActor, (*arguments, cluster.device), batches, cluster):
+            whole.add(report)
+            done += 1
+            say(done * sum(map(len, batches)) // len(batches), sum(map(len, batches)))
+    return whole
 
 
 def _render(account: dict[str, object]) -> str:

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from swifti2v.training.data.buckets import Assignment, BucketedSample, BucketRules
+    from swifti2v.training.data.probes import Probes
     from swifti2v.training.data.samples import Reject, Remark, Sample
 
 FIRST_IDS = 5
@@ -63,6 +66,10 @@ def inspect(
     sheet: Annotated[
         Path | None, typer.Option(help="PNG to write with a few samples of each bucket.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="local|auto|ADDRESS", help="Ray cluster whose cores read the files."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Number of files to read at a time.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -71,7 +78,7 @@ def inspect(
 
     Reads every file that ``data index`` has not read, also those without a caption. Fails if no sample fits.
     """
-    with exit_codes(debug=debug):
+    with exit_codes(debug=debug), ExitStack() as stack:
         if sheet is not None:
             require_contact_sheet(sheet)
         from swifti2v.training.data.buckets import assign_buckets, probe
@@ -87,6 +94,8 @@ def inspect(
         lines, num_captioned = Throttle(), len(listed.samples)
         index = index_path(str(manifest))
         look = Probes(index) if index.is_dir() else probe
+        if ray is not None:
+            look = _look_on(ray, [*listed.samples, *uncaptioned], index, lines, stack)
 
         def say(num_done: int) -> None:
             total = num_captioned + len(uncaptioned)
@@ -115,6 +124,23 @@ def inspect(
                 f"no sample of {manifest} can be trained on{more if unnamed.placements else ''}; see "
                 "the reasons above"
             )
+
+
+def _look_on(
+    address: str, samples: "Sequence[Sample]", index: Path, lines: Throttle, stack: ExitStack
+) -> "Probes":
+    """Look into samples with the cores of a cluster; what is found out is kept for this call only."""
+    from swifti2v.cluster import Cluster, RayExecutor, connect
+    from swifti2v.training.data.probes import Probes
+
+    look = Probes(Path(stack.enter_context(TemporaryDirectory())), [index])
+    with connect(Cluster(address=address, cpus_per_actor=1)):
+        look.look_into(
+            samples,
+            RayExecutor(),
+            lambda done: lines.say(f"looked into {done} of {len(samples)} samples"),
+        )
+    return look
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

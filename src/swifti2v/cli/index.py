@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +14,13 @@ import typer
 
 from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.options import takes_options
+from swifti2v.cli.ray_options import RayOptions, find_cluster
 from swifti2v.cli.throttle import Throttle
 from swifti2v.jobs.interruption import Interruption
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IndexOptions:
+class IndexOptions(RayOptions):
     """Options of the command."""
 
     manifest: Annotated[
@@ -59,6 +61,7 @@ def index(options: IndexOptions) -> None:
     changed are not read again, so the same command continues after a stop.
     """
     with exit_codes(debug=options.debug), Interruption().catch():
+        from swifti2v.cluster import RayExecutor, connect
         from swifti2v.shards import is_in_shard, parse_shard
         from swifti2v.training.data.probes import Probes, index_path
         from swifti2v.training.data.readers import read_manifest
@@ -69,7 +72,12 @@ def index(options: IndexOptions) -> None:
         directory = index_path(str(options.manifest))
         if options.output_dir is not None:
             directory = options.output_dir / "probes"
-        with Probes(directory) as probes, _start(options.workers) as executor:
+        cluster = find_cluster(options, options.shard)
+        with (
+            connect(cluster) if cluster else nullcontext(),
+            Probes(directory) as probes,
+            RayExecutor() if cluster else _start(options.workers) as executor,
+        ):
             rejects = probes.look_into(
                 samples,
                 executor,

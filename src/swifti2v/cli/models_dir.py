@@ -25,6 +25,12 @@ def _restore(before: str | None) -> None:
         os.environ[VARIABLE] = before
 
 
+def models_environment() -> dict[str, str]:
+    """The folder as a variable for processes of other machines; empty without one."""
+    folder = os.environ.get(VARIABLE)
+    return {VARIABLE: folder} if folder else {}
+
+
 ModelsDir = Annotated[
     Path | None,
     typer.Option(

@@ -2,7 +2,9 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from swifti2v.cli.failures import exit_codes
 from swifti2v.cli.flags import COMMAND_LINE, naming_flags
 from swifti2v.cli.loras import LORA_FORM, LORA_HELP, parse_lora
 from swifti2v.cli.options import Placement, read_layers, takes_options
+from swifti2v.cli.ray_options import RayOptions, find_cluster
 from swifti2v.cli.seeds import choose_seed
 from swifti2v.cli.throttle import Throttle
 from swifti2v.config import GenerationConfig, expand_shorthands
@@ -24,17 +27,21 @@ from swifti2v.jobs.interruption import Interruption
 from swifti2v.shards import parse_shard
 
 if TYPE_CHECKING:
+    from swifti2v.cluster import Cluster
     from swifti2v.models.loading.sources import LoraSource
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
-    from swifti2v.training.transition.job import Outcome
+    from swifti2v.training.data.samples import Manifest, Sample
+    from swifti2v.training.transition.job import OnProgress, Outcome, TransitionJob
     from swifti2v.training.transition.store import TransitionStore
 
+BATCH_SIZE = 4
+"""Clips that an actor of a cluster makes before it reports."""
 LEAST_GAIN = 1.0
 """dB over a still first frame below which the motion counts as lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransitionOptions:
+class TransitionOptions(RayOptions):
     """Options of the command."""
 
     manifest: Annotated[
@@ -139,13 +146,15 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
     from swifti2v.training.transition.store import TransitionStore
 
     index, num_shards = parse_shard(options.shard)
+    cluster = find_cluster(options, options.shard, options.device)
     config = TransitionConfig(
         generation=generation, sigma_low=low, sigma_high=high, seed=choose_seed(options.seed)
     )
     store = TransitionStore(options.output_dir)
     manifest = read_manifest(options.manifest, root=options.root, split=options.split)
     listed = take_shard(manifest, index, num_shards)
-    pipe = _load(options, generation, loras)
+    load = partial(_load, options, generation, loras)
+    pipe = load("cpu" if cluster else options.device)
     for line in pipe.components.describe_loras():
         _note(line)
     model = {
@@ -162,13 +171,35 @@ def _run(options: TransitionOptions, interruption: Interruption) -> dict[str, An
         typer.echo(json.dumps(plan) if options.as_json else text)
         return None
     lines, total = Throttle(), len(listed.samples)
-    outcome = job.run(
-        listed,
-        finished,
-        interruption,
-        lambda done, refused: lines.say(f"{done} of {total} clips, {refused} refused"),
-    )
+
+    def say(done: int, refused: int) -> None:
+        lines.say(f"{done} of {total} clips, {refused} refused")
+
+    if cluster is None:
+        outcome = job.run(listed, finished, interruption, say)
+    else:
+        left = [sample for sample in listed.samples if sample.id not in finished]
+        arguments = (partial(load, cluster.device), config, store, model)
+        outcome = _run_on(cluster, job, listed, left, arguments, say)
     return _finish(outcome, store, index, num_shards)
+
+
+def _run_on(
+    cluster: "Cluster",
+    job: "TransitionJob",
+    listed: "Manifest",
+    left: "Sequence[Sample]",
+    arguments: tuple[Any, ...],
+    say: "OnProgress",
+) -> "Outcome":
+    """Make the samples that are left with the actors of a cluster; every node has to see the files."""
+    from swifti2v.cluster import connect, make_with_actors
+    from swifti2v.training.transition.job import TransitionActor, join_outcomes
+
+    batches = [left[at : at + BATCH_SIZE] for at in range(0, len(left), BATCH_SIZE)]
+    with connect(cluster):
+        outcomes = make_with_actors(TransitionActor, arguments, batches, cluster)
+        return join_outcomes(job, listed, outcomes, say)
 
 
 def _note(text: str) -> None:
@@ -245,7 +276,10 @@ def _resolve(options: TransitionOptions) -> GenerationConfig:
 
 
 def _load(
-    options: TransitionOptions, generation: GenerationConfig, loras: "list[LoraSource]"
+    options: TransitionOptions,
+    generation: GenerationConfig,
+    loras: "list[LoraSource]",
+    device: str | None,
 ) -> "SwiftI2VPipeline":
     from swifti2v.models.loading.components import STAGES
     from swifti2v.pipelines.two_stage import SwiftI2VPipeline
@@ -253,7 +287,7 @@ def _load(
     typer.echo(f"loading {options.model}", err=True)
     return SwiftI2VPipeline.from_pretrained(
         options.model,
-        device=find_device(options.device),
+        device=find_device(device),
         placement=options.placement.value,
         loras=loras,
         speed={stage: getattr(generation, stage).speed for stage in STAGES},

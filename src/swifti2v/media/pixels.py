@@ -61,7 +61,7 @@ class PixelReader:
 
     def __init__(self, pixel_aspect: Fraction, background: Color | None) -> None:
         self._pixel_aspect, self._background = pixel_aspect, background
-        self._converter = VideoReformatter()
+        self._converter: Any = VideoReformatter()  # its stub knows no names of colour spaces
         self._matrix: tuple[int, int, int, int] | None = None
         self._rotation = 0
 

@@ -1,19 +1,21 @@
 """Output of a training's frozen encoders, computed before the training and kept."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
 import torch
 
 from swifti2v.errors import ConfigError, InputError, MediaError
+from swifti2v.jobs.devices import choose_device
 from swifti2v.models.vae.frame_codec import VideoVAE
 from swifti2v.models.vae.streaming import scale_factors
 from swifti2v.shapes import LatentShape, PixelShape
 from swifti2v.shards import is_in_shard
 from swifti2v.training.cache.fingerprints import make_key
 from swifti2v.training.cache.prompt_embeddings import CachedPrompts
+from swifti2v.training.cache.tensor_cache import SHARD_BYTES
 from swifti2v.training.data.clips import Piece
 from swifti2v.training.data.phases import find_clips
 from swifti2v.training.engine.draws import Draw
@@ -55,6 +57,20 @@ class CachePlan:
         """Windows of all pieces."""
         return sum(len(job.windows) for job in self.jobs)
 
+    def split(self, num_parts: int) -> list[list["str | PieceJob"]]:
+        """Prompts and pieces in batches for ``CacheActor``, at least so many if there are enough.
+
+        A batch of pieces is at most what a file of the cache takes.
+        """
+        piece_bytes = self.num_bytes / max(1, len(self.jobs))
+        most = max(1, int(SHARD_BYTES / max(piece_bytes, 1)))
+        lists: tuple[Sequence[str | PieceJob], ...] = (self.prompts, self.jobs)
+        batches = []
+        for items in lists:
+            size = min(most, -(-len(items) // num_parts)) or 1
+            batches += [list(items[at : at + size]) for at in range(0, len(items), size)]
+        return batches
+
 
 @dataclass(kw_only=True, slots=True)
 class CacheReport:
@@ -66,6 +82,11 @@ class CacheReport:
     entries_kept: int = 0
     unreadable: int = 0
     """Pieces that could not be read; others of the bucket stand in for them."""
+
+    def add(self, other: "CacheReport") -> None:
+        """Add the counts of another run."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
 class CacheMaking:
@@ -192,3 +213,28 @@ class CacheMaking:
         has_mask = isinstance(self.config, Stage1FineTuning)
         mask = num_values // channels * scale.time if has_mask else 0
         return (2 * num_values + mask) * self.vae.dtype.itemsize
+
+
+class CacheActor:
+    """A process of a cluster that makes prompts and pieces of a cache, with the models loaded once.
+
+    What is there already, also from a process that died, is not made again.
+    """
+
+    def __init__(
+        self,
+        config: Stage1FineTuning | Stage2FineTuning,
+        directory: Path,
+        device: str | None,
+    ) -> None:
+        self.making = CacheMaking(config, directory, choose_device(device))
+
+    def __call__(self, items: Sequence[str | PieceJob]) -> CacheReport:
+        """Make a batch of ``CachePlan.split``; it is on disk then."""
+        return self.making.run(
+            CachePlan(
+                prompts=tuple(item for item in items if isinstance(item, str)),
+                jobs=tuple(item for item in items if isinstance(item, PieceJob)),
+                num_bytes=0,
+            )
+        )

@@ -1,8 +1,9 @@
 """The samples of one run of ``swifti2v data transition``, one after the other."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -22,6 +23,8 @@ from swifti2v.training.transition.samples import (
     read_window,
 )
 from swifti2v.training.transition.store import TransitionStore
+
+logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]
 """Callback with the numbers of finished and of refused clips."""
@@ -168,3 +171,44 @@ class TransitionJob:
                 **{name: version(name) for name in ("torch", "diffusers", "av")},
             },
         }
+
+
+class TransitionActor:
+    """A process of a cluster that makes samples, with Stage I loaded once.
+
+    Finished samples, also those of a process that died, are not made again.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], SwiftI2VPipeline],
+        config: TransitionConfig,
+        store: TransitionStore,
+        model: dict[str, Any],
+    ) -> None:
+        self.job = TransitionJob(load(), config, store, model, logger.info)
+
+    def __call__(self, samples: Sequence[Sample]) -> Outcome:
+        """Make a batch of samples; they are on disk then."""
+        listed = Manifest(samples=tuple(samples), rejects=())
+        return self.job.run(listed, self.job.find_finished(samples), Interruption())
+
+
+def join_outcomes(
+    job: TransitionJob, listed: Manifest, outcomes: Iterable[Outcome], on_progress: OnProgress
+) -> Outcome:
+    """Join what actors made of a manifest to the outcome of one run, its rows in the manifest's order."""
+    began, num_made, num_done = time.monotonic(), 0, 0
+    rejects: list[Reject] = []
+    for outcome in outcomes:
+        num_made += outcome.num_made
+        num_done += len(outcome.rows)
+        rejects += outcome.rejects
+        on_progress(num_done, len(rejects))
+    refused = {reject.id for reject in rejects}
+    usable = tuple(sample for sample in listed.samples if sample.id not in refused)
+    finished = job.find_finished(usable)
+    rest = Manifest(samples=usable, rejects=(*listed.rejects, *rejects))
+    whole = job.run(rest, finished, Interruption())
+    seconds = time.monotonic() - began
+    return replace(whole, num_made=num_made + whole.num_made, seconds=seconds)
