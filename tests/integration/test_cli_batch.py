@@ -9,9 +9,10 @@ import pytest
 from typer.testing import Result
 
 from swifti2v.batch.making import ClipMaker
-from swifti2v.batch.on_ray import Cluster
 from swifti2v.batch.results import ResultFolder
 from swifti2v.batch.rows import Machine, read_rows
+from swifti2v.cli.models_dir import models_environment
+from swifti2v.cluster import Cluster
 from swifti2v.models.loading.models_dir import VARIABLE
 from swifti2v.storage import hash_file
 from tests.helpers.command_line import (
@@ -178,7 +179,9 @@ def test_generate_takes_several_photos(model, photo, tmp_path):
 
 def test_actors_on_other_machines_look_into_the_folder_of_files(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    cluster = Cluster(address="auto", cpus_per_actor=1)
-    assert "runtime_env" not in cluster.options()
-    monkeypatch.setenv(VARIABLE, str(tmp_path))
-    assert cluster.options()["runtime_env"] == {"env_vars": {VARIABLE: str(tmp_path)}}
+    for environment in ({}, {VARIABLE: str(tmp_path)}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        cluster = Cluster(address="auto", cpus_per_actor=1, environment=models_environment())
+        expected = {"env_vars": environment} if environment else None
+        assert cluster.resources.get("runtime_env") == expected
