@@ -75,22 +75,26 @@ def connect(cluster: Cluster) -> Iterator[None]:
         ray: Any = import_module("ray")
     except ImportError:
         raise ConfigError(f"--ray needs Ray; {INSTALL}") from None
+    with redirect_stdout(sys.stderr):  # Ray says there what died; ours is the result's alone
+        _join(ray, cluster)
+        try:
+            if count_places(ray.nodes(), cluster.demands) == 0:
+                raise ConfigError(
+                    f"no node of the cluster has {_describe(cluster.demands)}; without GPUs give "
+                    "--cpus-per-actor"
+                )
+            yield
+        finally:
+            ray.shutdown()  # which waits for its last messages
+
+
+def _join(ray: Any, cluster: Cluster) -> None:
     started_here = {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     where = started_here if cluster.address == LOCAL else {"address": cluster.address}
     try:
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"no Ray cluster at {cluster.address}: {error}") from None
-    try:
-        if count_places(ray.nodes(), cluster.demands) == 0:
-            raise ConfigError(
-                f"no node of the cluster has {_describe(cluster.demands)}; without GPUs give "
-                "--cpus-per-actor"
-            )
-        with redirect_stdout(sys.stderr):  # Ray says there what died; ours is the result's alone
-            yield
-    finally:
-        ray.shutdown()
 
 
 def count_places(nodes: Sequence[Mapping[str, Any]], demands: Mapping[str, float]) -> int:
