@@ -9,6 +9,7 @@ Source: SwiftI2V, arXiv:2605.06356 (stage transition); it leaves the range of si
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,7 +230,7 @@ def describe_run(pipe: SwiftI2VPipeline, config: TransitionConfig) -> dict[str, 
     LoRAs count as part of the weights they are merged into.
     """
     parts = pipe.components
-    settings = to_dict(config)
+    settings = json.loads(json.dumps(to_dict(config)))  # lists, as it is read back
     del settings["generation"]["stage2"]
     models: dict[str, Any] = {
         "stage1_transformer": parts.stage1_transformer,
